@@ -1,0 +1,284 @@
+"""Text games as Gymnasium environments: tasks and splits, prompts, action parsing, replay of expert actions.
+
+    env = make_env("alfworld", split="valid_seen")
+    obs, info = env.reset(options={"task": make_tasks("alfworld", "valid_seen")[0]})
+    obs, reward, terminated, truncated, info = env.step("go to fridge 1")
+
+An environment plays one game at a time and is used for many by reset(). The horizon is counted by who plays (see
+rollout.py), not here. There is no torch in this file; what stands behind an adapter is in worlds/.
+"""
+import fcntl
+import functools
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+MAX_TEXT = 100_000              # characters of an observation or action that the spaces accept
+PROMPTS = ("react", "bare")
+NO_EFFECT = "Nothing happens."  # ALFWorld's answer to whatever it does not understand or allow
+
+
+class UserError(Exception):
+    """A mistake of the user: its text is one sentence; entry points print it and exit with status 2."""
+
+
+class ReplayError(UserError):
+    """Expert actions ended the game before all of them were played: they belong to another game or version of it."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One game of a split."""
+    id: str                         # unique and stable
+    kind: str                       # task type: a row of the success table
+    source: Any = None              # what the environment loads it from: a path, (name, variation), a goal's index
+    expert: tuple[str, ...] = ()    # actions of an expert's successful episode, for B2F; () if none is known
+
+
+class AnyText(gymnasium.spaces.Text):
+    """Any unicode string up to a length (Gymnasium's own Text space wants every character listed)."""
+
+    def contains(self, x):
+        return isinstance(x, str) and len(x) <= self.max_length
+
+
+class TextGame(gymnasium.Env):
+    """What the worlds share. A world defines the five class attributes, tasks(), and the three methods at the end.
+
+    info: "task" (its text), "kind", "admissible" (list of actions), "won", "lost", "invalid" (the last action was not
+    understood, by the benchmark's own answer), "status" (one short line: the task, and what a player may have lost
+    track of). Reward is 1 for a game won, else the world's own.
+    """
+    name = ""
+    horizon = 30                    # turns
+    splits: tuple[str, ...] = ()
+    train_split = ""
+    eval_splits: tuple[str, ...] = ()
+    instructions = ""               # what the game is and how actions are written: opens the "react" prompt
+
+    observation_space = AnyText(MAX_TEXT, min_length=0)
+    action_space = AnyText(MAX_TEXT, min_length=0)
+
+    def __init__(self, split="", data="", **knobs):
+        self.split, self.data, self.knobs, self.task = split or self.train_split, data, knobs, None
+        self.check_split(self.split)
+
+    @classmethod
+    def check_split(cls, split):
+        if split not in cls.splits:
+            raise UserError(f"{cls.name} has no split '{split}'; it has {', '.join(cls.splits)}.")
+
+    @classmethod
+    def tasks(cls, split, data="", **knobs) -> list[Task]:
+        """The games of a split, in an order that never changes."""
+        raise NotImplementedError
+
+    def reset(self, *, seed=None, options=None):
+        """options={"task": Task} chooses the game; without it the environment's own generator draws one."""
+        super().reset(seed=seed)
+        self.task = (options or {}).get("task") or self._draw()
+        return self._start(self.task), self._info()
+
+    def step(self, action):
+        """-> observation, reward, terminated, truncated (always False), info. No text of an action makes it raise."""
+        obs, reward, terminated = self._act(action)
+        return obs, float(reward), terminated, False, self._info()
+
+    def _draw(self):
+        tasks = type(self).tasks(self.split, self.data, **self.knobs)
+        return tasks[self.np_random.integers(len(tasks))]
+
+    def _start(self, task) -> str:
+        raise NotImplementedError
+
+    def _act(self, action) -> tuple[str, float, bool]:
+        raise NotImplementedError
+
+    def _info(self) -> dict:
+        raise NotImplementedError
+
+
+class ALFWorld(TextGame):
+    """ALFWorld's text games: the real data set when it is there, else games generated for the real engine.
+
+    data: a folder that holds json_2.1.1/<split>/**/game.tw-pddl, as `alfworld-download` makes it; the default is
+    $ALFWORLD_DATA, then ~/.cache/alfworld. Knob: level ("small" or "full") of the generated games.
+    """
+    name = "alfworld"
+    horizon = 30                    # the benchmark's; generated games bring their level's
+    splits = ("train", "valid_seen", "valid_unseen")
+    train_split = "train"
+    eval_splits = ("valid_seen", "valid_unseen")
+    instructions = (
+        "You are a household robot in a text game. Solve the task by giving one command at a time.\n"
+        "Commands: look, inventory, go to (place), open (place), close (place), examine (thing), "
+        "take (object) from (place), move (object) to (place), use (object), heat (object) with (place), "
+        "cool (object) with (place), clean (object) with (place), slice (object) with (object). "
+        "Things are named with their number, as in 'mug 1'. You can carry one object at a time.")
+
+    def __init__(self, split="", data="", **knobs):
+        super().__init__(split, data, **knobs)
+        from worlds.alfworld import Engine
+        self._engine, self._state, self._invalid = Engine(), None, False
+        folder = _alfworld_folder(data)
+        if folder is None:
+            from worlds.alfworld_games import level_named
+            self.horizon = level_named(knobs.get("level", "small")).horizon
+
+    @classmethod
+    def tasks(cls, split, data="", *, level="small"):
+        cls.check_split(split)
+        folder = _alfworld_folder(data) or _generated_alfworld(level)
+        return list(_alfworld_tasks(folder, split))
+
+    def _start(self, task):
+        try:
+            self._engine.load(task.source)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{task.source} is not a playable ALFWorld game ({type(error).__name__}: {error}); "
+                            "fetch or generate it again.") from error
+        self._state, self._invalid = self._engine.reset(), False
+        return self._state.feedback
+
+    def _act(self, action):
+        self._state, score, _ = self._engine.step(action)
+        self._invalid = self._state.feedback == NO_EFFECT
+        return self._state.feedback, score, self._state["won"]
+
+    def _info(self):
+        task, place, carried = self._engine.task, self._engine.place, self._engine.carried
+        return {"task": task, "kind": self.task.kind, "admissible": list(self._state["admissible_commands"]),
+                "won": self._state["won"], "lost": False, "invalid": self._invalid,
+                "status": f"Task: {task}. You are at {place or 'the middle of the room'}, "
+                          f"carrying {carried or 'nothing'}."}
+
+
+def _alfworld_folder(data):
+    """The folder of the real data set, or None when there is none and the user did not name one."""
+    # Importing alfworld sets $ALFWORLD_DATA to this default, so the variable alone does not say that a user set it.
+    default = Path("~/.cache/alfworld").expanduser()
+    folder = Path(data or os.environ.get("ALFWORLD_DATA") or default).expanduser()
+    if folder == default and not (folder / "json_2.1.1").is_dir():
+        return None
+    return folder
+
+
+@functools.lru_cache(maxsize=None)
+def _alfworld_tasks(folder, split):
+    """Playable games under folder/json_2.1.1/split, by the benchmark's rules (AlfredTWEnv.collect_game_files)."""
+    root = Path(folder) / "json_2.1.1"
+    games = sorted((root / split).glob("**/game.tw-pddl"))
+    tasks = [_alfworld_task(game, game.parent.relative_to(root).as_posix()) for game in games]
+    tasks = tuple(task for task in tasks if task)
+    if not tasks:
+        raise UserError(f"There are no ALFWorld games in {root / split}; `alfworld-download` fetches them, and without "
+                        "--data generated games are used.")
+    return tasks
+
+
+def _alfworld_task(game, name):
+    """The Task of a game file, or None for those that the benchmark leaves out."""
+    traj, expert = game.with_name("traj_data.json"), game.with_name("expert.json")
+    if "movable" in name or "Sliced" in name or not traj.exists():
+        return None
+    try:
+        solvable = json.loads(game.read_text()).get("solvable", False)
+        kind = json.loads(traj.read_text())["task_type"]
+        actions = json.loads(expert.read_text()) if expert.exists() else []
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{game.parent} does not hold a readable ALFWorld game ({error}).") from error
+    return Task(name, kind, str(game), tuple(actions)) if solvable else None
+
+
+@functools.lru_cache(maxsize=None)
+def _generated_alfworld(level):
+    """The folder of the generated games, made once per machine; processes that start together wait for the first."""
+    from worlds.alfworld_games import VERSION, level_named, write_splits
+    level_named(level)
+    cache = Path(os.environ.get("TCOD_CACHE") or "~/.cache/tcod").expanduser()
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = cache / f"alfworld-{level}-{VERSION}"
+    if os.environ.get("RANK", "0") == "0":
+        print(f"ALFWorld: no data set found, so generated games of level '{level}' are used ({folder}); "
+              "`alfworld-download` fetches the data set.", file=sys.stderr)
+    with open(cache / f"{folder.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():     # written beside and moved into place: a killed process leaves no half data set
+            beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache))
+            try:
+                write_splits(beside, level)
+                beside.rename(folder)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+ENVS = {"alfworld": ALFWorld}
+gymnasium.register("tcod/ALFWorld-v0", entry_point="envs:ALFWorld", max_episode_steps=ALFWorld.horizon)
+
+
+def _named(name):
+    if name not in ENVS:
+        raise UserError(f"There is no environment '{name}'; there are {', '.join(ENVS)}.")
+    return ENVS[name]
+
+
+def make_env(name, **kw):
+    """An environment by its name in ENVS."""
+    return _named(name)(**kw)
+
+
+def make_tasks(name, split, data="", **kw):
+    """The tasks of a split of the environment of that name."""
+    return _named(name).tasks(split, data, **kw)
+
+
+def prompt(env, obs, info, style, first):
+    """The user's message of a turn.
+
+    "react": instructions and task at the first turn, then at every turn the observation, the admissible actions and
+    how to answer. "bare": the observation and the status line, for tiny models whose response is the action itself.
+    """
+    if style == "bare":
+        return f"{obs}\n{info['status']}"
+    opening = [env.instructions] if first else []
+    if first and info["task"] not in obs:
+        opening.append(f"Your task is to: {info['task']}")
+    actions = "\n".join(info["admissible"])
+    return "\n\n".join(opening + [obs, f"Admissible actions:\n{actions}",
+                                  "Think about what to do next, then give one action as <action>...</action>."])
+
+
+def parse_action(response, style):
+    """The action in a response; None if it has none. "react": the last <action>...</action>; "bare": all of it."""
+    if style == "react":
+        found = re.findall(r"<action>(.*?)</action>", response, re.DOTALL)
+        response = found[-1] if found else ""
+    return response.strip() or None
+
+
+def format_action(action, style):
+    """The response that stands for an expert's action: what parse_action turns back into it."""
+    return f"<action>{action}</action>" if style == "react" else action
+
+
+def replay(env, actions):
+    """Play expert actions from the state after reset(); returns [(obs, info)], one pair per action.
+
+    Raises ReplayError if the game ends while the expert's episode does not.
+    """
+    turns, length = [], max(len(actions), len(env.task.expert))
+    for number, action in enumerate(actions, 1):
+        obs, _, terminated, _, info = env.step(action)
+        turns.append((obs, info))
+        if terminated and number < length:
+            raise ReplayError(f"{env.task.id}: the game ended after {number} of the expert's {length} actions.")
+    return turns

@@ -1,0 +1,249 @@
+"""ALFWorld's own engine, TextWorld's `PddlEnv` over the ALFRED domain, with its repeated work cached.
+
+The stock engine translates a problem from PDDL four times for one load and reset, parses the text grammar again for
+every game, rebuilds every command at every step and deep-copies its contexts while it writes a sentence. Here
+- a problem is translated once in the life of the process, and never for re-planning (nothing here asks for plans);
+- the grammar is parsed once, with the task's sentence taken out of it;
+- a command's text is written once per operator (ALFRED's templates depend on facts that never change);
+- text is derived by a plain recursion over the same symbols, with contexts shared instead of copied.
+Everything is done by subclasses; no module of a library is patched. What the agent sees (feedback, admissible commands,
+won, score, done) equals the stock engine's, which `tests/test_alfworld.py` checks. Left out of a state: facts, entity
+infos, the moves counter and policy commands.
+"""
+import functools
+import json
+import re
+import sys
+import zlib
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import fast_downward
+import textworld.logic
+from alfworld.agents.utils.misc import Demangler
+from textworld.core import GameState
+from textworld.envs import PddlEnv
+from textworld.envs.pddl import logic as pddl_logic
+from textworld.envs.pddl import textgen
+from textworld.logic import Placeholder, Proposition, Rule, Signature, Variable
+
+TASK_SENTENCE = re.compile(r"(?<=Your task is to: )[^\"\\#{}\[\]|]*(?=\.\")")
+PLACEHOLDER = "UNKNOWN GOAL"    # what the packaged grammar has in place of a task
+
+
+class Grammar(textgen.ContextSensitiveGrammar):
+    """The same grammar; a sentence is derived by recursion, without copying symbols or contexts."""
+
+    def derive(self, start, context):
+        return self._join(_symbols(start), context)
+
+    def _join(self, symbols, context):
+        return "".join(self._text(symbol, context) for symbol in symbols)
+
+    def _text(self, symbol, context):
+        if isinstance(symbol, textgen.NonterminalSymbol):
+            return self._join(self._applicable(symbol, context).rhs, context)
+        if isinstance(symbol, textgen.ListSymbol):
+            return self._enumerate(self._texts(symbol.symbol, context), context)
+        return "".join(self._texts(symbol, context))
+
+    def _texts(self, symbol, context):
+        """What a symbol yields, one text per match of its condition."""
+        if isinstance(symbol, textgen.ConditionalSymbol):
+            matches = _matches(symbol.given, context) if symbol.given else [context]
+            return [self._text(symbol.expression, match) for match in matches]
+        if isinstance(symbol, textgen.EvalSymbol):
+            return [str(eval(_code(symbol.expression), {"__builtins__": {}}, context["variables"]))]
+        return [str(symbol)]
+
+    def _enumerate(self, texts, context):
+        """"a, b, and c", with the separators of the grammar."""
+        if not texts:
+            return self._text(textgen.NonterminalSymbol("list_empty"), context)
+        if len(texts) == 1:
+            return texts[0]
+        comma = self._text(textgen.NonterminalSymbol("list_separator"), context)
+        last = self._text(textgen.NonterminalSymbol("list_last_separator"), context)
+        return comma.join(texts[:-1]) + last + texts[-1]
+
+    def _applicable(self, symbol, context):
+        for rule in self._rules.get(str(symbol), ()):
+            if not rule.condition or _matches(rule.condition, context):
+                return rule
+        raise textgen.CSGUnknownSymbolError(symbol)
+
+
+_symbols = functools.lru_cache(maxsize=None)(lambda text: textgen._parse_and_convert(text, rule_name="symbols"))
+_query = functools.lru_cache(maxsize=None)(Rule.parse_conjunctive_query)
+_code = functools.lru_cache(maxsize=None)(lambda expression: compile(expression.strip(), "<grammar>", "eval"))
+
+
+def _matches(condition, context):
+    """Contexts that extend `context` by every way to satisfy the condition, in the engine's (sorted) order."""
+    infos, found = context["entity_infos"], []
+    for mapping in context["state"].all_assignments(_query(condition), context["mapping"]):
+        names = {placeholder.name: infos[variable.name] for placeholder, variable in mapping.items()}
+        found.append({**context, "mapping": {**context["mapping"], **mapping},
+                      "variables": {**context["variables"], **names}})
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _parse_logic(domain, grammar):
+    """The game logic of a grammar whose task sentence has been taken out: one for all games of a data set."""
+    logic = pddl_logic.GameLogic(domain, grammar)
+    fast = Grammar()
+    fast.update(logic.grammar)
+    logic.grammar = fast
+    return logic
+
+
+class Compiled(NamedTuple):
+    """A problem after translation: what a state needs, without the planner's task object (which is 20 times larger)."""
+    sas: bytes                  # zlib-compressed planning task for the downward library
+    facts: tuple                # Propositions true at the start, in the order in which the stock engine adds them
+    types: dict                 # entity -> PDDL type
+    hierarchy: tuple            # (type, its supertypes) pairs
+    parameters: dict            # action name -> its Placeholders
+
+
+_COMPILED = {}                  # (domain, problem) hash -> Compiled; kept for the whole process
+_SHARED = {}                    # equal propositions of different games (most are `canContain`) are one object
+
+
+def compile_problem(library, domain, problem):
+    """Translate PDDL once per problem. `library` is a loaded downward library; its current task is replaced."""
+    key = hash((domain, problem))
+    if key not in _COMPILED:
+        argv = list(sys.argv)
+        try:                    # the translator overwrites sys.argv, and wants to be called with its own
+            task, sas = fast_downward.pddl2sas(domain, problem)
+        finally:
+            sys.argv[:] = argv
+        types = {sys.intern(o.name): sys.intern(o.type_name) for o in task.objects}
+        sas = sas.encode()
+        library.load_sas(sas)
+        facts = [_SHARED.setdefault(fact, fact) for fact in _initial_facts(library, task, types)]
+        parameters = {a.name: tuple(Placeholder(p.name.strip("?"), p.type_name) for p in a.parameters)
+                      for a in task.actions}
+        hierarchy = tuple((t.name, tuple(t.supertype_names)) for t in task.types)
+        _COMPILED[key] = Compiled(zlib.compress(sas, 1), tuple(facts), types, hierarchy, parameters)
+    return _COMPILED[key]
+
+
+def _initial_facts(library, task, types):
+    """Facts of the problem file, then those that the library derives (axioms)."""
+    for atom in task.init:
+        if getattr(atom, "predicate", "=") != "=":          # "=" and the numeric assignments are not facts
+            yield Proposition(atom.predicate, [Variable(arg, types[arg]) for arg in atom.args])
+    atoms = (pddl_logic.Atom * library.get_state_size())()
+    library.get_state(atoms)
+    yield from (fact for fact in (atom.get_fact(types) for atom in atoms) if not fact.is_negation)
+
+
+class State(pddl_logic.PddlState):
+    """The stock state, built from a compiled problem; actions are made once per operator, with their command."""
+
+    def __init__(self, library, compiled, logic):
+        # The stock constructor would translate the problem twice; these are the fields that its methods use.
+        self._facts, self._vars_by_type = defaultdict(set), defaultdict(set)
+        self._vars_by_name, self._var_counts, self._logic = {}, Counter(), logic
+        self.downward_lib, self.name2type, self._parameters = library, compiled.types, compiled.parameters
+        library.load_sas(zlib.decompress(compiled.sas))
+        self.add_facts(compiled.facts)
+
+    def all_applicable_actions(self, actions):
+        """Applicable actions in the engine's order. `actions`: operator id -> action, filled as operators appear."""
+        operators = (fast_downward.Operator * self.downward_lib.get_applicable_operators_count())()
+        self.downward_lib.get_applicable_operators(operators)
+        self._operators = {operator.id: operator for operator in operators}
+        for operator in operators:
+            if operator.id not in actions:
+                actions[operator.id] = self._action(operator)
+        unique = {}             # operators of the same name do the same: the first one stands for all
+        for i in self._operators:
+            unique.setdefault(actions[i].full_name, actions[i])
+        return list(unique.values())
+
+    def _action(self, operator):
+        name, *arguments = operator.name.split()
+        action = textworld.logic.Action(name=name, preconditions=[], postconditions=[])
+        action.id, action.full_name = operator.id, operator.name
+        action.mapping = {p: Variable(arg, p.type) for p, arg in zip(self._parameters[name], arguments)}
+        action.command_template = self._logic.actions[name].template
+        action.feedback_rule = self._logic.actions[name].feedback_rule
+        return action
+
+    def named(self, predicate, *types):
+        """The facts of a predicate, e.g. named("holds", "agent", "object")."""
+        return sorted(self.facts_with_signature(Signature(predicate, types)))
+
+
+class Engine(PddlEnv):
+    """`textworld.start(game, wrappers=[AlfredDemangler()])`, faster. `load` takes a path or the game's dictionary.
+
+    reset() -> state; step(command) -> state, score, done. state: feedback, won, lost, admissible_commands.
+    `task` is the task's sentence; `place` and `carried` say what is true now, for a status line.
+    Errors: a file that is not a game raises KeyError or ValueError, as the stock engine does.
+    """
+
+    def load(self, game):
+        data = game if isinstance(game, dict) else json.loads(Path(game).read_text())
+        found = TASK_SENTENCE.search(data["grammar"])
+        self.task = found.group() if found else ""
+        grammar = TASK_SENTENCE.sub(PLACEHOLDER, data["grammar"])
+        self._logic = _parse_logic(data["pddl_domain"], grammar)
+        self._compiled = compile_problem(self.downward_lib, data["pddl_domain"], data["pddl_problem"])
+        known = {kind.name for kind in self._logic.types}
+        for kind, parents in self._compiled.hierarchy:
+            if kind not in known:
+                known.add(kind)
+                self._logic.types.add(textworld.logic.Type(kind, parents))
+        self._pddl_state = State(self.downward_lib, self._compiled, self._logic)
+        self._entity_infos = self._get_entity_infos()
+        names = Demangler(game_infos=self._entity_infos, shuffle=False)
+        for info in self._entity_infos.values():
+            info.name = names.demangle_alfred_name(info.id)
+        self._names = {key: info.name for key, info in self._entity_infos.items()}
+        self._actions = {}
+        self._fresh = True      # load() made the first state: the next reset need not
+
+    def reset(self):
+        if not self._fresh:
+            self._pddl_state = State(self.downward_lib, self._compiled, self._logic)
+        self._fresh, self.prev_state, self.state = False, None, GameState()
+        self._last_action, self._moves = None, 0
+        intro = self._logic.grammar.derive("#intro#", self._context({}))
+        self.state.raw = self.state.feedback = intro.replace(PLACEHOLDER, self.task)
+        self._gather_infos()
+        return self.state
+
+    def _context(self, mapping):
+        return {"state": self._pddl_state, "mapping": mapping, "entity_infos": self._entity_infos,
+                "variables": {p.name: self._entity_infos[v.name] for p, v in mapping.items()}}
+
+    def _gather_infos(self):
+        actions = self._pddl_state.all_applicable_actions(self._actions)
+        for action in actions:
+            if not hasattr(action, "command"):
+                action.command_template = self._logic.grammar.derive(
+                    action.command_template, self._context(action.mapping))
+                action.command = action.format_command(self._names)
+        self.state["won"], self.state["lost"] = self._pddl_state.check_goal(), False
+        self.state["_valid_actions"] = actions
+        self.state["_valid_commands"] = [action.command for action in actions]
+        self.state["admissible_commands"] = sorted(set(self.state["_valid_commands"]))
+
+    @property
+    def place(self):
+        """The receptacle where the agent stands, e.g. "fridge 1"; "" in the middle of the room."""
+        here = {fact.arguments[1] for fact in self._pddl_state.named("atlocation", "agent", "location")}
+        facts = self._pddl_state.named("receptacleatlocation", "receptacle", "location")
+        return " and ".join(self._names[f.arguments[0].name] for f in facts if f.arguments[1] in here)
+
+    @property
+    def carried(self):
+        """The object in the agent's hands, e.g. "mug 2"; "" for nothing."""
+        held = self._pddl_state.named("holds", "agent", "object")
+        return self._names[held[0].arguments[1].name] if held else ""
