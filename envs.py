@@ -128,10 +128,8 @@ class ALFWorld(TextGame):
         super().__init__(split, data, **knobs)
         from worlds.alfworld import Engine
         self._engine, self._state, self._invalid = Engine(), None, False
-        folder = _alfworld_folder(data)
-        if folder is None:
-            from worlds.alfworld_games import level_named
-            self.horizon = level_named(knobs.get("level", "small")).horizon
+        if _alfworld_folder(data) is None:
+            self.horizon = _alfworld_level(knobs.get("level", "small")).horizon
 
     @classmethod
     def tasks(cls, split, data="", *, level="small"):
@@ -198,11 +196,18 @@ def _alfworld_task(game, name):
     return Task(name, kind, str(game), tuple(actions)) if solvable else None
 
 
+def _alfworld_level(name):
+    from worlds.alfworld_games import LEVELS
+    if name not in LEVELS:
+        raise UserError(f"There is no level '{name}' of generated ALFWorld games; there are {', '.join(LEVELS)}.")
+    return LEVELS[name]
+
+
 @functools.lru_cache(maxsize=None)
 def _generated_alfworld(level):
     """The folder of the generated games, made once per machine; processes that start together wait for the first."""
-    from worlds.alfworld_games import VERSION, level_named, write_splits
-    level_named(level)
+    from worlds.alfworld_games import VERSION, write_splits
+    _alfworld_level(level)
     cache = Path(os.environ.get("TCOD_CACHE") or "~/.cache/tcod").expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / f"alfworld-{level}-{VERSION}"
@@ -225,7 +230,8 @@ ENVS = {"alfworld": ALFWorld}
 gymnasium.register("tcod/ALFWorld-v0", entry_point="envs:ALFWorld", max_episode_steps=ALFWorld.horizon)
 
 
-def _named(name):
+def game_type(name):
+    """The environment class of that name in ENVS. Raises UserError for any other name."""
     if name not in ENVS:
         raise UserError(f"There is no environment '{name}'; there are {', '.join(ENVS)}.")
     return ENVS[name]
@@ -233,12 +239,12 @@ def _named(name):
 
 def make_env(name, **kw):
     """An environment by its name in ENVS."""
-    return _named(name)(**kw)
+    return game_type(name)(**kw)
 
 
 def make_tasks(name, split, data="", **kw):
     """The tasks of a split of the environment of that name."""
-    return _named(name).tasks(split, data, **kw)
+    return game_type(name).tasks(split, data, **kw)
 
 
 def prompt(env, obs, info, style, first):

@@ -1,0 +1,487 @@
+"""Games for the real ALFWorld engine, generated offline, and an expert that plays them from their text alone.
+
+    python -m worlds.alfworld_games --out DIR --level small --train 512 --valid-seen 140 --valid-unseen 134
+
+The package alfworld ships all that a game needs but the games: the PDDL domain, the text grammar, goal and task-text
+templates, which object may lie where, and the receptacles of 120 real floor plans. A game is a pure function of its
+seed, the same in every process. The folder written has the data set's own layout, json_2.1.1/<split>/<task>/<trial>/
+with game.tw-pddl and traj_data.json, and beside them expert.json, the actions with which the expert won; a draft that
+the expert does not win within the level's horizon is thrown away. Floor plans of valid_unseen never occur in the other
+splits (the benchmark's own division). Left out: movable receptacles and slicing, as in the benchmark's text games.
+"""
+import argparse
+import dataclasses
+import functools
+import json
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import alfworld.gen
+from alfworld.gen import constants
+from alfworld.gen.goal_library import gdict
+from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
+from tqdm import tqdm
+
+from worlds.alfworld import PLACEHOLDER, Engine
+
+VERSION = "v1"                  # of the games that a seed gives: change it with anything that changes a game
+LAYOUTS = Path(next(iter(alfworld.gen.__path__))) / "layouts"
+TASKS = ("pick_and_place_simple", "look_at_obj_in_light", "pick_clean_then_place_in_recep",
+         "pick_heat_then_place_in_recep", "pick_cool_then_place_in_recep", "pick_two_obj_and_place")
+ROOMS = {"kitchen": range(1, 31), "livingroom": range(201, 231), "bedroom": range(301, 331),
+         "bathroom": range(401, 431)}
+TASK_ROOMS = {"look_at_obj_in_light": ("livingroom", "bedroom"),
+              "pick_clean_then_place_in_recep": ("kitchen", "bathroom"),
+              "pick_heat_then_place_in_recep": ("kitchen",), "pick_cool_then_place_in_recep": ("kitchen",)}
+STATIONS = {"pick_clean_then_place_in_recep": ("clean", "SinkBasin", "Cleanable"),   # verb, where, of which objects
+            "pick_heat_then_place_in_recep": ("heat", "Microwave", "Heatable"),
+            "pick_cool_then_place_in_recep": ("cool", "Fridge", "Coolable")}
+LAMP = "DeskLamp"               # the lamp that stands in a receptacle, as the goal wants it
+LAMP_PLACES = ("CoffeeTable", "Desk", "DiningTable", "Dresser", "Shelf", "SideTable", "TVStand")
+FIXTURES = {"CoffeeMachine": 1, "Toaster": 1, "StoveBurner": 4, "GarbageCan": 1, "Toilet": 1, "HandTowelHolder": 1,
+            "TowelHolder": 1, "ToiletPaperHanger": 1, "Bed": 1, "Sofa": 1, "LaundryHamper": 1, "SinkBasin": 1}
+MAY_LIE = {place: {thing for thing in things if "Sliced" not in thing}
+           for place, things in constants.VAL_RECEPTACLE_OBJECTS.items()}
+THINGS = set().union(*MAY_LIE.values()) - {"PaperTowel", "DeskLamp", "FloorLamp"}
+SCENES = {"train": constants.TRAIN_SCENE_NUMBERS, "valid_seen": constants.TRAIN_SCENE_NUMBERS,
+          "valid_unseen": constants.TEST_SCENE_NUMBERS}
+SIZES = {"train": 512, "valid_seen": 140, "valid_unseen": 134}
+
+
+@dataclass(frozen=True)
+class Level:
+    """How hard games are."""
+    tasks: tuple = TASKS            # task types, in turn
+    rooms: tuple = tuple(ROOMS)
+    receptacles: int = 100          # at most, of those that the floor plan has
+    per_class: int = 100            # at most so many of one receptacle class
+    objects: tuple = (18, 30)       # fewest and most
+    copies: int = 3                 # of an object class, at most (the target of a "two" task always has two)
+    hidden: float = 0.5             # probability that an object lies in a closed receptacle, where it may
+    classes: tuple = ()             # object classes allowed; () = all
+    horizon: int = 30               # turns in which the expert must win
+
+
+LEVELS = {
+    "small": Level(tasks=("pick_and_place_simple", *STATIONS), rooms=("kitchen",), receptacles=5, per_class=1,
+                   objects=(3, 5), copies=2, horizon=20,
+                   classes=("Apple", "Bread", "Cup", "Egg", "Mug", "Plate", "Potato", "Tomato")),
+    "full": Level(),
+}
+
+
+class Goal(NamedTuple):
+    """What a task wants; classes as the PDDL writes them, "" where the task has none."""
+    kind: str
+    thing: str
+    parent: str                     # class of the receptacle where the thing must end
+    lamp: str
+
+    @property
+    def station(self):
+        """(verb, receptacle class) of the task's treatment, or ("", "")."""
+        return STATIONS.get(self.kind, ("", "", ""))[:2]
+
+
+class Game(NamedTuple):
+    data: dict                      # the content of game.tw-pddl
+    traj: dict                      # the content of traj_data.json
+    expert: tuple                   # actions that win
+
+
+# ---- games
+
+def make_game(seed, level, scenes, engine, kind=None, tries=200):
+    """The game of a seed. seed: any text; scenes: floor plan numbers; engine: an Engine to try drafts in.
+
+    Raises ValueError when the level leaves no game, for example a lamp task in kitchens.
+    """
+    rng = random.Random(f"alfworld-{seed}")         # seeded by text: hash() differs between processes
+    for _ in range(tries):
+        task = kind or rng.choice(level.tasks)
+        rooms = [room for room in TASK_ROOMS.get(task, ROOMS) if room in level.rooms]
+        allowed = [scene for room in rooms for scene in ROOMS[room] if scene in scenes]
+        draft = _draft(rng, task, rng.choice(allowed), level) if allowed else None
+        expert = draft and solve(engine, draft[0], level.horizon)
+        if expert:
+            data, traj = draft
+            return Game({**data, "walkthrough": list(expert)}, traj, expert)
+    raise ValueError(f"no game of {kind or level.tasks} in {tries} tries: {level}")
+
+
+def _draft(rng, kind, scene, level):
+    """(game.tw-pddl, traj_data.json) as dictionaries, or None when this draw of rooms and things does not work out."""
+    available, classes = floor_plan(scene)
+    available = Counter({place: min(n, level.per_class) for place, n in available.items()})
+    classes = [thing for thing in classes if thing in (level.classes or THINGS)]
+    goal = _choose_goal(rng, kind, available, classes)
+    if goal is None:
+        return None
+    places = _choose_places(rng, goal, available, level)
+    things = _place_things(rng, goal, places, classes, level)
+    identifiers = {i for _, i in places} | {i for _, i, _ in things or ()}
+    if things is None or len(identifiers) < len(places) + len(things):
+        return None
+    words = {"obj": goal.thing.lower(), "recep": goal.parent.lower(), "toggle": goal.lamp.lower()}
+    task = rng.choice(gdict[kind]["templates"]).format(**words)
+    data = {"pddl_domain": _packaged(ALFRED_PDDL_PATH), "grammar": _packaged(ALFRED_TWL2_PATH).replace(PLACEHOLDER, task),
+            "pddl_problem": _problem(goal, places, things), "solvable": True}
+    traj = {"task_type": kind, "scene": {"floor_plan": f"FloorPlan{scene}", "scene_num": scene},
+            "pddl_params": {"object_target": goal.thing, "parent_target": goal.parent, "toggle_target": goal.lamp,
+                            "mrecep_target": "", "object_sliced": False},
+            "turk_annotations": {"anns": [{"task_desc": task}]}}
+    return data, traj
+
+
+@functools.lru_cache(maxsize=None)
+def _packaged(path):
+    return Path(path).read_text()
+
+
+@functools.lru_cache(maxsize=None)
+def floor_plan(scene):
+    """({receptacle class: count}, [object classes]) of a real floor plan."""
+    openable = json.loads((LAYOUTS / f"FloorPlan{scene}-openable.json").read_text())
+    present = json.loads((LAYOUTS / f"FloorPlan{scene}-objects.json").read_text())
+    places = Counter(key.split("|")[0] for key in openable)
+    places["SinkBasin"] = min(places.pop("Sink", 0), 1)
+    places["BathtubBasin"] = places.pop("Bathtub", 0)
+    for place, count in FIXTURES.items():           # receptacles that the openable file does not list
+        if place in present and not places[place]:
+            places[place] = count
+    return ({place: places[place] for place in sorted(places) if places[place] and place in MAY_LIE},
+            [thing for thing in sorted(present) if thing in THINGS])
+
+
+def _choose_goal(rng, kind, available, classes):
+    _, station, treatment = STATIONS.get(kind, ("", "", ""))
+    if station and not available[station]:
+        return None
+    if kind == "look_at_obj_in_light" and not any(available[place] for place in LAMP_PLACES):
+        return None
+    able = constants.VAL_ACTION_OBJECTS.get(treatment, THINGS)
+    things = [t for t in classes if t in able and any(t in MAY_LIE[place] for place in available)]
+    if not things:
+        return None
+    thing = rng.choice(things)
+    if kind == "look_at_obj_in_light":
+        return Goal(kind, thing, "", LAMP)
+    movable = constants.MOVABLE_RECEPTACLES_SET | {station}
+    parents = [place for place in available if thing in MAY_LIE[place] and place not in movable]
+    return Goal(kind, thing, rng.choice(parents), "") if parents else None
+
+
+def _choose_places(rng, goal, available, level):
+    """[(class, identifier)]: what the goal needs, and others up to the level's number."""
+    needed = [place for place in (goal.parent, goal.station[1]) if place]
+    if goal.lamp:
+        needed.append(rng.choice([place for place in LAMP_PLACES if available[place]]))
+    rest = [place for place in available for _ in range(available[place] - needed.count(place))]
+    rng.shuffle(rest)
+    chosen = sorted(needed + rest[:max(0, level.receptacles - len(needed))])
+    return [(place, _identifier(rng, place)) for place in chosen]
+
+
+def _identifier(rng, name):
+    """An identifier in the data set's form, e.g. Mug_bar__plus_01_dot_59_bar__minus_00_dot_97_bar__plus_01_dot_29."""
+    signs = [("_minus_" if v < 0 else "_plus_") + f"{abs(v):05.2f}" for v in (rng.uniform(-4, 4) for _ in range(3))]
+    position = "_bar_".join(signs).replace(".", "_dot_")
+    # The engine names a thing by what stands before the first _bar_, with "basin" added when it occurs anywhere.
+    return f"{name[:-5]}_bar_{position}_bar_{name}" if name.endswith("Basin") else f"{name}_bar_{position}"
+
+
+def _place_things(rng, goal, places, classes, level):
+    """[(class, identifier, receptacle's identifier)], or None when a target has nowhere to lie."""
+    wanted = [goal.thing] * (2 if goal.kind == "pick_two_obj_and_place" else rng.randint(1, min(2, level.copies)))
+    others, total = [t for t in classes if t != goal.thing], rng.randint(*level.objects)
+    rng.shuffle(others)
+    for thing in others:
+        wanted += [thing] * min(rng.randint(1, level.copies), total - len(wanted))
+    placed = []
+    for thing in wanted:
+        homes = _homes(goal, thing, places)
+        if homes:
+            placed.append((thing, _identifier(rng, thing), _choose_home(rng, homes, level.hidden)))
+        elif thing == goal.thing:
+            return None
+    if goal.lamp:
+        stands = [identifier for place, identifier in places if place in LAMP_PLACES]
+        placed.append((goal.lamp, _identifier(rng, goal.lamp), rng.choice(stands)))
+    return placed
+
+
+def _homes(goal, thing, places):
+    """Receptacles where a thing may lie: a target never where it must end, nor, if it can be helped, at its station."""
+    homes = [(place, i) for place, i in places if thing in MAY_LIE[place]]
+    if thing == goal.thing:
+        homes = [home for home in homes if home[0] != goal.parent]
+        homes = [home for home in homes if home[0] != goal.station[1]] or homes
+    return homes
+
+
+def _choose_home(rng, homes, hidden):
+    closed = [i for place, i in homes if place in constants.OPENABLE_CLASS_SET]
+    open_ = [i for place, i in homes if place not in constants.OPENABLE_CLASS_SET]
+    return rng.choice(closed if closed and (not open_ or rng.random() < hidden) else open_)
+
+
+def _problem(goal, places, things):
+    """The PDDL problem: every receptacle has a location of its own, and the agent starts at one more."""
+    location = {identifier: f"loc_bar_{n}" for n, (_, identifier) in enumerate(places)}
+    start = f"loc_bar_{len(places)}"
+    thing_types = sorted({thing for thing, *_ in things} | {goal.thing})
+    place_types = sorted({place for place, _ in places})
+    objects = (["agent1 - agent"] + [f"{t}Type - otype" for t in thing_types] + [f"{p}Type - rtype" for p in place_types]
+               + [f"{i} - object" for _, i, _ in things] + [f"{i} - receptacle" for _, i in places]
+               + [f"{loc} - location" for loc in (*location.values(), start)])
+    facts = ["(= (total-cost) 0)", f"(atLocation agent1 {start})"]
+    for place, i in places:
+        facts += [f"(receptacleType {i} {place}Type)", f"(receptacleAtLocation {i} {location[i]})"]
+        facts += [f"(openable {i})"] * (place in constants.OPENABLE_CLASS_SET)
+    for thing, i, home in things:
+        facts += [f"(objectType {i} {thing}Type)", f"(inReceptacle {i} {home})",
+                  f"(objectAtLocation {i} {location[home]})"] + _abilities(thing, i)
+    facts += [f"(canContain {p}Type {t}Type)" for p in place_types for t in thing_types if t in MAY_LIE[p]]
+    wish = gdict[goal.kind]["pddl"].replace("#", "-").format(obj=goal.thing, recep=goal.parent, toggle=goal.lamp)
+    lines = "\n        ".join
+    # A leading (:metric ...) would break the engine's parser; the wish closes the definition itself.
+    return (f"(define (problem plan_{goal.kind})\n    (:domain alfred)\n    (:objects\n        {lines(objects)}\n    )\n"
+            f"    (:init\n        {lines(facts)}\n    )\n{wish.rstrip()}\n")
+
+
+def _abilities(thing, identifier):
+    if thing == LAMP:
+        return [f"(toggleable {identifier})"]
+    able = ["pickupable"] + [ability.lower() for ability in ("Cleanable", "Heatable", "Coolable", "Sliceable")
+                             if thing in constants.VAL_ACTION_OBJECTS[ability]]
+    able += ["isReceptacleObject"] * (thing in constants.MOVABLE_RECEPTACLES_SET)
+    return [f"({ability} {identifier})" for ability in able]
+
+
+# ---- the expert
+
+NAME = r"(\w+ \d+)"
+OBSERVED = {name: re.compile(pattern.replace("NAME", NAME)) for name, pattern in {
+    "arrive": r"You arrive at NAME\.", "take": r"You pick up the NAME from the NAME\.",
+    "move": r"You move the NAME to the NAME\.", "treat": r"You (clean|heat|cool) the NAME using",
+    "shut": r"You close the NAME\.|The NAME is closed\.", "open": r"The NAME is open\.",
+    "contents": r"(?:On the NAME|The NAME is open\. In it), you see (.*?)\."}.items()}
+
+
+def class_of(name):
+    """"mug 2" -> "mug"."""
+    return name.split()[0]
+
+
+def goal_of(task):
+    """The Goal of a task's sentence, its classes in lower case; ValueError if no template of the benchmark made it."""
+    for kind in TASKS:
+        for template in gdict[kind]["templates"]:
+            pattern = re.sub(r"{(\w+)}", r"(?P<\1>\\w+)", template)
+            found = re.fullmatch(pattern, task.strip().rstrip("."))
+            if found:
+                words = {"recep": "", "toggle": "", **found.groupdict()}
+                return Goal(kind, words["obj"], words["recep"], words["toggle"])
+    raise ValueError(f"not a task of ALFWorld's templates: {task}")
+
+
+class TextExpert:
+    """Plays from the intro and the observations alone, and from any state that other players left.
+
+        expert = TextExpert(intro); action = expert.act(); expert.observe(action, observation)
+
+    observe() takes every action really played, whoever chose it; act() depends on that history only and changes
+    nothing. It walks the receptacles in the intro's order, opens what is closed, remembers what lies where, puts a
+    wrong object back, and does not repeat an action that was just answered with "Nothing happens.".
+    revisit=True searches on in the intro's order even past receptacles already seen: longer episodes, but a rule that
+    needs no memory, so easier to clone. goal: for tasks whose sentence comes from no template.
+    """
+
+    def __init__(self, intro, revisit=False, goal=None):
+        listed, _, task = intro.partition("Your task is to: ")
+        self.goal = goal or goal_of(task)
+        self.places = re.findall(rf"an? {NAME}", listed.partition("you see")[2])
+        self.revisit = revisit
+        self.at = self.carried = self.origin = None     # place, object, the place where the object was taken
+        self.seen = {}                                  # place -> objects that lie there, as far as known
+        self.closed, self.ready, self.refused = set(), set(), set()
+        self.fits, self.unfit = set(), set()            # (object class, place class) seen to work, or refused
+
+    def observe(self, action, observation):
+        """Take in what an action, by whoever, was answered with."""
+        if observation.startswith("Nothing happens"):
+            self.refused.add(action)
+            if action == f"move {self.carried} to {self.at}" and self.at not in self.closed:
+                self.unfit.add((class_of(self.carried), class_of(self.at)))
+            return
+        found = {name: pattern.search(observation) for name, pattern in OBSERVED.items()}
+        if any(found[name] for name in ("arrive", "take", "move", "shut", "open")):
+            self.refused.clear()                        # the state is another one: what was refused may work now
+        for name, match in found.items():
+            if match:
+                getattr(self, f"_saw_{name}")(*(group for group in match.groups() if group))
+
+    def _saw_arrive(self, place):
+        self.at = place
+
+    def _saw_take(self, thing, place):
+        self.carried, self.origin = thing, place
+        self.seen.setdefault(place, set()).discard(thing)
+        self.fits.add((class_of(thing), class_of(place)))
+
+    def _saw_move(self, thing, place):
+        self.carried = self.origin = None
+        self.seen.setdefault(place, set()).add(thing)
+        self.fits.add((class_of(thing), class_of(place)))
+
+    def _saw_treat(self, verb, thing):
+        self.ready.discard(thing)                       # heating undoes cooling, and the other way round
+        if verb == self._verb():
+            self.ready.add(thing)
+
+    def _saw_shut(self, place):
+        self.closed.add(place)
+
+    def _saw_open(self, place):
+        self.closed.discard(place)
+
+    def _saw_contents(self, place, listed):
+        self.seen[place] = set(re.findall(rf"an? {NAME}", listed))
+        self.fits.update((class_of(thing), class_of(place)) for thing in self.seen[place])
+
+    def _verb(self):
+        return self.goal.station[0]
+
+    def act(self):
+        """The next action."""
+        action = self._plan()
+        return self._walk() if action in self.refused else action
+
+    def _plan(self):
+        if not self.carried:
+            return self._fetch()
+        if class_of(self.carried) != self.goal.thing:
+            return self._put_back()
+        if self.goal.lamp:
+            return self._light()
+        if self._verb() and self.carried not in self.ready:
+            station = self._first(self.goal.station[1].lower())
+            return self._there(station, f"{self._verb()} {self.carried} with {station}")
+        return self._into(self._destination(), "move {} to {}", self.carried)
+
+    def _fetch(self):
+        known = self._known(self.goal.thing)
+        if self.goal.kind == "pick_two_obj_and_place":      # both must lie in one receptacle
+            known = [(place, thing) for place, thing in known if place != self._destination()]
+        if not known:
+            return self._search()
+        place, thing = min(known, key=lambda k: (k[1] not in self.ready, k[0] != self.at))
+        return self._into(place, "take {} from {}", thing)
+
+    def _put_back(self):
+        kind = class_of(self.carried)
+        works = [p for p in (self.at, self.origin) if p and (kind, class_of(p)) in self.fits - self.unfit]
+        may = [p for p in self._onward() if (kind, class_of(p)) not in self.unfit]
+        return self._into((works or may or [self.at])[0], "move {} to {}", self.carried)
+
+    def _light(self):
+        lamps = self._known(self.goal.lamp)
+        return self._there(lamps[0][0], f"use {lamps[0][1]}") if lamps else self._search()
+
+    def _search(self):
+        if self.at in self.closed and self.at not in self.seen:
+            return f"open {self.at}"
+        new = [place for place in self._onward() if place not in self.seen]
+        return self._walk() if self.revisit or not new else f"go to {new[0]}"
+
+    def _walk(self):
+        return f"go to {self._onward()[0]}"
+
+    def _onward(self):
+        """All places in the intro's order, beginning after the present one."""
+        start = self.places.index(self.at) + 1 if self.at in self.places else 0
+        return self.places[start:] + self.places[:start]
+
+    def _known(self, kind):
+        return [(place, thing) for place in self.places for thing in sorted(self.seen.get(place, ()))
+                if class_of(thing) == kind]
+
+    def _first(self, kind):
+        return next(place for place in self.places if class_of(place) == kind)
+
+    def _destination(self):
+        """Where targets go: for two of them the receptacle that has most of them already."""
+        def rank(place):
+            there = sum(class_of(thing) == self.goal.thing for thing in self.seen.get(place, ()))
+            return (there, place == self.at) if self.goal.kind == "pick_two_obj_and_place" else (0, place == self.at)
+        return max((place for place in self.places if class_of(place) == self.goal.parent), key=rank)
+
+    def _there(self, place, action):
+        return action if self.at == place else f"go to {place}"
+
+    def _into(self, place, action, thing):
+        """Go there, open it if it is closed, act."""
+        act = f"open {place}" if place in self.closed else action.format(thing, place)
+        return self._there(place, act)
+
+
+def solve(engine, game, horizon):
+    """Actions with which the expert wins a game (a dictionary) from its start, or None within `horizon` turns."""
+    engine.load(game)
+    state, actions = engine.reset(), []
+    expert = TextExpert(state.feedback)
+    while not state["won"] and len(actions) < horizon:
+        actions.append(expert.act())
+        state, _, _ = engine.step(actions[-1])
+        expert.observe(actions[-1], state.feedback)
+    return tuple(actions) if state["won"] else None
+
+
+# ---- the data set's layout
+
+def write_splits(folder, level, sizes=SIZES):
+    """Write folder/json_2.1.1/<split>/... for a Level or the name of one, with a bar on the screen."""
+    level = LEVELS[level] if isinstance(level, str) else level
+    engine = Engine()
+    jobs = [(split, number) for split, size in sizes.items() for number in range(size)]
+    for split, number in tqdm(jobs, desc="ALFWorld games", unit="game"):
+        kind = level.tasks[number % len(level.tasks)]
+        game = make_game(f"{split}-{number}", level, SCENES[split], engine, kind)
+        write_game(Path(folder) / "json_2.1.1" / split, f"trial_{number:06d}", game)
+
+
+def write_game(folder, trial, game):
+    """folder/<task>-<object>-<movable>-<receptacle>-<scene>/<trial>/, the data set's names."""
+    params = game.traj["pddl_params"]
+    name = "-".join([game.traj["task_type"], params["object_target"], "None",
+                     params["parent_target"] or params["toggle_target"], str(game.traj["scene"]["scene_num"])])
+    path = folder / name / trial
+    path.mkdir(parents=True)
+    (path / "game.tw-pddl").write_text(json.dumps(game.data))
+    (path / "traj_data.json").write_text(json.dumps({**game.traj, "task_id": trial}, indent=1))
+    (path / "expert.json").write_text(json.dumps(game.expert))
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Write generated ALFWorld games in the data set's own layout.")
+    parser.add_argument("--out", required=True, help="folder to write json_2.1.1 into")
+    parser.add_argument("--level", choices=LEVELS, default="small")
+    for split, size in SIZES.items():
+        parser.add_argument(f"--{split.replace('_', '-')}", type=int, default=size, help="number of games")
+    for knob in ("receptacles", "per_class", "copies", "horizon"):
+        parser.add_argument(f"--{knob.replace('_', '-')}", type=int, help="instead of the level's")
+    parser.add_argument("--objects", type=int, nargs=2, metavar=("FEWEST", "MOST"), help="instead of the level's")
+    parser.add_argument("--hidden", type=float, help="probability of a closed receptacle, instead of the level's")
+    args = vars(parser.parse_args())
+    knobs = {field.name: args[field.name] for field in dataclasses.fields(Level) if args.get(field.name) is not None}
+    if "objects" in knobs:
+        knobs["objects"] = tuple(knobs["objects"])
+    write_splits(args["out"], dataclasses.replace(LEVELS[args["level"]], **knobs), {s: args[s] for s in SIZES})
+
+
+if __name__ == "__main__":
+    main()
