@@ -1,0 +1,160 @@
+"""The only file that touches the Hugging Face model: load it, run it over whole rows (training), run it over a ragged cache (play).
+
+The model itself is used unmodified. Rows of a batch differ in length, so the cache keeps a write position per row: new tokens are
+written right-padded behind each row's end, what was padding is overwritten by the next tokens, and a query sees the keys whose
+position is at most its own. That is exact: no left padding, no attention to pads, positions as in an uncached forward.
+
+Left out on purpose: quantisation, sharding of one model over several GPUs, sliding-window attention.
+B = row, T = new token, S = cached position, V = vocabulary, D = width of the hidden states.
+"""
+
+import os
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from envs import UserError
+
+
+TINY = {"tiny-teacher": "teacher", "tiny-student": "student", "tiny-narrow": "teacher-narrow"}  # shipped in assets/, made by tiny.py
+
+
+def resolve(name, env):
+    """The folder behind the name of an embedded tiny checkpoint; any other name as it is."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    return os.path.join(here, "assets", env, TINY[name]) if name in TINY else name
+
+
+def device():
+    """This process's GPU, or the CPU."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def play_dtype():
+    """What a model that is only read is held in: bf16 on a GPU, fp32 on the CPU."""
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def load(name, device="cpu", dtype=torch.float32):
+    """(model, tokenizer) of a Hugging Face name or folder; weights in `dtype`, attention by torch's scaled_dot_product_attention.
+
+    Raises UserError in one sentence when there is no such checkpoint, no chat template, or an architecture that is not supported.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"cannot load a causal language model from {name!r} ({reason})") from error
+    if tokenizer.chat_template is None:
+        raise UserError(f"the tokenizer of {name!r} has no chat template; use an instruction-tuned checkpoint")
+    check_supported(name, model.config)
+    return model.to(device).eval(), tokenizer
+
+
+def check_supported(name, config):
+    """Raises UserError for what the cache or the head would silently get wrong."""
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise UserError(f"{name!r} uses sliding-window attention, which the ragged cache does not support")
+    if getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_scaling", 1) != 1:
+        raise UserError(f"{name!r} transforms its logits after the head, which the loss does not support")
+
+
+def same_vocabulary(student, teacher):
+    """Raises UserError unless the two tokenizers give every token the same id: a token-level KL compares distributions over ids."""
+    if student.get_vocab() != teacher.get_vocab():
+        raise UserError(f"teacher and student need the same vocabulary, but {teacher.name_or_path!r} has {len(teacher)} tokens "
+                        f"and {student.name_or_path!r} {len(student)}, with different ids")
+
+
+def save(model, tokenizer, folder):
+    """Write an ordinary Hugging Face checkpoint (safetensors), beside and then moved into place."""
+    beside = f"{folder}.tmp-{os.getpid()}"
+    model.save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    old = f"{folder}.old-{os.getpid()}"
+    if os.path.exists(folder):
+        os.rename(folder, old)
+    os.rename(beside, folder)
+    for path, _, files in os.walk(old, topdown=False):
+        for file in files:
+            os.remove(os.path.join(path, file))
+        os.rmdir(path)
+
+
+def head(model):
+    """The output projection's weight: (V, D)."""
+    return model.get_output_embeddings().weight
+
+
+def hidden_states(model, ids):
+    """Uncached forward over whole rows: ids (B, T), right-padded -> hidden states (B, T, D).
+
+    Right padding needs no mask: under causal attention a real token never sees a pad behind it.
+    """
+    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, D)
+
+
+class RaggedCache:
+    """Keys and values of B rows, each with a length of its own. `update` is what the model calls in every layer."""
+
+    def __init__(self, model, owners):
+        """model: the model that will fill it; owners: whom each of the B rows belongs to (any objects; `select` finds them again)."""
+        self.owners, self.length = list(owners), [0] * len(owners)
+        self.layers = [None] * model.config.num_hidden_layers  # per layer (2, B, heads, S, head width), made at the first update
+        self.positions, self.span = None, 0
+
+    def select(self, owners):
+        """Keep only the rows of these owners, in this order: what a finished episode held is freed."""
+        where = {id(owner): i for i, owner in enumerate(self.owners)}
+        index = [where[id(owner)] for owner in owners]
+        if index == list(range(len(self.owners))):
+            return
+        self.owners, self.length = list(owners), [self.length[i] for i in index]
+        self.layers = [kv if kv is None else kv[:, torch.tensor(index, device=kv.device)] for kv in self.layers]
+
+    def place(self, width, device):
+        """Where the next `width` tokens of every row go; returns (position_ids (B, T), mask (B, 1, T, S))."""
+        start = torch.tensor(self.length, device=device)
+        self.positions = start[:, None] + torch.arange(width, device=device)  # (B, T)
+        self.span = max(self.length) + width
+        keys = torch.arange(self.span, device=device)
+        return self.positions, (keys <= self.positions[:, :, None])[:, None]  # (B, T), (B, 1, T, S)
+
+    def update(self, keys, values, layer, *_, **__):
+        """Write new keys and values (B, heads, T, head width) of one layer; returns all of that layer up to the longest row."""
+        kv = self.layers[layer]
+        if kv is None or kv.shape[3] < self.span:
+            kv = self.layers[layer] = self.grown(kv, keys)
+        rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
+        kv[0][rows, :, self.positions] = keys.transpose(1, 2).to(kv.dtype)
+        kv[1][rows, :, self.positions] = values.transpose(1, 2).to(kv.dtype)
+        return kv[0][:, :, : self.span], kv[1][:, :, : self.span]
+
+    def grown(self, kv, like):
+        """A larger buffer with the old content: capacity doubles, so that a long episode copies each entry about once.
+
+        Zeros, not empty: a masked key has probability 0, but 0 · NaN would still be NaN.
+        """
+        capacity = max(64, 2 * self.span)
+        new = like.new_zeros(2, like.shape[0], like.shape[1], capacity, like.shape[3])
+        if kv is not None:
+            new[:, :, :, : kv.shape[3]] = kv
+        return new
+
+
+def extend(model, cache, new, grow=None):
+    """Feed each row its new tokens and return the logits behind the last of them: list of B lists of ids -> (B, V) in fp32.
+
+    Every row needs at least one new token. `grow`: rows whose tokens count from now on (default all); a row that is only carried
+    along writes behind its end, where the next call overwrites it.
+    """
+    device, width = head(model).device, max(map(len, new))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in new], device=device)  # (B, T)
+    positions, mask = cache.place(width, device)
+    out = model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True)
+    last = torch.tensor([len(row) - 1 for row in new], device=device)
+    hidden = out.last_hidden_state[torch.arange(len(new), device=device), last]  # (B, D)
+    for i, row in enumerate(new):
+        cache.length[i] += len(row) if grow is None or grow[i] else 0
+    return (hidden @ head(model).T).float()  # (B, V)

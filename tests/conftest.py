@@ -1,0 +1,47 @@
+"""Tiny random models and a word-level tokenizer, written and read as ordinary Hugging Face checkpoints. Nothing is downloaded."""
+
+import os
+import sys
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+torch.set_num_threads(1)
+
+TEMPLATE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' + m['content'] + '<|im_end|> ' }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endif %}")
+WORDS = ("You are at the a an in of to from with on and see nothing is it open closed go take move put heat cool clean look inventory examine "
+         "mug apple egg plate bread cup potato tomato fridge cabinet microwave sinkbasin countertop drawer kitchen room Your task Task some "
+         "carrying middle 1 2 3 4 5 . , : ; < > / action Nothing happens user assistant think").split()
+
+
+def make_tokenizer(extra=()):
+    """Word-level, ChatML-like template; the response is the action itself ("bare")."""
+    special = ["<unk>", "<|im_start|>", "<|im_end|>"]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *WORDS, *extra])}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="<|im_end|>", chat_template=TEMPLATE,
+                                   additional_special_tokens=["<|im_start|>"], prompt_style="bare")
+
+
+def make_model(kind="qwen3", seed=0, vocabulary=128, **more):
+    """A random model with grouped-query attention; `vocabulary` may be padded beyond the tokenizer's."""
+    config_type, model_type = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}[kind]
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    torch.manual_seed(seed)
+    config = config_type(vocab_size=vocabulary, max_position_embeddings=4096, initializer_range=0.2, tie_word_embeddings=kind == "qwen3",
+                         **{**sizes, **({"head_dim": 8} if kind == "qwen3" else {}), **more})
+    return model_type._from_config(config, attn_implementation="sdpa").eval()
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """Folders of a random student and teacher that share a vocabulary, with heads padded to different sizes, as Qwen2.5's are."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    for name, seed, vocabulary in (("student", 1, 128), ("teacher", 2, 144)):
+        make_model("qwen3", seed, vocabulary).save_pretrained(root / name)
+        make_tokenizer().save_pretrained(root / name)
+    return root
