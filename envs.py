@@ -64,10 +64,8 @@ class TextGame(gymnasium.Env):
     eval_splits: tuple[str, ...] = ()
     instructions = ""               # what the game is and how actions are written: opens the "react" prompt
 
-    observation_space = AnyText(MAX_TEXT, min_length=0)
-    action_space = AnyText(MAX_TEXT, min_length=0)
-
     def __init__(self, split="", data="", **knobs):
+        self.observation_space, self.action_space = (AnyText(MAX_TEXT, min_length=0) for _ in range(2))
         self.split, self.data, self.knobs, self.task = split or self.train_split, data, knobs, None
         self.check_split(self.split)
 
@@ -140,7 +138,7 @@ class ALFWorld(TextGame):
     def _start(self, task):
         try:
             self._engine.load(task.source)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (Exception, SystemExit) as error:    # the PDDL translator leaves the process on a syntax error
             raise UserError(f"{task.source} is not a playable ALFWorld game ({type(error).__name__}: {error}); "
                             "fetch or generate it again.") from error
         self._state, self._invalid = self._engine.reset(), False
@@ -173,7 +171,8 @@ def _alfworld_folder(data):
 def _alfworld_tasks(folder, split):
     """Playable games under folder/json_2.1.1/split, by the benchmark's rules (AlfredTWEnv.collect_game_files)."""
     root = Path(folder) / "json_2.1.1"
-    games = sorted((root / split).glob("**/game.tw-pddl"))
+    # By trial, not by path: paths begin with the task type, and the first games of a split should show all of them.
+    games = sorted((root / split).glob("**/game.tw-pddl"), key=lambda game: (game.parent.name, str(game)))
     tasks = [_alfworld_task(game, game.parent.relative_to(root).as_posix()) for game in games]
     tasks = tuple(task for task in tasks if task)
     if not tasks:

@@ -11,6 +11,8 @@ won, score, done) equals the stock engine's, which `tests/test_alfworld.py` chec
 infos, the moves counter and policy commands.
 """
 import functools
+import gc
+import hashlib
 import json
 import re
 import sys
@@ -108,19 +110,15 @@ class Compiled(NamedTuple):
     parameters: dict            # action name -> its Placeholders
 
 
-_COMPILED = {}                  # (domain, problem) hash -> Compiled; kept for the whole process
+_COMPILED = {}                  # digest of domain and problem -> Compiled; kept for the whole process
 _SHARED = {}                    # equal propositions of different games (most are `canContain`) are one object
 
 
 def compile_problem(library, domain, problem):
     """Translate PDDL once per problem. `library` is a loaded downward library; its current task is replaced."""
-    key = hash((domain, problem))
+    key = hashlib.sha256((domain + problem).encode()).digest()
     if key not in _COMPILED:
-        argv = list(sys.argv)
-        try:                    # the translator overwrites sys.argv, and wants to be called with its own
-            task, sas = fast_downward.pddl2sas(domain, problem)
-        finally:
-            sys.argv[:] = argv
+        task, sas = _translate(domain, problem)
         types = {sys.intern(o.name): sys.intern(o.type_name) for o in task.objects}
         sas = sas.encode()
         library.load_sas(sas)
@@ -130,6 +128,18 @@ def compile_problem(library, domain, problem):
         hierarchy = tuple((t.name, tuple(t.supertype_names)) for t in task.types)
         _COMPILED[key] = Compiled(zlib.compress(sas, 1), tuple(facts), types, hierarchy, parameters)
     return _COMPILED[key]
+
+
+def _translate(domain, problem):
+    """The translator's (task, SAS text). It replaces sys.argv, and runs a quarter faster without garbage collection."""
+    argv, collecting = sys.argv, gc.isenabled()
+    gc.disable()
+    try:
+        return fast_downward.pddl2sas(domain, problem)
+    finally:
+        sys.argv = argv
+        if collecting:
+            gc.enable()
 
 
 def _initial_facts(library, task, types):
