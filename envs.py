@@ -139,8 +139,9 @@ class ALFWorld(TextGame):
         try:
             self._engine.load(task.source)
         except (Exception, SystemExit) as error:    # the PDDL translator leaves the process on a syntax error
-            raise UserError(f"{task.source} is not a playable ALFWorld game ({type(error).__name__}: {error}); "
-                            "fetch or generate it again.") from error
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"{task.source} is not a playable ALFWorld game ({reason}); fetch or generate it again."
+                            ) from error
         self._state, self._invalid = self._engine.reset(), False
         return self._state.feedback
 

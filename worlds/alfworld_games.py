@@ -308,22 +308,31 @@ class TextExpert:
         self.revisit = revisit
         self.at = self.carried = self.origin = None     # place, object, the place where the object was taken
         self.seen = {}                                  # place -> objects that lie there, as far as known
+        self.spots = {}                                 # place -> the places that are reached together with it
         self.closed, self.ready, self.refused = set(), set(), set()
         self.fits, self.unfit = set(), set()            # (object class, place class) seen to work, or refused
 
     def observe(self, action, observation):
         """Take in what an action, by whoever, was answered with."""
         if observation.startswith("Nothing happens"):
-            self.refused.add(action)
-            if action == f"move {self.carried} to {self.at}" and self.at not in self.closed:
-                self.unfit.add((class_of(self.carried), class_of(self.at)))
-            return
+            return self._was_refused(action)
         found = {name: pattern.search(observation) for name, pattern in OBSERVED.items()}
         if any(found[name] for name in ("arrive", "take", "move", "shut", "open")):
             self.refused.clear()                        # the state is another one: what was refused may work now
         for name, match in found.items():
             if match:
                 getattr(self, f"_saw_{name}")(*(group for group in match.groups() if group))
+
+    def _was_refused(self, action):
+        self.refused.add(action)
+        place = " ".join(action.split()[-2:])
+        if place not in self.places or not self.at:
+            return
+        if action == f"go to {place}" and not self._here(place):    # the way to where one stands is no way
+            spot = {place, self.at} | self.spots.get(place, set()) | self.spots.get(self.at, set())
+            self.spots.update(dict.fromkeys(spot, spot))
+        if action == f"move {self.carried} to {place}" and self._here(place) and place not in self.closed:
+            self.unfit.add((class_of(self.carried), class_of(place)))
 
     def _saw_arrive(self, place):
         self.at = place
@@ -393,13 +402,18 @@ class TextExpert:
         return self._there(lamps[0][0], f"use {lamps[0][1]}") if lamps else self._search()
 
     def _search(self):
-        if self.at in self.closed and self.at not in self.seen:
-            return f"open {self.at}"
         new = [place for place in self._onward() if place not in self.seen]
+        for place in new:
+            if self._here(place):
+                return f"open {place}" if place in self.closed else f"examine {place}"
         return self._walk() if self.revisit or not new else f"go to {new[0]}"
 
     def _walk(self):
-        return f"go to {self._onward()[0]}"
+        return "go to " + next((place for place in self._onward() if not self._here(place)), self.places[0])
+
+    def _here(self, place):
+        """Whether the agent stands there: in some floor plans a place is reached together with another."""
+        return place == self.at or place in self.spots.get(self.at, ())
 
     def _onward(self):
         """All places in the intro's order, beginning after the present one."""
@@ -421,12 +435,15 @@ class TextExpert:
         return max((place for place in self.places if class_of(place) == self.goal.parent), key=rank)
 
     def _there(self, place, action):
-        return action if self.at == place else f"go to {place}"
+        return action if self._here(place) else f"go to {place}"
 
     def _into(self, place, action, thing):
         """Go there, open it if it is closed, act."""
-        act = f"open {place}" if place in self.closed else action.format(thing, place)
-        return self._there(place, act)
+        if place in self.closed:
+            return self._there(place, f"open {place}")
+        if place != self.at and self._here(place) and place not in self.seen:
+            return f"examine {place}"                       # beside the present place: it may be closed
+        return self._there(place, action.format(thing, place))
 
 
 def solve(engine, game, horizon):
