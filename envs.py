@@ -7,14 +7,10 @@
 An environment plays one game at a time and is used for many by reset(). The horizon is counted by who plays (see
 rollout.py), not here. There is no torch in this file; what stands behind an adapter is in worlds/.
 """
-import fcntl
 import functools
 import json
 import os
 import re
-import shutil
-import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +128,11 @@ class ALFWorld(TextGame):
     @classmethod
     def tasks(cls, split, data="", *, level="small"):
         cls.check_split(split)
-        folder = _alfworld_folder(data) or _generated_alfworld(level)
+        folder = _alfworld_folder(data)
+        if folder is None:
+            _alfworld_level(level)
+            from worlds.alfworld_games import cached_splits
+            folder = cached_splits(level)
         return list(_alfworld_tasks(folder, split))
 
     def _start(self, task):
@@ -203,31 +203,84 @@ def _alfworld_level(name):
     return LEVELS[name]
 
 
+class WebShop(TextGame):
+    """WebShop's text environment (worlds/webshop.py), its observations in rich text; the reward is the benchmark's.
+
+    data: a folder with the benchmark's files; the default is a made-up catalogue. Knobs: goals ("synthetic" or "human"),
+    seed (of sale prices and price caps, which the benchmark draws unseeded), most (goals that a split lists).
+    """
+    name = "webshop"
+    horizon = 15
+    splits = ("train", "dev", "test", "tcod_train", "tcod_test")    # the benchmark's; the last two are TCOD's release
+    train_split = "train"
+    eval_splits = ("test",)
+    instructions = (
+        "You are a visitor of a web shop, shown as text. Buy what the instruction asks for: the right kind of product, with "
+        "every quality and option that it names, for no more than its price limit.\n"
+        "Actions: search[words] looks for products; click[name] presses the button, opens the product or chooses the option "
+        "of that name on the page. Choose the options before click[buy now], which ends the visit.")
+
+    def __init__(self, split="", data="", **knobs):
+        super().__init__(split, data, **knobs)
+        self.session, self._invalid = None, False
+
+    @classmethod
+    def tasks(cls, split, data="", *, goals="synthetic", seed=0, most=10_000):
+        cls.check_split(split)
+        return list(_webshop_tasks(_webshop(data, goals, seed), split, most))
+
+    @property
+    def shop(self):
+        return _webshop(self.data, self.knobs.get("goals", "synthetic"), self.knobs.get("seed", 0))
+
+    def _draw(self):
+        goal = self.shop.draw(self.shop.split(self.split), self.np_random.random())   # the benchmark's weights
+        return _webshop_task(self.shop, self.split, goal, ())
+
+    def _start(self, task):
+        from worlds.webshop import Session
+        self.session, self._invalid = Session(self.shop, self.shop.goal(task.source)), False
+        return self.session.rich()
+
+    def _act(self, action):
+        self._invalid = not self.session.step(action)
+        done = self.session.page == "done"
+        return self.session.rich(), self.session.reward if done and not self._invalid else 0.0, done
+
+    def _info(self):
+        done, won = self.session.page == "done", self.session.reward == 1
+        return {"task": self.session.goal.text, "kind": self.task.kind, "admissible": self.session.admissible(),
+                "won": done and won, "lost": done and not won, "invalid": self._invalid, "status": self.session.status()}
+
+
+def _webshop(data, goals, seed):
+    """The shop of a data folder, shared by all environments of the process."""
+    from worlds.webshop import DataError, open_shop
+    from worlds.webshop_catalogue import default_folder
+    try:
+        return open_shop(str(Path(data).expanduser() if data else default_folder()), goals, seed)
+    except DataError as error:
+        raise UserError(str(error)) from error
+
+
+def _webshop_task(shop, split, goal, expert):
+    return Task(f"{split}/{goal:06d}", shop.goal(goal).product["category"], goal, expert)
+
+
 @functools.lru_cache(maxsize=None)
-def _generated_alfworld(level):
-    """The folder of the generated games, made once per machine; processes that start together wait for the first."""
-    from worlds.alfworld_games import VERSION, write_splits
-    _alfworld_level(level)
-    cache = Path(os.environ.get("TCOD_CACHE") or "~/.cache/tcod").expanduser()
-    cache.mkdir(parents=True, exist_ok=True)
-    folder = cache / f"alfworld-{level}-{VERSION}"
-    if os.environ.get("RANK", "0") == "0":
-        print(f"ALFWorld: no data set found, so generated games of level '{level}' are used ({folder}); "
-              "`alfworld-download` fetches the data set.", file=sys.stderr)
-    with open(cache / f"{folder.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():     # written beside and moved into place: a killed process leaves no half data set
-            beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache))
-            try:
-                write_splits(beside, level)
-                beside.rename(folder)
-            finally:
-                shutil.rmtree(beside, ignore_errors=True)
-    return folder
+def _webshop_tasks(shop, split, most):
+    """The first `most` goals of a split, with the scripted shopper's actions where those earn the full reward."""
+    goals = shop.split(split)[:most]
+    if not goals:
+        raise UserError(f"WebShop's split '{split}' is empty: {shop.catalogue.cache.parent} gives {len(shop)} {shop.kind} "
+                        "goals, and the first 1,500 are for test and dev.")
+    experts = shop.experts(goals)
+    return tuple(_webshop_task(shop, split, goal, experts.get(goal, ())) for goal in goals)
 
 
-ENVS = {"alfworld": ALFWorld}
+ENVS = {"alfworld": ALFWorld, "webshop": WebShop}
 gymnasium.register("tcod/ALFWorld-v0", entry_point="envs:ALFWorld", max_episode_steps=ALFWorld.horizon)
+gymnasium.register("tcod/WebShop-v0", entry_point="envs:WebShop", max_episode_steps=WebShop.horizon)
 
 
 def game_type(name):

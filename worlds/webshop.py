@@ -183,6 +183,21 @@ def cache_home():
     return Path(os.environ.get("TCOD_CACHE") or Path.home() / ".cache" / "tcod")
 
 
+@contextmanager
+def _alone(path):
+    """Lets one process at a time make `path`; the ranks of a run wait for the first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{path}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def say(text):
+    """A line on the screen, from one rank only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"WebShop: {text}", file=sys.stderr)
+
+
 def _fingerprint(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -248,17 +263,14 @@ def _goal_weights(attributes, combinations):
 def cached(folder):
     """The folder with the up-to-date cache of the data in `folder`; made when it is not there.
 
-    It stands beside the data, or under `cache_home()` when the data cannot be written to. A lock lets one
-    process build while others (the ranks of a run) wait. Raises DataError."""
+    It stands beside the data, or under `cache_home()` when the data cannot be written to. Raises DataError."""
     folder = Path(folder).resolve()
     files = find_files(folder)
     name = "webshop-" + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
     cache = folder / ".tcod" if os.access(folder, os.W_OK) else cache_home() / name
     if _is_fresh(cache, files):
         return cache
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{cache}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _alone(cache):
         if not _is_fresh(cache, files):
             new = Path(f"{cache}.new")
             shutil.rmtree(new, ignore_errors=True)
@@ -374,19 +386,20 @@ class Shop:
     def experts(self, indices):
         """{goal index: actions of the scripted shopper's session that rewards 1}; without an entry: none.
         Found once, then read from the catalogue's cache, which is thrown away when the data change."""
-        path = self.catalogue.cache / f"experts-{self.kind}-{self.seed}-{VERSION}.json"
-        key = f"{self.tagger} {hashlib.sha256(self.prices.tobytes() + self.caps.tobytes()).hexdigest()}"
-        try:
-            known = json.loads(path.read_text())
-        except (OSError, ValueError):
-            known = {}
-        known = known if known.get("key") == key else {"key": key}
-        missing = [i for i in indices if str(i) not in known]
-        if missing:
+        path = self.catalogue.cache / f"experts-{self.kind}-{self.seed}.json"
+        drawn = hashlib.sha256(self.prices.tobytes() + self.caps.tobytes()).hexdigest()
+        key = f"{VERSION} {self.tagger} {drawn}"
+        with _alone(path):
+            known = json.loads(path.read_text()) if path.exists() else {}
+            known = known if known.get("key") == key else {"key": key}
+            missing = [i for i in indices if str(i) not in known]
+            if len(missing) > 1000:
+                say(f"the scripted shopper plays {len(missing):,} goals, once; {path} keeps its actions.")
             known.update((str(i), solve(self, i)) for i in missing)
-            new = path.with_suffix(f".{os.getpid()}")
-            new.write_text(json.dumps(known))
-            os.replace(new, path)
+            if missing:
+                new = path.with_suffix(".new")
+                new.write_text(json.dumps(known))
+                os.replace(new, path)
         return {i: tuple(known[str(i)]) for i in indices if known[str(i)]}
 
 
@@ -404,9 +417,7 @@ def open_shop(folder, goals="synthetic", seed=0):
     if not len(shop):
         needs = FILES["human"][0] if goals == "human" else "an instruction in the attributes file"
         raise DataError(f"{folder} has no {goals} goals: no product has {needs}; {SOURCE}.")
-    if os.environ.get("RANK", "0") == "0":
-        print(f"webshop: {len(shop.catalogue):,} products, {len(shop):,} {goals} goals, "
-              f"title nouns by {shop.tagger}", file=sys.stderr)
+    say(f"{len(shop.catalogue):,} products, {len(shop):,} {goals} goals; title nouns by {shop.tagger}.")
     return shop
 
 
@@ -704,46 +715,48 @@ def _options_wanted(goal):
 
 
 class Shopper:
-    """Knows the goal's product and buys it: `act(session)` is the next action in any state of a session,
-    also one that somebody else brought about. It holds nothing between calls."""
+    """Knows the goal's product and buys it: `act()` is the next action in whatever state the session is, also one
+    that somebody else brought about. It holds nothing between calls."""
 
-    def query(self, session):
+    def __init__(self, session):
+        self.session = session
+
+    def query(self):
         """The first query that puts the product on page 1, else the one that puts it nearest to the top."""
-        goal, found = session.goal, {}
-        for query in _queries(goal):
-            hits = session.shop.index.search(query)
-            if goal.target in hits:
-                found.setdefault(hits.index(goal.target) // PER_PAGE, query)
-        return found[min(found)] if found else _queries(goal)[0]
+        target, found = self.session.goal.target, {}
+        for query in _queries(self.session.goal):
+            hits = self.session.shop.index.search(query)
+            if target in hits:
+                found.setdefault(hits.index(target) // PER_PAGE, query)
+        return found[min(found)] if found else _queries(self.session.goal)[0]
 
-    def act(self, session):
+    def act(self):
         """The next action, or None after the purchase."""
+        session = self.session
         if session.page == "done":
             return None
         if session.page == "search":
-            return f"search[{self.query(session)}]"
+            return f"search[{self.query()}]"
         if session.page == "results":
             return self._on_results(session)
-        if session.page == "sub":
-            return "click[< prev]"
-        if session.bought != session.goal.target:
+        if session.page == "sub" or session.bought != session.goal.target:
             return "click[< prev]"
         missing = [value for value in _options_wanted(session.goal) if value not in session.options.values()]
         return f"click[{missing[0]}]" if missing else "click[buy now]"
 
     def _on_results(self, session):
-        if session.goal.target not in session.hits:
-            return "click[back to search]"
-        page = session.hits.index(session.goal.target) // PER_PAGE + 1
-        if page != session.number:
-            return "click[next >]" if page > session.number else "click[< prev]"
-        return f"click[{session.goal.product['asin'].lower()}]"
+        target = session.goal.target
+        if target in session.shelf():
+            return f"click[{session.goal.product['asin'].lower()}]"
+        if target not in session.hits or " ".join(session.words) != self.query():
+            return "click[back to search]"  # turning the pages of somebody else's query would be a guess
+        return "click[next >]" if session.hits.index(target) // PER_PAGE >= session.number else "click[< prev]"
 
 
 def solve(shop, index, turns=15):
     """The scripted shopper's actions for a goal if they earn reward 1 within `turns`, else ()."""
-    session, shopper, actions = Session(shop, shop.goal(index)), Shopper(), []
+    session, actions = Session(shop, shop.goal(index)), []
     while session.page != "done" and len(actions) < turns:
-        actions.append(shopper.act(session))
+        actions.append(Shopper(session).act())
         session.step(actions[-1])
     return tuple(actions) if session.reward == 1 else ()
