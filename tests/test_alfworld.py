@@ -372,7 +372,7 @@ def _generate(cache):
         time.sleep(0.3)
         (Path(folder) / "json_2.1.1").mkdir()
     games.write_splits = write
-    assert (envs._generated_alfworld("small") / "json_2.1.1").is_dir()
+    assert (games.cached_splits("small") / "json_2.1.1").is_dir()
 
 
 def test_two_processes_generate_once(tmp_path):

@@ -11,10 +11,15 @@ splits (the benchmark's own division). Left out: movable receptacles and slicing
 """
 import argparse
 import dataclasses
+import fcntl
 import functools
 import json
+import os
 import random
 import re
+import shutil
+import sys
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -481,6 +486,31 @@ def write_game(folder, trial, game):
     (path / "game.tw-pddl").write_text(json.dumps(game.data))
     (path / "traj_data.json").write_text(json.dumps({**game.traj, "task_id": trial}, indent=1))
     (path / "expert.json").write_text(json.dumps(game.expert))
+
+
+@functools.lru_cache(maxsize=None)
+def cached_splits(level):
+    """The folder of a level's games, made once per machine; processes that start together wait for the first.
+
+    It lies in $TCOD_CACHE, or ~/.cache/tcod. Written beside and moved into place: a killed process leaves no half of it.
+    """
+    cache = Path(os.environ.get("TCOD_CACHE") or "~/.cache/tcod").expanduser()
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = cache / f"alfworld-{level}-{VERSION}"
+    if os.environ.get("RANK", "0") == "0":
+        print(f"ALFWorld: no data set found, so generated games of level '{level}' are used ({folder}); "
+              "`alfworld-download` fetches the data set.", file=sys.stderr)
+    with open(cache / f"{folder.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache))
+            try:
+                write_splits(beside, level)
+                beside.chmod(0o755)             # mkdtemp makes a private folder
+                beside.rename(folder)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+    return folder
 
 
 def main():
