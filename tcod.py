@@ -153,8 +153,11 @@ def training_tasks(args, ranks):
     """The train split; for b2f only the tasks with an expert's episode, with the count of what was left out."""
     tasks = envs.make_tasks(args.env, envs.game_type(args.env).train_split, args.data)
     if args.experts:
-        with open(args.experts, encoding="utf-8") as file:
-            experts = {r["task"]: tuple(r["actions"]) for r in map(json.loads, file)}
+        try:
+            with open(args.experts, encoding="utf-8") as file:
+                experts = {r["task"]: tuple(r["actions"]) for r in map(json.loads, file)}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise envs.UserError(f"--experts {args.experts} is not a file that eval.py --save-expert wrote ({error})") from None
         tasks = [dataclasses.replace(task, expert=experts.get(task.id, ())) for task in tasks]
     if args.method == "b2f":
         able = [task for task in tasks if task.expert]

@@ -45,3 +45,12 @@ def checkpoints(tmp_path_factory):
         make_model("qwen3", seed, vocabulary).save_pretrained(root / name)
         make_tokenizer().save_pretrained(root / name)
     return root
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A data folder of real ALFWorld games in the data set's layout: 8 train, 4 seen, 4 unseen."""
+    from worlds.alfworld_games import write_splits
+    folder = tmp_path_factory.mktemp("alfworld")
+    write_splits(folder, "small", {"train": 8, "valid_seen": 4, "valid_unseen": 4})
+    return str(folder)
