@@ -14,6 +14,7 @@ import os
 import sys
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import HfArgumentParser
@@ -76,13 +77,10 @@ def outcome(episode):
 
 
 def spread(tasks, count):
-    """`count` tasks evenly over the list, which is sorted by task type: its first ones would all be of one kind.
-
-    >>> spread("abcdefgh", 3)
-    ['a', 'c', 'f']
-    """
-    count = min(count, len(tasks))
-    return [tasks[i * len(tasks) // count] for i in range(count)]
+    """`count` tasks drawn once and for all from the list, in its order: a list may be sorted by task type, or cycle through the types,
+    so that neither its first games nor every n-th one stand for it."""
+    chosen = np.random.default_rng(0).permutation(len(tasks))[:count]
+    return [tasks[i] for i in sorted(chosen)]
 
 
 def success(outcomes):
@@ -174,9 +172,18 @@ def load(args, name):
     return model, chat_of(model, tokenizer)
 
 
+def check(args):
+    """Mistakes that can be told before anything is loaded; raises UserError."""
+    if min(args.games, args.samples, args.batch) < 1:
+        raise envs.UserError("--games, --samples and --batch are at least 1")
+    if not all(n.strip().isdigit() for n in args.take_over.split(",") if args.take_over):
+        raise envs.UserError(f"--take-over wants numbers of turns, as in 0,3,6,10, not {args.take_over!r}")
+
+
 def main(args):
-    model, chat = load(args, args.model)
+    check(args)
     game_type = envs.game_type(args.env)
+    model, chat = load(args, args.model)
     split = args.split or game_type.eval_splits[0]
     tasks = spread(envs.make_tasks(args.env, split, args.data), 1 if args.watch else args.games)
     tasks = [task for task in tasks for _ in range(args.samples)]
