@@ -47,7 +47,7 @@ class AnyText(gymnasium.spaces.Text):
 
 
 class TextGame(gymnasium.Env):
-    """What the worlds share. A world defines the five class attributes, tasks(), and the three methods at the end.
+    """What the worlds share. A world defines the class attributes, tasks(), and the three methods at the end.
 
     info: "task" (its text), "kind", "admissible" (list of actions), "won", "lost", "invalid" (the last action was not
     understood, by the benchmark's own answer), "status" (one short line: the task, and what a player may have lost

@@ -527,7 +527,12 @@ def main():
     knobs = {field.name: args[field.name] for field in dataclasses.fields(Level) if args.get(field.name) is not None}
     if "objects" in knobs:
         knobs["objects"] = tuple(knobs["objects"])
-    write_splits(args["out"], dataclasses.replace(LEVELS[args["level"]], **knobs), {s: args[s] for s in SIZES})
+    if Path(args["out"], "json_2.1.1").exists():
+        parser.error(f"{args['out']} holds a data set already; choose another folder")
+    try:
+        write_splits(args["out"], dataclasses.replace(LEVELS[args["level"]], **knobs), {s: args[s] for s in SIZES})
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
