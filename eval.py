@@ -8,6 +8,7 @@ The take-over test measures what the paper calls the teacher's support: the stud
 over; its success and its share of invalid actions are reported over n. Success is the game won, never merely "the episode ended".
 """
 
+import argparse
 import json
 import math
 import os
@@ -245,7 +246,7 @@ def write_json(path, content):
 def command(main, args_type):
     """Run an entry point: parse its dataclass of arguments; a user's mistake is one sentence and exit status 2."""
     logging.set_verbosity_error(), logging.disable_progress_bar()
-    args = HfArgumentParser(args_type, description=sys.modules["__main__"].__doc__).parse_args_into_dataclasses()[0]
+    args = HfArgumentParser(args_type, description=sys.modules["__main__"].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args_into_dataclasses()[0]
     try:
         main(args)
     except envs.UserError as error:
