@@ -133,7 +133,7 @@ class Blobs:
     """What `_write_blobs` wrote, as a memory-mapped sequence of bytes."""
 
     def __init__(self, stem):
-        self.ends = np.load(f"{stem}.npy", mmap_mode="r")
+        self.ends = np.asarray(np.load(f"{stem}.npy", mmap_mode="r"))
         with open(f"{stem}.bin", "rb") as file:
             self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if len(self) and self.ends[-1] else b""
 
@@ -151,7 +151,7 @@ class Index:
     float64, rounded to float32; equal scores in the order of the asin, Anserini's rule."""
 
     def __init__(self, folder):
-        load = lambda name: np.load(folder / f"{name}.npy", mmap_mode="r")
+        load = lambda name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
         self.starts, self.docs, self.ratios, self.asins = map(load, ("starts", "docs", "ratios", "asins"))
         self.terms, self.size = Blobs(folder / "terms"), len(self.asins)
         self.filled = int(np.count_nonzero(load("lengths")))
@@ -164,9 +164,9 @@ class Index:
         known = at < len(self.terms) and self.terms[at] == key
         return slice(int(self.starts[at]), int(self.starts[at + 1])) if known else None
 
-    def scores(self, query):
-        """(documents,) float32, 0 where no word of the query occurs."""
-        total = np.zeros(self.size)
+    def _terms(self, query):
+        """[(the most that the term adds to any document, its weight, its postings)], the heaviest first."""
+        terms = []
         for term, boost in list(Counter(analyse(query)).items())[:MAX_TERMS]:
             span = self._postings(term)
             if span is None:
@@ -174,14 +174,44 @@ class Index:
             frequency = span.stop - span.start
             idf = math.log(1 + (self.filled - frequency + 0.5) / (frequency + 0.5))
             weight = np.float32(boost) * np.float32(idf)
-            total[self.docs[span]] += weight - weight / self.ratios[span]
-        return total.astype(np.float32)
+            terms.append((float(weight - weight / self.ratios[span].max()), weight, span))
+        return sorted(terms, key=lambda term: -term[0])
 
     def _search(self, query):
-        scores = self.scores(query)
-        found = np.flatnonzero(scores)
+        """Adds up term by term, the heaviest first. Once the remaining terms, which are the common ones with
+        the long lists, cannot lift a document into the hits any more, they are looked up only for the
+        documents that are still in the running."""
+        terms = self._terms(query)
+        total, floor, open_ = np.zeros(self.size), 0.0, sum(most for most, _, _ in terms)
+        done = 0
+        while done < len(terms) and open_ >= floor:
+            most, weight, span = terms[done]
+            docs = self.docs[span].astype(np.intp)
+            total[docs] += weight - weight / self.ratios[span]
+            done, open_ = done + 1, open_ - most
+            better = total[docs]
+            better = better[better > floor]
+            if len(better) >= HITS:  # at least so much is needed in the end: totals only grow
+                floor = np.partition(better, -HITS)[-HITS]
+        near = lambda totals: totals > max(0.0, (floor - open_) * (1 - 1e-6))  # float32 will round
+        found = np.flatnonzero(near(total)).astype(np.int32)
+        for most, weight, span in terms[done:]:
+            self._add(total, found, weight, span)
+            open_ -= most
+            found = found[near(total[found])]
+        scores = total[found].astype(np.float32)
         if len(found) > HITS:
-            best = scores[found]
-            found = found[best >= np.partition(best, -HITS)[-HITS]]
-        ranked = sorted(found.tolist(), key=lambda doc: (-scores[doc], self.asins[doc]))
-        return tuple(ranked[:HITS])
+            best = scores >= np.partition(scores, -HITS)[-HITS]
+            found, scores = found[best], scores[best]
+        ranked = sorted(zip((-scores).tolist(), self.asins[found].tolist(), found.tolist()))
+        return tuple(doc for _, _, doc in ranked[:HITS])
+
+    def _add(self, total, found, weight, span):
+        """A term's share for the documents `found` (ascending); others may get it too, where that is quicker."""
+        docs, ratios = self.docs[span], self.ratios[span]
+        if len(found) * 8 < len(docs):
+            at = np.minimum(np.searchsorted(docs, found), len(docs) - 1)
+            has = docs[at] == found
+            docs, ratios = found[has], ratios[at[has]]
+        docs = docs.astype(np.intp)
+        total[docs] += weight - weight / ratios
