@@ -245,7 +245,7 @@ def train(args, ranks):
     eval_limits = dataclasses.replace(limits, temperature=args.eval_temperature)
     tasks = training_tasks(args, ranks)
     held_out = {split: spread(envs.make_tasks(args.env, split, args.data), args.eval_games) for split in game_type.eval_splits}
-    games = [envs.make_env(args.env, data=args.data) for _ in range(max(share, min(64, args.eval_games)))]
+    games = [envs.make_env(args.env, data=args.data) for _ in range(max(share, min(32, args.eval_games)))]
     turns = args.max_turns or games[0].horizon
 
     if args.recompute:

@@ -91,6 +91,18 @@ def test_a_problem_is_translated_once_in_a_process(engine, monkeypatch):
     assert len(calls) == 1 and sys.argv == arguments            # the translator overwrites sys.argv
 
 
+@pytest.mark.parametrize("expression", ["().__class__", "o.__class__", "o.name()", "o.name if o else 1", "[o]", "o.name + 1"])
+def test_a_games_file_is_never_evaluated(expression):
+    """Guards against handing text of a data file to eval(), as the stock grammar does; what real grammars say still works."""
+    from types import SimpleNamespace
+    from worlds.alfworld import _expression, _value
+    variables = {"o": SimpleNamespace(name="", id="mug", indefinite="a")}
+    assert _value(_expression(" o.indefinite + ' ' + o.id"), variables) == "a mug"
+    assert _value(_expression("o.name or o.id"), variables) == "mug"
+    with pytest.raises((ValueError, TypeError)):
+        _value(_expression(expression), variables)
+
+
 def test_the_task_sentence_is_the_games_own(engine):
     """Guards the shared grammar: a second game of the same grammar must not show the first one's task."""
     first, second = (games.make_game(f"task-{i}", SMALL, TRAIN, engine) for i in range(2))

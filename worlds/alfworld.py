@@ -10,6 +10,7 @@ Everything is done by subclasses; no module of a library is patched. What the ag
 won, score, done) equals the stock engine's, which `tests/test_alfworld.py` checks. Left out of a state: facts, entity
 infos, the moves counter and policy commands.
 """
+import ast
 import functools
 import gc
 import hashlib
@@ -56,7 +57,7 @@ class Grammar(textgen.ContextSensitiveGrammar):
             matches = _matches(symbol.given, context) if symbol.given else [context]
             return [self._text(symbol.expression, match) for match in matches]
         if isinstance(symbol, textgen.EvalSymbol):
-            return [str(eval(_code(symbol.expression), {"__builtins__": {}}, context["variables"]))]
+            return [str(_value(_expression(symbol.expression), context["variables"]))]
         return [str(symbol)]
 
     def _enumerate(self, texts, context):
@@ -78,7 +79,25 @@ class Grammar(textgen.ContextSensitiveGrammar):
 
 _symbols = functools.lru_cache(maxsize=None)(lambda text: textgen._parse_and_convert(text, rule_name="symbols"))
 _query = functools.lru_cache(maxsize=None)(Rule.parse_conjunctive_query)
-_code = functools.lru_cache(maxsize=None)(lambda expression: compile(expression.strip(), "<grammar>", "eval"))
+_expression = functools.lru_cache(maxsize=None)(lambda text: ast.parse(text.strip(), mode="eval").body)
+
+
+def _value(node, variables):
+    """What a grammar's expression says, e.g. "o.indefinite + ' ' + o.name" or "r.name or r.id".
+
+    The stock engine hands such text, which comes out of the game's file, to eval(); here a file can only name, add and choose.
+    """
+    if isinstance(node, ast.Name):
+        return variables[node.id]
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and not node.attr.startswith("_"):
+        return getattr(variables[node.value.id], node.attr)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _value(node.left, variables) + _value(node.right, variables)
+    if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
+        return next((v for v in (_value(part, variables) for part in node.values) if v), "")
+    raise ValueError(f"the grammar asks to evaluate {ast.unparse(node)!r}, which is more than names, + and or")
 
 
 def _matches(condition, context):
