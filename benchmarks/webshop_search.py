@@ -30,7 +30,7 @@ def peak_mb():
 
 
 def build(folder):
-    from worlds.webshop import cached
+    from worlds.webshop_data import cached
     base, start = peak_mb(), time.perf_counter()
     cache = cached(folder)
     size = sum(file.stat().st_size for file in cache.iterdir()) / 2**20
@@ -39,7 +39,7 @@ def build(folder):
 
 def search(folder, number):
     """Milliseconds a query by kind (mean; the slowest of all), over products drawn at random."""
-    from worlds.webshop import Catalogue
+    from worlds.webshop_data import Catalogue
     base, start = peak_mb(), time.perf_counter()
     catalogue = Catalogue(folder)
     row, rng, slowest = {"open s": time.perf_counter() - start}, random.Random(0), 0.0

@@ -4,6 +4,7 @@ scoring of every document, bad input, the adapter and the scripted shopper.
     python tests/test_webshop.py      # records tests/data/webshop_recordings.json again, from the engine as it is
 """
 import collections
+import io
 import json
 import math
 import os
@@ -21,8 +22,9 @@ sys.path.insert(0, str(ROOT))
 from gymnasium.utils.env_checker import check_env
 
 import envs
-from worlds import webshop, webshop_catalogue, webshop_search
-from worlds.webshop import Catalogue, DataError, Session, Shop, Shopper
+from worlds import webshop, webshop_catalogue, webshop_data, webshop_search
+from worlds.webshop import Session, Shop, Shopper
+from worlds.webshop_data import Catalogue, DataError
 
 OFFICIAL = ROOT.parent / "shared" / "webshop_made_up"  # recordings of the official engine, where a developer has them
 OURS = ROOT / "tests" / "data" / "webshop_recordings.json"
@@ -212,7 +214,7 @@ def test_search_against_obvious_scoring(tmp_path):
     webshop_catalogue.write(tmp_path, webshop_catalogue.Recipe(120, words=400, prose=40))
     catalogue, rng = Catalogue(tmp_path), random.Random(0)
     products = [catalogue.product(i) for i in range(len(catalogue))]
-    texts, names = [webshop.document(p) for p in products], [p["asin"] for p in products]
+    texts, names = [webshop_data.document(p) for p in products], [p["asin"] for p in products]
     for number in range(200):
         words = texts[rng.randrange(len(texts))].split()
         query = " ".join(rng.sample(words, min(len(words), 1 + number % 12)))
@@ -254,11 +256,11 @@ def test_loader(shop):
     products = [shop.catalogue.product(i) for i in range(len(shop.catalogue))]
     assert [p["asin"] for p in products] == ["LAMP01", "LAMP02", "SOAP03", "LAMP04", "BARE05", "LAMP06"]
     assert [p["prices"] for p in products] == [[20.0, 35.5], [100.0], [1299.0], [1.0, 2.0], [100.0], [9.99]]
-    assert [webshop.price_tag(p) for p in products[:3]] == ["$20.0 to $35.5", "$100.0", "$1299.0"]
+    assert [webshop_data.price_tag(p) for p in products[:3]] == ["$20.0 to $35.5", "$100.0", "$1299.0"]
     assert products[0]["options"] == {"color": ["black", "navy | red", "crème"], "size": ['6"', "x-large", "small"]}
     assert products[1]["bullets"] == ["a plain string"] and products[3]["attributes"] == []
     assert products[4]["attributes"] == ["DUMMY_ATTR"] and products[4]["options"] == {} and products[0]["query"] == "lamp"
-    assert webshop.document(products[1]) == "brass lamp  a plain string color: black"
+    assert webshop_data.document(products[1]) == "brass lamp  a plain string color: black"
 
 
 def test_goals(shop):
@@ -480,9 +482,8 @@ def test_broken_files_are_one_sentence(tmp_path, files, says):
 def test_elements_are_read_across_chunks(tmp_path):
     """An element may begin in one chunk and end in another."""
     value = [{"a": "x" * n, "b": [n, {"c": "]}"}]} for n in range(40)]
-    (tmp_path / "a.json").write_text(json.dumps(value, indent=1))
     for chunk in (1, 7, 64, 1 << 20):
-        assert list(webshop.elements(tmp_path / "a.json", chunk=chunk)) == value
+        assert list(webshop_data.elements(io.StringIO(json.dumps(value, indent=1)), chunk=chunk)) == value
 
 
 def test_missing_files_say_where_they_are_published(tmp_path):
@@ -500,8 +501,8 @@ def test_missing_files_say_where_they_are_published(tmp_path):
 def test_cache_is_kept_until_the_data_change(tmp_path, monkeypatch):
     """Built once; a file that was only touched is not rebuilt; a changed one is."""
     built = []
-    build = webshop._build
-    monkeypatch.setattr(webshop, "_build", lambda *a: (built.append(1), build(*a)))
+    build = webshop_data._build
+    monkeypatch.setattr(webshop_data, "_build", lambda *a: (built.append(1), build(*a)))
     write_files(tmp_path)
     assert len(Catalogue(tmp_path)) == len(Catalogue(tmp_path)) == 6 and built == [1]
     os.utime(tmp_path / "items_shuffle_1000.json", ns=(0, 0))
@@ -514,7 +515,7 @@ def test_cache_is_kept_until_the_data_change(tmp_path, monkeypatch):
 
 def test_data_that_cannot_be_written_to_are_cached_at_home(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *a: False)
-    assert Catalogue(write_files(tmp_path)).cache.parent == webshop.cache_home()
+    assert Catalogue(write_files(tmp_path)).cache.parent == webshop_data.cache_home()
 
 
 # ---------------------------------------------------------------- the embedded default, the shopper, the adapter

@@ -1,299 +1,43 @@
 """WebShop's text environment: the benchmark's own data files, no Lucene, spaCy, Flask or JVM.
 
-A shop is four things, in this order below: a catalogue (products on disk, memory-mapped), a search
-index over it (Lucene's BM25, to the bit), goals, and the reward. A `Session` walks one visitor through
-the pages; a `Shopper` says what a visitor who knows the product would do next in any session. Catalogue,
-index and goals are made once per process and shared; a session holds a few strings.
+In the order of this file: goals, the shop that holds them, the reward; a `Session`, one visitor's way through
+the pages; a `Shopper`, which knows the goal's product and says what to do next in any session. The catalogue
+is in webshop_data.py, the search in webshop_search.py. Catalogue, index and goals are made once per process
+and shared; a session holds a few strings.
 
 Equal to the benchmark's engine (github.com/princeton-nlp/WebShop): pages in both renderings, available
 actions, hits, goals, rewards. Different on purpose: what it draws at random (sale prices, price caps) comes
 from a seed; an action after the purchase does nothing; the search prefixes <r> <a> <c> <q>, which can crash
-the original, are dropped; a query's words after the first 1,024 distinct ones, Lucene's limit, are dropped;
-title nouns come from spaCy's en_core_web_sm only where that is installed, else from a stop-word list.
+the original, are dropped; so are a query's words after the first 1,024 distinct ones, where the original
+raises; title nouns come from spaCy's en_core_web_sm only where that is installed, else from a stop-word list.
 
     shop = open_shop("data/")            # or open_shop(webshop_catalogue.default_folder())
     session = Session(shop, shop.goal(0))
     session.step("search[red shoes]"); print(session.rich())
 """
 
-import fcntl
 import hashlib
 import importlib.util
 import itertools
 import json
-import math
 import os
 import random
 import re
-import shutil
-import sys
-from array import array
-from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from rapidfuzz import fuzz, utils as fuzz_utils
 
-from worlds.webshop_search import STOP, Blobs, Index, write_index
+from worlds.webshop_data import FILES, SOURCE, VERSION, Catalogue, DataError, alone, price_tag, say
+from worlds.webshop_search import STOP
 
-VERSION = 1  # of what is cached on disk: raise it when the layout or the analyser changes
-SOURCE = "the benchmark publishes it: run setup.sh of github.com/princeton-nlp/WebShop, or fetch the links in it"
-FILES = {  # role: names in the order of preference; the first is the full catalogue
-    "items": ("items_shuffle.json", "items_shuffle_1000.json"),
-    "attributes": ("items_ins_v2.json", "items_ins_v2_1000.json"),
-    "human": ("items_human_ins.json",),
-}
 PER_PAGE = 10  # products on a results page
 NO_CAP = 1_000_000  # the price cap of a goal whose product is too dear for one
 SPLITS = {  # goal indices after the shuffle; the last two are those of the TCOD release
     "train": (1500, None), "dev": (500, 1500), "test": (0, 500),
     "tcod_train": (0, 4096), "tcod_test": (4096, 4196),
 }
-
-
-class DataError(Exception):
-    """The data cannot be used; the text is one sentence that says which file and what to do."""
-
-
-# ---------------------------------------------------------------- reading the official files
-
-def elements(path, chunk=1 << 24, longest=1 << 26):
-    """The elements of a JSON array, one by one: the full catalogue's 5 GB never stand in memory at once.
-
-    `longest` (characters) ends the search for the end of a broken element. Raises ValueError."""
-    decode, separator = json.JSONDecoder().raw_decode, re.compile(r"[\s,]*")
-    with open(path, encoding="utf-8") as file:
-        text, at = file.read(chunk).lstrip(), 1
-        if not text.startswith("["):
-            raise ValueError("it is not a list of products")
-        while True:
-            at = separator.match(text, at).end()
-            if text.startswith("]", at):
-                return
-            try:
-                element, at = decode(text, at)
-            except json.JSONDecodeError:
-                more = file.read(chunk) if len(text) - at < longest else ""
-                if not more:
-                    raise
-                text, at = text[at:] + more, 0
-                continue
-            yield element
-
-
-def find_files(folder):
-    """The official files in `folder` by role; human instructions may be missing. Raises DataError."""
-    folder, found = Path(folder), {}
-    for role, names in FILES.items():
-        found[role] = next((folder / name for name in names if (folder / name).is_file()), None)
-        if found[role] is None and role != "human":
-            raise DataError(f"WebShop needs {' or '.join(names)} in {folder}; {SOURCE}.")
-    return {role: path for role, path in found.items() if path}
-
-
-@contextmanager
-def _reading(path):
-    """Turns whatever a broken file raises into one sentence."""
-    try:
-        yield
-    except (OSError, ValueError, RecursionError, MemoryError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path} cannot be read ({reason}); {SOURCE}.") from None
-
-
-def _json_object(path):
-    """A whole JSON file whose top level must be an object; {} for no path. Raises DataError."""
-    if path is None:
-        return {}
-    with _reading(path), open(path, encoding="utf-8") as file:
-        value = json.load(file)
-        if not isinstance(value, dict):
-            raise ValueError("its top level is not an object")
-    return value
-
-
-def _prices(pricing):
-    """"$20.00 - $35.50" -> [20.0, 35.5]; no price at all -> [100.0]; more than two: the first two."""
-    numbers = [float(re.sub(r"[^\d.]", "", part)) for part in (pricing or "").split("$")[1:]]
-    return numbers[:2] or [100.0]
-
-
-def _options(customization):
-    """{"Color": [{"value": "Navy/Red"}]} -> {"color": ["navy | red"]}; lists that are null are skipped."""
-    return {name.lower(): [choice["value"].strip().replace("/", " | ").lower() for choice in choices]
-            for name, choices in (customization or {}).items() if choices is not None}
-
-
-def _product(record, details, human):
-    """One product as the official loader leaves it. Raises ValueError, KeyError, TypeError, AttributeError."""
-    bullets = record.get("small_description") or ""
-    texts = {key: record.get(source) or "" for key, source in (
-        ("title", "name"), ("description", "full_description"), ("category", "category"),
-        ("query", "query"), ("product_category", "product_category"))}
-    if not all(isinstance(text, str) for text in texts.values()):
-        raise ValueError("a text field holds something else")
-    instruction_attributes = details.get("instruction_attributes") or []
-    return {
-        **texts, "asin": record["asin"], "query": texts["query"].lower().strip(),
-        "bullets": [str(b) for b in bullets] if isinstance(bullets, list) else [str(bullets)],
-        "prices": _prices(record.get("pricing")), "options": _options(record.get("customization_options")),
-        "attributes": details.get("attributes", ["DUMMY_ATTR"]),
-        "instruction": details.get("instruction") if instruction_attributes else None,
-        "instruction_attributes": instruction_attributes,
-        "human": [[h["instruction"].strip("."), h["instruction_attributes"], h["instruction_options"]]
-                  for h in human if h["instruction_attributes"]],
-    }
-
-
-def read_products(files):
-    """Every product of the files, in document order. Raises DataError."""
-    attributes, human, seen = _json_object(files["attributes"]), _json_object(files.get("human")), set()
-    with _reading(files["items"]):
-        for record in elements(files["items"]):
-            asin = record.get("asin") if isinstance(record, dict) else None
-            if not isinstance(asin, str):
-                raise ValueError(f"a product after {len(seen)} good ones has no asin")
-            if asin == "nan" or len(asin) > 10 or asin in seen:
-                continue
-            seen.add(asin)
-            try:
-                yield _product(record, attributes.get(asin, {}), human.get(asin, []))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"product {asin} is malformed: {error}") from None
-
-
-def price_tag(product):
-    """$9.99, or $20.0 to $35.5"""
-    return " to ".join(f"${price}" for price in product["prices"])
-
-
-def document(product):
-    """The text that is indexed: title, description, first bullet, options."""
-    options = ", and ".join(f"{name}: {', '.join(values)}" for name, values in product["options"].items())
-    return " ".join([product["title"], product["description"], *product["bullets"][:1], options]).lower()
-
-
-# ---------------------------------------------------------------- the catalogue on disk
-
-def cache_home():
-    """Where this project keeps what it makes itself: $TCOD_CACHE, or ~/.cache/tcod."""
-    return Path(os.environ.get("TCOD_CACHE") or Path.home() / ".cache" / "tcod")
-
-
-@contextmanager
-def _alone(path):
-    """Lets one process at a time make `path`; the ranks of a run wait for the first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{path}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def say(text):
-    """A line on the screen, from one rank only."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"WebShop: {text}", file=sys.stderr)
-
-
-def _fingerprint(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _is_fresh(folder, files):
-    """Whether the cache in `folder` was made by this version from these files. A file whose size and time
-    are unchanged is not read again: hashing the full catalogue takes seconds."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text())
-        if meta["version"] != VERSION or set(meta["inputs"]) != {path.name for path in files.values()}:
-            return False
-        for path in files.values():
-            known, now = meta["inputs"][path.name], path.stat()
-            if [now.st_size, now.st_mtime_ns] != known[:2] and _fingerprint(path) != known[2]:
-                return False
-        return True
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _build(files, folder):
-    """Products, index and per-product columns of the files, in the new folder `folder`."""
-    columns = {"asins": [], "low": array("d"), "high": array("d"), "combinations": array("q"), "human": array("i")}
-    attributes = []
-
-    def store(products, file, ends):
-        for product in products:
-            ends.append(ends[-1] + file.write(json.dumps(product).encode()))
-            values = math.prod(len(choices) for choices in product["options"].values())
-            columns["asins"].append(product["asin"])
-            columns["low"].append(product["prices"][0])
-            columns["high"].append(product["prices"][-1])
-            columns["combinations"].append(values if product["instruction"] is not None else 0)
-            columns["human"].append(len(product["human"]))
-            attributes.append(product["instruction_attributes"])
-            yield document(product)
-
-    ends = array("q", [0])
-    with open(folder / "products.bin", "wb") as file:
-        write_index(store(read_products(files), file, ends), folder)
-    if len(ends) == 1:
-        raise DataError(f"{files['items']} holds no product; {SOURCE}.")
-    np.save(folder / "products.npy", np.array(ends))
-    for name, column in columns.items():
-        np.save(folder / f"{name}.npy", np.array(column))
-    np.save(folder / "weights.npy", _goal_weights(attributes, columns["combinations"]))
-    inputs = {path.name: [path.stat().st_size, path.stat().st_mtime_ns, _fingerprint(path)] for path in files.values()}
-    (folder / "meta.json").write_text(json.dumps({"version": VERSION, "inputs": inputs}))
-
-
-def _goal_weights(attributes, combinations):
-    """Per product the weight of each of its synthetic goals: the mean over its attributes of
-    1 / (number of synthetic goals with that attribute)."""
-    goals = Counter()
-    for names, number in zip(attributes, combinations):
-        for name in names:
-            goals[name] += number
-    return np.array([sum(1 / goals[name] for name in names) / len(names) if number else 0.0
-                     for names, number in zip(attributes, combinations)])
-
-
-def cached(folder):
-    """The folder with the up-to-date cache of the data in `folder`; made when it is not there.
-
-    It stands beside the data, or under `cache_home()` when the data cannot be written to. Raises DataError."""
-    folder = Path(folder).resolve()
-    files = find_files(folder)
-    name = "webshop-" + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
-    cache = folder / ".tcod" if os.access(folder, os.W_OK) else cache_home() / name
-    if _is_fresh(cache, files):
-        return cache
-    with _alone(cache):
-        if not _is_fresh(cache, files):
-            new = Path(f"{cache}.new")
-            shutil.rmtree(new, ignore_errors=True)
-            new.mkdir()
-            _build(files, new)
-            shutil.rmtree(cache, ignore_errors=True)
-            new.rename(cache)
-    return cache
-
-
-class Catalogue:
-    """The products of a data folder: `product(i)` reads one from disk, `index` searches them."""
-
-    def __init__(self, folder):
-        self.cache = cached(folder)
-        load = lambda name: np.load(self.cache / f"{name}.npy", mmap_mode="r")
-        self.low, self.high, self.weights = map(load, ("low", "high", "weights"))
-        self.combinations, self.human = map(load, ("combinations", "human"))
-        self.index, self._records = Index(self.cache), Blobs(self.cache / "products")
-        self.product = lru_cache(4096)(lambda i: json.loads(self._records[i]))
-
-    def __len__(self):
-        return len(self._records)
 
 
 # ---------------------------------------------------------------- goals
@@ -313,7 +57,8 @@ class Goal:
 
 def price_cap(price, rng):
     """A multiple of 10 above the price, by drawing two of the first four and taking the larger."""
-    above = [10.0 * i for i in range(1, 100) if 10.0 * i > price][:4]
+    first = int(price // 10) + 1
+    above = [10.0 * i for i in range(first, min(first + 4, 100))]  # 10, 20, …, 990
     return max(rng.sample(above, 2)) if len(above) > 1 else NO_CAP
 
 
@@ -389,7 +134,7 @@ class Shop:
         path = self.catalogue.cache / f"experts-{self.kind}-{self.seed}.json"
         drawn = hashlib.sha256(self.prices.tobytes() + self.caps.tobytes()).hexdigest()
         key = f"{VERSION} {self.tagger} {drawn}"
-        with _alone(path):
+        with alone(path):
             known = json.loads(path.read_text()) if path.exists() else {}
             known = known if known.get("key") == key else {"key": key}
             missing = [i for i in indices if str(i) not in known]

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from worlds.webshop import cache_home
+from worlds.webshop_data import cache_home
 
 VERSION = 1  # raise it when the same recipe gives another catalogue
 

@@ -27,18 +27,18 @@ STOP = frozenset("a an and are as at be but by for if in into is it no not of on
                  "there these they this to was will with".split())
 # Words by Unicode's default boundaries (UAX 29), as far as Lucene's StandardTokenizer keeps them: runs of
 # letters, digits and underscores, held together by . ' : between letters and by . , ' ; between digits; runs
-# of Katakana or of a script without spaces; single Han or Hiragana characters; emoji, with stars and the like.
-# A mark belongs to what it follows.
-WORD = regex.compile(r"""(?xV1)
-    (?: [\p{WB=ALetter}\p{WB=Hebrew_Letter}\p{WB=Numeric}\p{WB=ExtendNumLet}] [\p{WB=Extend}\p{WB=Format}\p{WB=ZWJ}]*
-      | (?<=[\p{WB=ALetter}\p{WB=Hebrew_Letter}]) [\p{WB=MidLetter}\p{WB=MidNumLet}'] (?=[\p{WB=ALetter}\p{WB=Hebrew_Letter}])
-      | (?<=\p{WB=Numeric}) [\p{WB=MidNum}\p{WB=MidNumLet}'] (?=\p{WB=Numeric}) )+
-    | (?: \p{WB=Katakana} [\p{WB=Extend}\p{WB=Format}\p{WB=ZWJ}]* )+
-    | \p{LB=SA}+
-    | [\p{Han}\p{Hiragana}] [\p{WB=Extend}\p{WB=Format}\p{WB=ZWJ}]*
-    | \p{RI}{2}
-    | [\p{Extended_Pictographic}\u2388\u2605\u2607-\u2612\u2616-\u2685\u2690-\u2705\u2708-\u2712\u2763-\u2767\U0001F000-\U0001F0FF\U0001F10D-\U0001F10F\U0001F249-\U0001F53D\U0001F546-\U0001F64F\U0001F680-\U0001F6FF] \p{WB=Extend}*
-      (?: \u200D \p{Extended_Pictographic} \p{WB=Extend}* )*""")
+# of Katakana or of a script without spaces; single Han or Hiragana characters; flags; emoji, which at the time
+# of that Unicode version meant stars, chess pieces and the like too. A mark belongs to what it follows.
+LETTER, DIGIT = r"[\p{WB=ALetter}\p{WB=Hebrew_Letter}]", r"\p{WB=Numeric}"
+MARKS = r"[\p{WB=Extend}\p{WB=Format}\p{WB=ZWJ}]*"
+PICTURE = (r"[\p{Extended_Pictographic}\u2388\u2605\u2607-\u2612\u2616-\u2685\u2690-\u2705\u2708-\u2712\u2763-\u2767"
+           r"\U0001F000-\U0001F0FF\U0001F10D-\U0001F10F\U0001F249-\U0001F53D\U0001F546-\U0001F64F\U0001F680-\U0001F6FF]")
+WORD = regex.compile("|".join((
+    "(?:" + "(?:" + LETTER + "|" + DIGIT + r"|\p{WB=ExtendNumLet})" + MARKS
+    + "|(?<=" + LETTER + r")[\p{WB=MidLetter}\p{WB=MidNumLet}'](?=" + LETTER + ")"
+    + "|(?<=" + DIGIT + r")[\p{WB=MidNum}\p{WB=MidNumLet}'](?=" + DIGIT + "))+",
+    r"(?:\p{WB=Katakana}" + MARKS + ")+", r"\p{LB=SA}+", r"[\p{Han}\p{Hiragana}]" + MARKS, r"\p{RI}{2}",
+    PICTURE + r"\p{WB=Extend}*(?:\u200D\p{Extended_Pictographic}\p{WB=Extend}*)*")))
 ASCII_WORD = re.compile(r"\w+(?:(?:(?<=[A-Za-z])[.':](?=[A-Za-z])|(?<=\d)[.,;'](?=\d))\w+)*", re.ASCII)
 MARTIN = PorterStemmer(mode=PorterStemmer.MARTIN_EXTENSIONS)  # what Lucene's PorterStemFilter computes
 
