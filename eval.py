@@ -125,18 +125,19 @@ def percent(part):
     return f"{part['success']:6.1%} [{part['low']:.0%}–{part['high']:.0%}]"
 
 
-def table(summaries):
-    """Text of {label: summary}: a line each, then success per task type with a column for each label."""
+def table(summaries, by_type=""):
+    """Text of {label: summary}: a line each, then success per task type with a column for each label that begins with by_type."""
     width = max(map(len, summaries)) + 2
     lines = [f"{'':{width}}success [95 %]      games  rounds  invalid  no action    cut"]
     lines += [f"{label:{width}}{percent(s):19}{s['games']:6}{s['rounds']:8.1f}{s['invalid']:9.1%}{s['missing']:11.1%}{s['cut']:7.1%}"
               for label, s in summaries.items()]
+    summaries = {label: s for label, s in summaries.items() if label.startswith(by_type)}
     kinds = sorted({kind for s in summaries.values() for kind in s["kinds"]})
     if len(kinds) > 1:
         wide = max(map(len, kinds)) + 2
         lines += ["", " " * wide + "  ".join(summaries)]
         cell = lambda s, kind, label: f"{s['kinds'][kind]['success']:.0%} of {s['kinds'][kind]['games']}" if kind in s["kinds"] else "–"
-        lines += [f"{kind:{wide}}" + "  ".join(f"{cell(s, kind, label):{len(label)}}" for label, s in summaries.items()) for kind in kinds]
+        lines += [(f"{kind:{wide}}" + "  ".join(f"{cell(s, kind, label):{len(label)}}" for label, s in summaries.items())).rstrip() for kind in kinds]
     return "\n".join(lines)
 
 

@@ -188,13 +188,14 @@ def with_kl(episode, kls):
 
 
 def step_record(n, k, loss, norm, records, seconds):
-    """The log's line of step n, from all ranks' episodes."""
+    """The log's line of step n, from all ranks' episodes. window: the first and the last turn that any student played."""
     total = summarise(records)
     longest = max((r["start"] + len(r["kl_turn"]) for r in records), default=0)
     per_turn = [[r["kl_turn"][t - r["start"]] for r in records if 0 <= t - r["start"] < len(r["kl_turn"])] for t in range(longest)]
     tokens, turns = (max(1, total) for total in (sum(r["response_tokens"] for r in records), sum(len(r["kl_turn"]) for r in records)))
     kl = sum(r["kl"] for r in records)
-    return dict(step=n, k=k, loss=loss, grad_norm=norm, kl=kl / max(1, len(records)), kl_token=kl / tokens,
+    return dict(step=n, k=k, window=[min((r["start"] for r in records), default=0), longest], loss=loss, grad_norm=norm,
+                kl=kl / max(1, len(records)), kl_token=kl / tokens,
                 kl_turn=[float(np.mean(values)) if values else None for values in per_turn],
                 **{key: total[key] for key in ("games", "success", "rounds", "invalid", "missing", "cut", "context_cut", "crashed")},
                 response_length=tokens / turns, tokens=tokens, row_tokens=sum(r["row_tokens"] for r in records), seconds=seconds)
@@ -273,7 +274,7 @@ def train(args, ranks):
         results = assess({"teacher": (teacher, teacher_chat), "student before": (actor, chat)}, games, held_out, turns, eval_limits, args, ranks)
         if ranks.rank == 0:
             append(log, [dict(step=0, eval=results)])
-        ranks.print(table(results).split("\n\n")[0])
+        ranks.print(table(results, by_type="none"))
 
     bar = tqdm(range(done + 1, args.steps + 1), initial=done, total=args.steps, disable=ranks.rank > 0, dynamic_ncols=True)
     for n in bar:
@@ -310,7 +311,7 @@ def train(args, ranks):
     if ranks.rank == 0:
         lm.save(student, tokenizer, os.path.join(folder, "student"))
     if results:
-        ranks.print(table(results))
+        ranks.print(table(results, by_type="student after"))
 
 
 def stop_unless_finite(loss, records):

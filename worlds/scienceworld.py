@@ -152,7 +152,8 @@ class Jvm:
 
 
 os.register_at_fork(after_in_child=Jvm.forget)
-# py4j logs a traceback through the root logger when a JVM dies, which Jvm.get() says in a line.
+# py4j logs tracebacks when a JVM dies, some through the root logger; Jvm.get() says it in a line.
+logging.getLogger("py4j").setLevel(logging.CRITICAL)
 logging.getLogger().addFilter(lambda record: "py4j" not in record.pathname)
 
 
