@@ -472,7 +472,9 @@ def test_random_visits_never_raise(shop, default):
     (dict(items=[item("A", 7)]), "product A is malformed"), (dict(items=[item("A", "x", customization_options={"c": [{}]})]), "product A is malformed"),
     (dict(items=[item("A", "x", pricing="$1.2.3")]), "product A is malformed"), (dict(items=[item("A", "x", customization_options=[1])]), "product A is malformed"),
     (dict(entries="nonsense"), "items_ins_v2_1000.json cannot be read"), (dict(entries="[]"), "not an object"),
-    (dict(wishes={"LAMP01": [{}]}), "product LAMP01 is malformed"), (dict(entries={"LAMP01": 3}), "product LAMP01 is malformed")])
+    (dict(wishes={"LAMP01": [{}]}), "product LAMP01 is malformed"), (dict(entries={"LAMP01": 3}), "product LAMP01 is malformed"),
+    (dict(entries={"LAMP01": {"attributes": [1]}}), "product LAMP01 is malformed: .1. is not a list of texts"),
+    (dict(entries={"LAMP01": {"instruction_attributes": "brass"}}), "product LAMP01 is malformed")])
 def test_broken_files_are_one_sentence(tmp_path, files, says):
     with pytest.raises(DataError, match=says) as error:
         Catalogue(write_files(tmp_path, **files))
@@ -511,6 +513,19 @@ def test_cache_is_kept_until_the_data_change(tmp_path, monkeypatch):
     assert len(Catalogue(tmp_path)) == 5 and built == [1, 1]
     (Catalogue(tmp_path).cache / "meta.json").write_text("{}")
     assert len(Catalogue(tmp_path)) == 5 and built == [1, 1, 1]
+
+
+def test_damaged_cache_is_one_sentence(tmp_path):
+    cache = Catalogue(write_files(tmp_path)).cache
+    (cache / "docs.npy").write_bytes(b"")
+    with pytest.raises(DataError, match="is damaged .*; remove it"):
+        Catalogue(tmp_path)
+
+
+def test_products_without_a_word(tmp_path):
+    """Nothing to index is not an error."""
+    catalogue = Catalogue(write_files(tmp_path, [item("A", ""), item("B", "the !")], {}))
+    assert len(catalogue) == 2 and catalogue.index.search("lamp") == ()
 
 
 def test_data_that_cannot_be_written_to_are_cached_at_home(tmp_path, monkeypatch):

@@ -107,23 +107,28 @@ def _options(customization):
             for name, choices in (customization or {}).items() if choices is not None}
 
 
+def _texts(value):
+    """A list of texts as it is. Raises ValueError for anything else."""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"{str(value)[:80]} is not a list of texts")
+    return value
+
+
 def _product(record, details, human):
     """One product as the official loader leaves it. Raises ValueError, KeyError, TypeError, AttributeError."""
-    bullets = record.get("small_description")
+    bullets, instruction = record.get("small_description"), details.get("instruction")
     texts = {key: record.get(source) or "" for key, source in (
         ("title", "name"), ("description", "full_description"), ("category", "category"),
         ("query", "query"), ("product_category", "product_category"))}
-    if not all(isinstance(text, str) for text in texts.values()):
-        raise ValueError("a text field holds something else")
-    instruction_attributes = details.get("instruction_attributes") or []
+    wanted = _texts(details.get("instruction_attributes") or [])
+    _texts([*texts.values(), instruction or ""])
     return {
         **texts, "asin": record["asin"], "query": texts["query"].lower().strip(),
         "bullets": [str(b) for b in bullets] if isinstance(bullets, list) else [str(bullets or "")],
         "prices": _prices(record.get("pricing")), "options": _options(record.get("customization_options")),
-        "attributes": details.get("attributes", ["DUMMY_ATTR"]),
-        "instruction": details.get("instruction") if instruction_attributes else None,
-        "instruction_attributes": instruction_attributes,
-        "human": [[h["instruction"].strip("."), h["instruction_attributes"], h["instruction_options"]]
+        "attributes": _texts(details.get("attributes", ["DUMMY_ATTR"])),
+        "instruction": instruction if wanted else None, "instruction_attributes": wanted,
+        "human": [[h["instruction"].strip("."), _texts(h["instruction_attributes"]), _texts(h["instruction_options"])]
                   for h in human if h["instruction_attributes"]],
     }
 
@@ -160,7 +165,7 @@ def document(product):
 
 def cache_home():
     """Where this project keeps what it makes itself: $TCOD_CACHE, or ~/.cache/tcod."""
-    return Path(os.environ.get("TCOD_CACHE") or Path.home() / ".cache" / "tcod")
+    return Path(os.environ.get("TCOD_CACHE") or "~/.cache/tcod").expanduser()
 
 
 @contextmanager
@@ -262,14 +267,17 @@ def cached(folder):
 
 
 class Catalogue:
-    """The products of a data folder: `product(i)` reads one from disk, `index` searches them."""
+    """The products of a data folder: `product(i)` reads one from disk, `index` searches them. Raises DataError."""
 
     def __init__(self, folder):
         self.cache = cached(folder)
         load = lambda name: np.load(self.cache / f"{name}.npy", mmap_mode="r")
-        self.low, self.high, self.weights = map(load, ("low", "high", "weights"))
-        self.combinations, self.human = map(load, ("combinations", "human"))
-        self.index, self._records = Index(self.cache), Blobs(self.cache / "products")
+        try:
+            self.low, self.high, self.weights = map(load, ("low", "high", "weights"))
+            self.combinations, self.human = map(load, ("combinations", "human"))
+            self.index, self._records = Index(self.cache), Blobs(self.cache / "products")
+        except (OSError, EOFError, ValueError) as error:
+            raise DataError(f"The cache {self.cache} is damaged ({error}); remove it, it will be made again.") from None
         self.product = lru_cache(4096)(lambda i: json.loads(self._records[i]))
 
     def __len__(self):

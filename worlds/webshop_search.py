@@ -74,7 +74,7 @@ def length_factors(lengths, k1=0.9, b=0.4):
     """1 / (k1 (1 - b + b length / mean length)) per document, every operation in float32 as in Lucene."""
     k1, b, one = np.float32(k1), np.float32(b), np.float32(1)
     filled = max(1, np.count_nonzero(lengths))
-    mean = np.float32(lengths.sum() / filled)
+    mean = np.float32(max(1, lengths.sum()) / filled)
     stored = np.array([one_byte(int(n)) for n in lengths], np.float32)
     return one / (k1 * ((one - b) + b * stored / mean))
 
