@@ -160,8 +160,8 @@ def open_shop(folder, goals="synthetic", seed=0):
         raise DataError(f"WebShop has no goals called {goals!r}; there are synthetic and human.")
     shop = Shop(_catalogue(str(folder)), goals, seed)
     if not len(shop):
-        needs = FILES["human"][0] if goals == "human" else "an instruction in the attributes file"
-        raise DataError(f"{folder} has no {goals} goals: no product has {needs}; {SOURCE}.")
+        file = FILES["human" if goals == "human" else "attributes"][0]
+        raise DataError(f"{folder} has no {goals} goals: no product has an instruction in {file}; {SOURCE}.")
     say(f"{len(shop.catalogue):,} products, {len(shop):,} {goals} goals; title nouns by {shop.tagger}.")
     return shop
 
@@ -185,7 +185,8 @@ NOT_NOUNS = STOP | frozenset(
 @lru_cache(4096)
 def title_words(title):
     """Nouns of a title without a tagger: its words that begin with a letter and are no function words.
-    Against spaCy the type reward changes for no correct product and for 13 % of the wrong ones on page 1."""
+    With such a list instead of spaCy the type reward was another for no correct product and for 13 % of the
+    wrong ones in the top ten, by 0.07 on average."""
     words = re.findall(r"(?<![\w-])[^\W\d_][\w'-]*", title.lower())
     return [word for word in words if word not in NOT_NOUNS]
 
