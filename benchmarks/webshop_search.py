@@ -91,7 +91,7 @@ def main():
         print(" | ".join(f"{value:,.4g}" if value < 1000 else f"{value:,.0f}" for value in rows[-1].values()), flush=True)
     if len(rows) > 1:
         (low, high), share = rows[-2:], (FULL - rows[-2]["products"]) / (rows[-1]["products"] - rows[-2]["products"])
-        full = [low[key] + share * (high[key] - low[key]) for key in high]
+        full = [max(0, low[key] + share * (high[key] - low[key])) for key in high]
         print("extrapolated: " + " | ".join(f"{value:,.4g}" if value < 1000 else f"{value:,.0f}" for value in full))
 
 
