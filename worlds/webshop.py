@@ -66,6 +66,18 @@ def cap_text(cap):
     return "" if cap == NO_CAP else f", and price lower than {cap:.2f} dollars"
 
 
+def official_order(number, cache):
+    """The benchmark's order of so many goals, by its own seed; kept on disk: to shuffle millions takes seconds."""
+    path = cache / f"order-{number}.npy"
+    with alone(path):
+        if not path.exists():
+            order = list(range(number))
+            random.Random(233).shuffle(order)
+            np.save(path.with_suffix(".new.npy"), np.array(order, np.int64))
+            os.replace(path.with_suffix(".new.npy"), path)
+    return np.load(path, mmap_mode="r")
+
+
 class Shop:
     """A catalogue with sale prices and goals: all that the environments of a process share.
 
@@ -89,9 +101,7 @@ class Shop:
         self.family_weight = catalogue.weights[owners] if synthetic else np.ones(len(self.family))
         rng = random.Random(f"caps {seed}")
         self.caps = np.array([price_cap(float(self.prices[i]), rng) for i in self.family], np.float64)
-        order = list(range(int(self.first[-1])))
-        random.Random(233).shuffle(order)  # the benchmark's own seed: the order of the goals is official
-        self.order = np.array(order, np.int64)
+        self.order = official_order(int(self.first[-1]), catalogue.cache)
 
     def __len__(self):
         """Number of goals."""
