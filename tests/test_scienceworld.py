@@ -229,6 +229,22 @@ def test_interleaved_episodes_equal_those_alone():
         assert [step[1:] for step in trace] == again, name
 
 
+def test_a_crowd_of_games_fits_the_heap(monkeypatch):
+    """Each simulator keeps 10 MB of variations: 64 environments would end the JVM, and the next, and the next."""
+    monkeypatch.setattr(sw, "ROOMY", 1)
+    names = ("find-plant", "find-plant", "test-conductivity", "grow-fruit")
+    games = [sw.Game() for _ in names]
+    alone = [games[0].start(name, 5).text for name in names]
+    for _ in range(2):                      # the second time each gets its list of variations anew
+        assert [game.start(name, 5).text for game, name in zip(games, names)] == alone
+    assert all(game._simulator.taskMaker() is None for game in games[1:])
+    assert games[1].gold()[-1].startswith("move flower pot")
+    count = sw.Jvm.current.simulators
+    del games[1:]
+    sw.Game().start("boil", 0)              # takes the place of those no longer used
+    assert sw.Jvm.current.simulators == count - 2
+
+
 def test_a_new_jvm_goes_on_where_the_dead_one_was(env, capfd):
     """A JVM's death in the middle of an episode: not a crash of the run, not another episode, and not silent."""
     actions = ("go to art studio", "look around", "open door", "go to hallway", "go to workshop", "look around")

@@ -2,8 +2,8 @@
 
     python -m worlds.scienceworld --split train --per-kind 8      # make the experts' episodes beforehand
 
-What the package's Python wrapper does otherwise: it lists all valid actions (thousands) at every step, which takes fifty
-times longer than the step itself, and it starts a JVM with a quarter of the machine's memory for every environment. Here a
+What the package's Python wrapper does otherwise: it lists all valid actions (thousands) at every step, which takes several
+times as long as the step itself, and it starts a JVM with a quarter of the machine's memory for every environment. Here a
 Game is one simulator inside a shared JVM with a bounded heap. The JVM lives in its own process group (Ctrl-C does not reach
 it) and reads a pipe from this process, so that it ends with it however that ends. A JVM that died is started again, and the
 games that it held are played up to where they were. After a fork the child starts a JVM of its own.
@@ -63,6 +63,7 @@ JAVA_OPTIONS = [
     "-XX:+IgnoreUnrecognizedVMOptions", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2"]
 CALL_SECONDS = 180              # a call that takes longer is taken for dead; the longest (a mendelian gold path) takes 10
 PER_KIND = 8                    # tasks of each type for which gold paths are made unasked: minutes, not hours
+ROOMY = 16                      # games that may each keep the list of all variations, which is 10 MB and 0.1 s to make
 TRIES = 3                       # JVMs in a row that may die in one call
 
 
@@ -114,6 +115,7 @@ class Jvm:
         self.gateway = JavaGateway(java_process=self.process, gateway_parameters=GatewayParameters(
             port=port, auth_token=token, enable_memory_management=False, read_timeout=CALL_SECONDS))
         self._silence()
+        self.simulators, self.retired = 0, []       # how many there are; those that can be given back
 
     def _silence(self):
         """The simulator prints dozens of lines at every step, all of which Python would have to read."""
@@ -143,6 +145,14 @@ class Jvm:
         self.process.kill()
         self.process.wait()
         self.process.stdin.close()
+
+    def simulator(self):
+        """A new simulator. Those retired before are given back first: py4j must not be called while Python collects."""
+        while self.retired:
+            self.gateway.detach(self.retired.pop())
+            self.simulators -= 1
+        self.simulators += 1
+        return self.gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
 
     @contextmanager
     def calls(self):
@@ -185,6 +195,7 @@ class Game:
 
     def __init__(self):
         self._jvm = self._simulator = self._loaded = None
+        self._maker = False     # whether the simulator has its list of variations
         self._played = []       # (input, answer) of this episode
         self.task = ""          # the task's text
         self.templates = ()     # what can be done in this task, as "move OBJ to OBJ"
@@ -209,7 +220,7 @@ class Game:
     def gold(self) -> tuple:
         """The simulator's own solution of the task that was started last. Ends the episode."""
         def call():
-            self._simulator.load(*self._loaded, True)
+            self._load(gold=True)
             listed = self._simulator.getGoldActionSequence()
             text = self._jvm.gateway.jvm.java.lang.String.join("\n", listed)
             self._jvm.gateway.detach(listed)
@@ -218,9 +229,11 @@ class Game:
 
     def close(self):
         """Give the simulator's memory back."""
-        if self._simulator is not None and self._jvm is Jvm.current and self._jvm.process.poll() is None:
-            self._jvm.gateway.detach(self._simulator)
+        if self._simulator is not None:
+            self._jvm.retired.append(self._simulator)
         self._simulator = None
+
+    __del__ = close
 
     def _survive(self, call):
         """The result of call, which is repeated in a new JVM, behind the same episode, when this one dies."""
@@ -239,7 +252,7 @@ class Game:
     def _restore(self):
         self._jvm, played, self._played = Jvm.get(), self._played, []
         with self._jvm.calls():
-            self._simulator = self._jvm.gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
+            self._simulator, self._maker = self._jvm.simulator(), True
             if not played:
                 return
             self._begin()
@@ -248,10 +261,25 @@ class Game:
         if played != self._played:
             raise EpisodeLost(f"{self._loaded} played again did not show what it had shown")
 
+    def _load(self, gold=False):
+        """Make a fresh world; the simulator's reset would only make a second one of the same.
+
+        The list of variations (its "task maker") is needed for that alone, so a crowd of games does without between
+        episodes. It cannot be shared: worlds are built from its objects, so two of the same variation would mix.
+        """
+        assign = getattr(self._simulator, "taskMaker_$eq")
+        if not self._maker:
+            maker = self._jvm.gateway.jvm.scienceworld.tasks.TaskMaker1()
+            assign(maker)
+            self._jvm.gateway.detach(maker)
+        self._simulator.load(*self._loaded, gold)
+        self._maker = self._jvm.simulators <= ROOMY
+        if not self._maker:
+            assign(None)
+
     def _begin(self):
-        """Loading makes a fresh world; the simulator's reset would only make a second one of the same."""
         self._played = []
-        self._simulator.load(*self._loaded, False)
+        self._load()
         self.task = " ".join(self._simulator.getTaskDescription().split())
         actions = json.loads(self._simulator.getPossibleActionsWithIDs())
         self.templates = tuple(sorted({action["action_example"] for action in actions} - META))
