@@ -58,6 +58,7 @@ class TextGame(gymnasium.Env):
     splits: tuple[str, ...] = ()
     train_split = ""
     eval_splits: tuple[str, ...] = ()
+    tiny_data = ""                  # what "data" is for the embedded tiny pair when the user names none
     instructions = ""               # what the game is and how actions are written: opens the "react" prompt
 
     def __init__(self, split="", data="", **knobs):
@@ -296,6 +297,7 @@ class ScienceWorld(TextGame):
     splits = ("train", "dev", "test", "tcod_train", "tcod_test")    # the benchmark's; the last two, by type, are TCOD's
     train_split = "train"
     eval_splits = ("dev", "test")
+    tiny_data = "short"
     instructions = (
         "You are in a house with laboratories, in a text game about school science. Solve the task by giving one command "
         "at a time.\n"

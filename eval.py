@@ -186,6 +186,8 @@ def main(args):
     check(args)
     game_type = envs.game_type(args.env)
     model, chat = load(args, args.model)
+    if chat.style == "bare" and not args.data:
+        args.data = game_type.tiny_data
     split = args.split or game_type.eval_splits[0]
     tasks = spread(envs.make_tasks(args.env, split, args.data), 1 if args.watch else args.games)
     tasks = [task for task in tasks for _ in range(args.samples)]

@@ -20,9 +20,11 @@ TINY = {"tiny-teacher": "teacher", "tiny-student": "student", "tiny-narrow": "te
 
 
 def resolve(name, env):
-    """The folder behind the name of an embedded tiny checkpoint; any other name as it is."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    return os.path.join(here, "assets", env, TINY[name]) if name in TINY else name
+    """The folder behind the name of an embedded tiny checkpoint; any other name as it is. Raises UserError where none is shipped."""
+    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", env, TINY.get(name, ""))
+    if name in TINY and not os.path.isdir(folder):
+        raise UserError(f"no {name} is shipped for {env}: name a checkpoint with --student and --teacher (eval.py: --model)")
+    return folder if name in TINY else name
 
 
 def device():

@@ -33,8 +33,8 @@ from eval import chat_of, command, evaluate, knob, outcome, spread, summarise, t
 from run import Ranks, append, free_folder, load_checkpoint, read_log, rewind, save_checkpoint
 
 PRESETS = {  # knob: (the paper's value, for real models; the measured one, for the embedded tiny pair)
-    "k_start": (1, 1), "eta": (2.0, 2.0), "steps": (250, 120), "episodes": (16, 32), "lr": (1e-6, 1e-3),
-    "max_response": (512, 16), "max_context": (10240, 2048), "eval_every": (5, 30), "eval_games": (140, 140),
+    "k_start": (1, 1), "eta": (2.0, 2.0), "steps": (250, 120), "episodes": (16, 16), "lr": (1e-6, 1e-3),
+    "max_response": (512, 16), "max_context": (10240, 2048), "eval_every": (5, 40), "eval_games": (140, 140),
 }
 
 
@@ -127,6 +127,8 @@ def fill_presets(args, style):
     for name, (paper, tiny) in PRESETS.items():
         if getattr(args, name) is None:
             setattr(args, name, tiny if style == "bare" else paper)
+    if style == "bare" and not args.data:
+        args.data = envs.game_type(args.env).tiny_data
     return "the tiny pair's" if style == "bare" else "the paper's"
 
 
@@ -149,24 +151,31 @@ def check(args, ranks):
         raise envs.UserError(f"--episodes {args.episodes} cannot be shared equally by {ranks.world} processes")
 
 
+def read_experts(path):
+    """{task id: actions} from a file that eval.py --save-expert wrote; raises UserError for anything else."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return {r["task"]: tuple(r["actions"]) for r in map(json.loads, file)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise envs.UserError(f"--experts {path} is not a file that eval.py --save-expert wrote ({error})") from None
+
+
 def training_tasks(args, ranks):
     """The train split; for b2f only the tasks with an expert's episode, with the count of what was left out."""
-    tasks = envs.make_tasks(args.env, envs.game_type(args.env).train_split, args.data)
+    game_type = envs.game_type(args.env)
+    tasks = envs.make_tasks(args.env, game_type.train_split, args.data)
+    if args.method != "b2f":
+        return tasks
     if args.experts:
-        try:
-            with open(args.experts, encoding="utf-8") as file:
-                experts = {r["task"]: tuple(r["actions"]) for r in map(json.loads, file)}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise envs.UserError(f"--experts {args.experts} is not a file that eval.py --save-expert wrote ({error})") from None
-        tasks = [dataclasses.replace(task, expert=experts.get(task.id, ())) for task in tasks]
-    if args.method == "b2f":
-        able = [task for task in tasks if task.expert]
-        ranks.print(f"b2f: {len(able)} of {len(tasks)} training tasks have an expert's episode; the others are left out")
-        if not able:
-            raise envs.UserError("b2f needs experts' successful episodes, and no training task has one: make them with "
-                                 "eval.py --split train --save-expert FILE and pass --experts FILE")
-        return able
-    return tasks
+        experts = read_experts(args.experts)
+        able = [dataclasses.replace(task, expert=experts[task.id]) for task in tasks if experts.get(task.id)]
+    else:
+        able = game_type.with_experts(tasks, args.data)
+    ranks.print(f"b2f: {len(able)} of {len(tasks)} training tasks have an expert's episode; the others are left out")
+    if not able:
+        raise envs.UserError("b2f needs experts' successful episodes, and no training task has one: make them with "
+                             "eval.py --split train --save-expert FILE and pass --experts FILE")
+    return able
 
 
 def pick(tasks, n, args):

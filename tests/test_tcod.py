@@ -172,7 +172,8 @@ def test_the_log_shows_k_and_the_windows(method, checkpoints, data, tmp_path):
     (dict(env="chess"), "chess"), (dict(method="ppo"), "unknown --method"), (dict(loss="mse"), "unknown loss"),
     (dict(schedule="cosine"), "unknown --schedule"), (dict(schedule="step"), "--stages"), (dict(stages="5"), "depth@step"),
     (dict(data="/nowhere"), "no ALFWorld games"), (dict(student="/nowhere"), "/nowhere"), (dict(max_context=30), "--max-context 30"),
-    (dict(resume="/nowhere"), "no run to resume"), (dict(history="all"), "--history"), (dict(experts="/nowhere"), "/nowhere")])
+    (dict(resume="/nowhere"), "no run to resume"), (dict(history="all"), "--history"),
+    (dict(method="b2f", experts="/nowhere"), "/nowhere")])
 def test_a_users_mistake_is_one_sentence(wrong, words, checkpoints, data, tmp_path):
     """A traceback, or a run that quietly does something else."""
     with pytest.raises(envs.UserError, match=words) as caught:
