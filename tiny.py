@@ -2,22 +2,21 @@
 Hugging Face checkpoints with a tokenizer of their own, so that the first run of tcod.py starts at once on any machine.
 
     OMP_NUM_THREADS=1 python tiny.py              # assets/alfworld/student and assets/alfworld/teacher
-    OMP_NUM_THREADS=1 python tiny.py --narrow     # assets/alfworld/teacher-narrow, beside a student made before
+    OMP_NUM_THREADS=1 python tiny.py --narrow     # assets/alfworld/teacher-narrow
+    python eval.py --model tiny-student --take-over 0,3,6,10
 
 The student imitates a poor player: it has learned to copy names out of its context, and little else. The teacher imitates
 an expert, also in states that others have led it into: play with random, invalid and misguided actions, and play that the
 student or the teacher itself began; there the expert says what it would do. The narrow teacher has seen the expert's own
-play only, so that distillation can be watched to fail where the student leads it astray. Left out on purpose: pre-training
-on text, reinforcement learning; both would need more than minutes.
+play only: what becomes of distillation where a student leads its teacher astray can be watched with it. Left out on
+purpose: pre-training on text and reinforcement learning; both would need more than minutes.
 
 A world is one class with a few methods (see ALFWorldPlay). T = token, B = row of a batch, V = vocabulary.
 """
 
 import os
 import random
-import re
-import time
-from collections import Counter
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 import envs
 import model as lm
 import rollout
-from eval import chat_of, command, evaluate, knob, summarise, table, take_over
+from eval import command, knob
 
 UNKNOWN, END, ACT = "<unk>", "<|end|>", "<|act|>"
 TEMPLATE = ("{% for m in messages %}{{ '<|act|>' + m['content'] + '<|end|>' if m['role'] == 'assistant' else m['content'] }}"
@@ -43,10 +42,10 @@ class Args:
     world: str = knob("alfworld", "which world: alfworld")
     out: str = knob("assets", "folder to write WORLD/teacher and WORLD/student into")
     narrow: bool = knob(False, "make the teacher of narrow support instead, from the expert's own play only")
-    games: int = knob(3000, "training games")
-    student_steps: int = knob(600, "optimizer steps of the student")
-    teacher_steps: int = knob(1500, "optimizer steps of the teacher")
-    rounds: int = knob(3, "times that student and teacher play and the expert says what it would have done")
+    games: int = knob(1500, "training games")
+    student_steps: int = knob(500, "optimizer steps of the student")
+    teacher_steps: int = knob(900, "optimizer steps of the teacher")
+    refresh: int = knob(150, "steps of the teacher after which student and teacher play again and the expert labels it")
     batch: int = knob(32, "rows per step")
     width: int = knob(96, "width of the models")
     layers: int = knob(3, "layers of the models")
@@ -61,6 +60,7 @@ class ALFWorldPlay:
     """What tiny.py needs of ALFWorld. Games are those of level "small"."""
     turns = 20
     skill = 0.25                    # share of the poor player's turns that are the expert's
+    never = ("help",)               # admissible, but not worth the words
     verbs = ("take", "move", "open", "close", "heat", "cool", "clean")
     # Text that says nothing is dropped, so that what belongs together is adjacent: about 13 tokens a turn.
     phrases = ((r"-= welcome to textworld, alfred! =-", " "), (r"available commands:[\s\S]*?(?=task:|$)", "help "),
@@ -72,12 +72,15 @@ class ALFWorldPlay:
     tokens = r"go to|[a-z]+ \d+|[a-z]+"     # a thing with its number is one token, and so is a verb
 
     def tasks(self, games):
-        """The first `games` games of the train split's seeds."""
+        """The first `games` games of the train split's seeds: floor plans of "train", none of the held-out games."""
         from worlds.alfworld_games import LEVELS, VERSION, write_splits
-        folder = Path(os.environ.get("TCOD_CACHE") or "~/.cache/tcod").expanduser() / f"alfworld-tiny-{games}-{VERSION}"
-        if not folder.exists():
-            write_splits(folder.with_suffix(".part"), LEVELS["small"], {"train": games})
-            folder.with_suffix(".part").rename(folder)
+        cache = Path(os.environ.get("TCOD_CACHE") or "~/.cache/tcod").expanduser()
+        folder = cache / f"alfworld-tiny-{games}-{VERSION}"
+        if not folder.exists():     # written beside and moved into place: a killed process leaves no half set
+            cache.mkdir(parents=True, exist_ok=True)
+            beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache))
+            write_splits(beside, LEVELS["small"], {"train": games})
+            beside.rename(folder)
         return envs.make_tasks("alfworld", "train", str(folder))
 
     def expert(self, opening):
@@ -95,7 +98,7 @@ class ALFWorldPlay:
 
         return Expert(opening, revisit=True)
 
-    def blunder(self, rng, expert, info):
+    def blunder(self, rng, expert):
         """An action that is probably invalid: things and places of the game put together without thought."""
         things = sorted(set().union(*expert.seen.values())) or [f"{expert.goal.thing} 1"]
         thing, place = rng.choice([*things, expert.carried or things[0]]), rng.choice([*expert.places, expert.at or expert.places[0]])
@@ -103,44 +106,52 @@ class ALFWorldPlay:
                            "clean {0} with {1}"]).format(thing, place)
 
 
-WORLDS = {"alfworld": ALFWorldPlay}
+WORLDS = {"alfworld": ALFWorldPlay}          # another world is another such class
 
 
-# ---- players: choose(rng, turn, expert, info) -> action
+# ---- players: choose(turn, expert, info) -> action
 
-def expert_player(rng, turn, expert, info):
+def expert_player(turn, expert, info):
     return expert.act()
 
 
-def poor_player(world):
+def poor_player(world, rng):
     """The expert now and then, else any admissible action: what the student imitates."""
-    def choose(rng, turn, expert, info):
-        return expert.act() if rng.random() < world.skill else rng.choice(admissible(info))
-    return choose
+    return lambda turn, expert, info: expert.act() if rng.random() < world.skill else rng.choice(info["admissible"])
 
 
 def mixed_player(world, rng):
     """Draws the player of one episode: the expert; the expert with slips; or someone clumsy whom the expert replaces."""
     kind, slips, invalid = rng.random(), rng.choice([0.15, 0.3, 0.5]), rng.choice([0, 0.1, 0.3, 0.6])
-    start, skill = (0, 1 - slips) if kind < 0.5 else (rng.randint(1, 12), rng.choice([0, 0.3, 0.5]))
+    until, skill = (world.turns, 1 - slips) if kind < 0.5 else (rng.randint(1, 12), rng.choice([0, 0.3, 0.5]))
 
-    def choose(rng, turn, expert, info):
-        if kind < 0.25 or (kind > 0.5 and turn >= start) or rng.random() < skill:
+    def choose(turn, expert, info):
+        if kind < 0.25 or turn >= until or rng.random() < skill:
             return expert.act()
         if rng.random() < invalid:
-            return world.blunder(rng, expert, info)
-        handy = [action for action in admissible(info) if action.split()[0] in world.verbs]
-        return rng.choice(handy if handy and rng.random() < 0.5 else admissible(info))
+            return world.blunder(rng, expert)
+        handy = [action for action in info["admissible"] if action.split()[0] in world.verbs]
+        return rng.choice(handy if handy and rng.random() < 0.5 else info["admissible"])
     return choose
 
 
 def recorded(actions):
     """Repeats an episode that was played before."""
-    return lambda rng, turn, expert, info: actions[turn] or "" if turn < len(actions) else expert.act()
+    return lambda turn, expert, info: actions[turn] or ""
 
 
-def admissible(info):
-    return [action for action in info["admissible"] if action != "help"]
+def turns(world, env, task, choose):
+    """Play one episode; yields per turn the prompt, the actions admissible, what the expert would do, what was done."""
+    obs, info = env.reset(options={"task": task})
+    expert = world.expert(obs)
+    for turn in range(world.turns):
+        info["admissible"] = [action for action in info["admissible"] if action not in world.never]
+        action = choose(turn, expert, info)
+        yield envs.prompt(env, obs, info, "bare", turn == 0), info["admissible"], expert.act(), action
+        obs, _, won, _, info = env.step(action)
+        if won:
+            return
+        expert.observe(action, obs)
 
 
 # ---- rows
@@ -171,65 +182,44 @@ class Row:
             same = use and label[j] == token
 
 
-def play(world, chat, env, task, choose, rng, imitate=False):
+def play(world, chat, env, task, choose, imitate=False):
     """One episode by a player, as a row: labelled by the expert, or by the player itself when it is to be imitated.
 
     The teacher is also asked in the middle of what a student says, when that began otherwise than the expert would: from there
     on it learns, with a small weight, to finish any admissible action.
     """
-    obs, info = env.reset(options={"task": task})
-    expert, row = world.expert(obs), Row()
-    for turn in range(world.turns):
-        row.say(chat.observation(envs.prompt(env, obs, info, "bare", turn == 0), turn == 0))
-        label, action = expert.act(), choose(rng, turn, expert, info)
-        said = chat.response(action)
-        row.act(said, said if imitate else chat.response(label), 0.1 * (action in info["admissible"]))
-        obs, _, won, _, info = env.step(action)
-        expert.observe(action, obs)
-        if won:
-            break
-    return row, info["won"]
+    row = Row()
+    for turn, (prompt, admissible, label, action) in enumerate(turns(world, env, task, choose)):
+        row.say(chat.observation(prompt, turn == 0))
+        row.act(chat.response(action), chat.response(action if imitate else label), 0.1 * (action in admissible))
+    return row
 
 
 def sampled_play(world, chat, games, tasks, student, teacher, rng):
     """Rows of episodes that the student began and the teacher went on with, both sampled; every turn labelled by the expert."""
     limits, rows = rollout.Limits(16, 2048, 1.0, chat.style), []
     for i in range(0, len(tasks), len(games)):
-        start = rng.choice([0, 2, 4, 6, 8, 10, 12, world.turns])
-        batch = tasks[i:i + len(games)]
+        batch, start = tasks[i:i + len(games)], rng.choice([0, 2, 4, 6, 8, 10, 12, world.turns])
         episodes = rollout.play(lambda turn: student if turn < start else teacher, chat, games, batch, [(0, world.turns)] * len(batch),
-                                limits, seed=(rng.randrange(2 ** 31),), first_index=i)
-        rows += [play(world, chat, games[0], e.task, recorded([turn["action"] for turn in e.turns]), rng)[0] for e in episodes]
+                                limits, seed=(rng.randrange(2 ** 31),))
+        rows += [play(world, chat, games[0], e.task, recorded([turn["action"] for turn in e.turns])) for e in episodes]
     return rows
 
 
 # ---- tokenizer and models
 
-def make_tokenizer(world, texts):
-    """A word-level tokenizer of these texts. Decoding a response gives its words with one space between them."""
+def make_tokenizer(world, env, tasks, rng):
+    """A word-level tokenizer of what a poor player reads and may say. Decoding joins the words of a response by one space."""
     normalizer = normalizers.Sequence([normalizers.Lowercase()] + [normalizers.Replace(Regex(p), to) for p, to in world.phrases])
-    splitter = pre_tokenizers.Split(Regex(world.tokens), behavior="removed", invert=True)
-    words = {word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
+    splitter, words = pre_tokenizers.Split(Regex(world.tokens), behavior="removed", invert=True), set()
+    for task in tqdm(tasks, desc="words", mininterval=10):
+        for prompt, admissible, *_ in turns(world, env, task, poor_player(world, rng)):
+            for text in (prompt, *admissible):
+                words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([UNKNOWN, END, ACT, *sorted(words)])}, UNKNOWN))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN, eos_token=END, pad_token=END, prompt_style="bare",
                                    additional_special_tokens=[ACT], chat_template=TEMPLATE, clean_up_tokenization_spaces=False)
-
-
-def game_texts(world, env, tasks, rng):
-    """Everything that a poor player reads and might say."""
-    texts = []
-    for task in tasks:
-        obs, info = env.reset(options={"task": task})
-        expert = world.expert(obs)
-        for turn in range(world.turns):
-            texts += [envs.prompt(env, obs, info, "bare", turn == 0), *info["admissible"]]
-            action = poor_player(world)(rng, turn, expert, info)
-            obs, _, won, _, info = env.step(action)
-            expert.observe(action, obs)
-            if won:
-                break
-    return texts
 
 
 def make_model(args, tokenizer):
@@ -286,52 +276,47 @@ def fit(model, rows, steps, args, rng, label, more=None, every=0):
         for optimizer in optimizers:
             optimizer.zero_grad()
         bar.set_postfix(loss=f"{loss:.3f}", right=f"{right:.1%}", rows=len(rows), refresh=False)
+    return model.eval()
 
 
 # ---- the three checkpoints
 
-def scripted(world, chat, env, tasks, player, rng, label, imitate=False):
-    """A row per task, played by player()."""
-    return [play(world, chat, env, task, player(), rng, imitate)[0] for task in tqdm(tasks, desc=label, mininterval=10)]
+def make_student(args, world, chat, games, tasks, rng):
+    """A model that imitates the poor player."""
+    model = make_model(args, chat.tokenizer)
+    rows = [play(world, chat, games[0], task, poor_player(world, rng), imitate=True) for task in tqdm(tasks * 2, desc="poor play", mininterval=10)]
+    return fit(model, rows, args.student_steps, args, rng, "student")
+
+
+def make_teacher(args, world, chat, games, tasks, rng, student):
+    """A model that does what the expert would, in the states of mixed play and of the student's and its own play."""
+    model = make_model(args, chat.tokenizer)
+    rows = [play(world, chat, games[0], task, mixed_player(world, rng)) for task in tqdm(tasks * 4, desc="mixed play", mininterval=10)]
+
+    def more():
+        return sampled_play(world, chat, games, rng.sample(tasks, min(1024, len(tasks))), student, model, rng)
+    return fit(model, rows, args.teacher_steps, args, rng, "teacher", more, args.refresh)
+
+
+def make_narrow_teacher(args, world, chat, games, tasks, rng):
+    """A model that imitates the expert in the expert's own states."""
+    model = make_model(args, chat.tokenizer)
+    rows = [play(world, chat, games[0], task, expert_player) for task in tqdm(tasks, desc="expert play", mininterval=10)]
+    return fit(model, rows, args.teacher_steps, args, rng, "narrow teacher")
 
 
 def main(args):
-    torch.manual_seed(args.seed)
-    rng, world, out = random.Random(args.seed), WORLDS[args.world](), Path(args.out) / args.world
+    if args.world not in WORLDS:
+        raise envs.UserError(f"there is no tiny pair for --world {args.world!r}; there is one for {', '.join(WORLDS)}")
+    world, out = WORLDS[args.world](), Path(args.out) / args.world
     tasks, games = world.tasks(args.games), [envs.make_env(args.world) for _ in range(64)]
-    tokenizer = make_tokenizer(world, game_texts(world, games[0], tasks[:500], rng))
-    chat = rollout.Chat(tokenizer)
-    if args.narrow:
-        rows = scripted(world, chat, games[0], tasks, lambda: expert_player, rng, "expert play")
-        teacher, student = make_model(args, tokenizer), lm.load(str(out / "student"))[0]
-        fit(teacher, rows, args.teacher_steps, args, rng, "narrow teacher")
-        lm.save(teacher, tokenizer, str(out / "teacher-narrow"))
-    else:
-        rows = scripted(world, chat, games[0], tasks * 2, lambda: poor_player(world), rng, "poor play", imitate=True)
-        student, teacher = make_model(args, tokenizer), make_model(args, tokenizer)
-        fit(student, rows, args.student_steps, args, rng, "student")
-        lm.save(student, tokenizer, str(out / "student"))
-        rows = scripted(world, chat, games[0], tasks * 4, lambda: mixed_player(world, rng), rng, "mixed play")
-        fit(teacher, rows, args.teacher_steps, args, rng, "teacher", every=args.teacher_steps // (2 * args.rounds),
-            more=lambda: sampled_play(world, chat, games, rng.sample(tasks, min(1024, len(tasks))), student, teacher, rng))
-        lm.save(teacher, tokenizer, str(out / "teacher"))
-    report(args, chat, games, {"student": student, "teacher": teacher})
-
-
-def report(args, chat, games, trained):
-    """Success of both models on the held-out splits, and the take-over test."""
-    kind, summaries, turns = envs.game_type(args.world), {}, games[0].horizon
-    held_out = {split: envs.make_tasks(args.world, split) for split in kind.eval_splits}
-    for name, model in trained.items():
-        for split, temperature in [(split, t) for split in kind.eval_splits for t in (0.4, 1.0)]:
-            limits = rollout.Limits(16, 2048, temperature, chat.style)
-            outcomes = evaluate(model.eval(), chat, games, held_out[split], turns, limits, seed=args.seed)
-            summaries[f"{name}, {split}, temperature {temperature}"] = summarise(outcomes)
-    print(table(summaries))
-    limits = rollout.Limits(16, 2048, 1.0, chat.style)
-    for n in (0, 3, 6, 10):
-        result = take_over(trained["student"], trained["teacher"], chat, games, held_out[kind.eval_splits[0]], turns, limits, n, args.seed)
-        print(f"after {n:2} student turns the teacher wins {result['success']:.1%}, its invalid actions {result['teacher_invalid']:.1%}")
+    tokenizer = make_tokenizer(world, games[0], tasks[:500], random.Random(args.seed))
+    made = {}
+    for name in ["teacher-narrow"] if args.narrow else ["student", "teacher"]:
+        torch.manual_seed(args.seed)
+        make = {"student": make_student, "teacher": make_teacher, "teacher-narrow": make_narrow_teacher}[name]
+        made[name] = make(args, world, rollout.Chat(tokenizer), games, tasks, random.Random(f"{name} {args.seed}"), *made.values())
+        lm.save(made[name], tokenizer, str(out / name))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,141 @@
+"""tiny.py: rows and labels, the tokenizer, the expert that it imitates, and the checkpoints that are shipped."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+import envs
+import model as lm
+import rollout
+import tiny
+
+ASSETS = Path(tiny.__file__).parent / "assets"
+NAMES = ("teacher", "student", "teacher-narrow")
+
+
+@pytest.fixture(scope="module")
+def world():
+    return tiny.ALFWorldPlay()
+
+
+@pytest.fixture(scope="module")
+def games():
+    """An environment and a few held-out tasks of every kind."""
+    return envs.make_env("alfworld"), envs.make_tasks("alfworld", "valid_unseen")[:12]
+
+
+def shipped(name):
+    return lm.load(str(ASSETS / "alfworld" / name))
+
+
+def test_label_is_followed_up_to_the_first_difference():
+    """A target sits one place before the token it predicts; off by one and the model learns to repeat its input."""
+    row = tiny.Row()
+    row.say([1, 2])
+    row.act([5, 6, 9], [5, 7, 9], 0.1)
+    assert row.ids == [1, 2, 5, 6, 9]
+    assert row.target == [0, 5, 7, 9, 0]
+    assert row.weight == [0.0, 1.0, 1.0, 0.1, 0.0]
+
+
+def test_label_longer_than_what_was_said():
+    row = tiny.Row()
+    row.say([1])
+    row.act([5, 9], [5, 7, 8, 9], 0.0)
+    assert (row.target, row.weight) == ([5, 7, 0], [1.0, 1.0, 0.0])
+
+
+def test_every_row_is_used_once_per_pass():
+    rows = [tiny.Row([i] * (i % 7 + 1)) for i in range(100)]
+    stream = tiny.batches(rows, 8, random.Random(0))
+    seen = []
+    while len(seen) < 100:
+        seen += [row.ids[0] for row in next(stream)]
+    assert sorted(seen) == list(range(100))
+
+
+def test_shipped_tokenizer_gives_actions_back(world, games):
+    """The response is the action itself: what is decoded must be what the game understands, to the letter."""
+    env, tasks = games
+    rng, tokenizer = random.Random(0), shipped("student")[1]
+    for task in tasks:
+        for prompt, admissible, label, _ in tiny.turns(world, env, task, tiny.poor_player(world, rng)):
+            assert tokenizer.unk_token_id not in tokenizer.encode(prompt)
+            for action in (*admissible, label):
+                assert tokenizer.decode(tokenizer.encode(action)) == action
+
+
+def test_shipped_tokenizer_makes_neighbours_of_what_belongs_together():
+    """A thing with its number is one token, and nothing stands between the things that lie in one place."""
+    tokenizer = shipped("student")[1]
+    ids = tokenizer.encode("On the countertop 1, you see a bread 1, and a mug 2.\nTask: xyzzy. You are at fridge 1")
+    assert tokenizer.convert_ids_to_tokens(ids) == ["see", "bread 1", "mug 2", "task", "<unk>", "fridge 1"]
+
+
+def test_template_appends():
+    """A later turn begins with the earlier conversation unchanged, so that a row can grow."""
+    tokenizer = shipped("student")[1]
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "look"}, {"role": "user", "content": "b"}]
+    first = tokenizer.apply_chat_template(talk[:1], tokenize=False, add_generation_prompt=True)
+    assert first == "a<|act|>"
+    assert tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True) == first + "look<|end|>b<|act|>"
+
+
+@pytest.mark.parametrize("clumsy", [0, 3, 6])
+def test_expert_recovers(world, games, clumsy):
+    """The labels are worth imitating in states that others led to: the expert still wins, without an invalid action."""
+    env, tasks = games
+    rng = random.Random(clumsy)
+    for task in tasks:
+        def choose(turn, expert, info):
+            return rng.choice(info["admissible"]) if turn < clumsy else expert.act()
+        for turn, _ in enumerate(tiny.turns(world, env, task, choose)):
+            assert turn < clumsy or not env._info()["invalid"]
+        assert env._info()["won"]
+
+
+def test_training_is_repeatable():
+    """Same seed, same weights, bit for bit on one thread; and the loss falls."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    _, tokenizer = shipped("student")
+    args, found = tiny.Args(width=32, layers=1, batch=4), []
+    for _ in range(2):
+        torch.manual_seed(0)
+        rows = [tiny.Row([i, i + 1, i + 2], [i + 1, i + 2, 0], [1.0, 1.0, 0.0]) for i in range(3, 15)]
+        model = tiny.make_model(args, tokenizer)
+        before = tiny.cross_entropy(model, rows)[0].item()
+        tiny.fit(model, rows, 30, args, random.Random(0), "test")
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        assert tiny.cross_entropy(model, rows)[0].item() < before - 1
+    torch.set_num_threads(threads)
+    assert torch.equal(*found)
+
+
+def test_unknown_world_is_one_sentence():
+    with pytest.raises(envs.UserError, match="no tiny pair for --world 'chess'"):
+        tiny.main(tiny.Args(world="chess"))
+
+
+def test_shipped_checkpoints_are_small_and_share_a_vocabulary():
+    tokenizers = [shipped(name)[1] for name in NAMES]
+    for other in tokenizers[1:]:
+        lm.same_vocabulary(tokenizers[0], other)
+    assert rollout.Chat(tokenizers[0]).style == "bare"
+    assert sum(file.stat().st_size for file in ASSETS.rglob("*.safetensors")) < 6e6
+    for name in NAMES:
+        config = json.loads((ASSETS / "alfworld" / name / "config.json").read_text())
+        assert config["architectures"] == ["Qwen3ForCausalLM"]
+
+
+@pytest.mark.parametrize("name, low, high", [("teacher", 0.9, 1.0), ("student", 0.0, 0.4)])
+def test_shipped_checkpoints_play(name, low, high):
+    """Far below the measured figures there is a mistake in loading, prompting or sampling."""
+    model, tokenizer = shipped(name)
+    tasks = envs.make_tasks("alfworld", "valid_seen")[:24]
+    played = rollout.play(model, rollout.Chat(tokenizer), [envs.make_env("alfworld") for _ in tasks], tasks, [(0, 20)] * len(tasks),
+                          rollout.Limits(16, 2048, 0.4, "bare"))
+    assert low <= sum(e.won for e in played) / len(played) <= high
