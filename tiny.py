@@ -3,6 +3,7 @@ Hugging Face checkpoints with a tokenizer of their own, so that the first run of
 
     OMP_NUM_THREADS=1 python tiny.py              # assets/alfworld/student and assets/alfworld/teacher
     OMP_NUM_THREADS=1 python tiny.py --narrow     # assets/alfworld/teacher-narrow
+    OMP_NUM_THREADS=1 python tiny.py --world webshop
     python eval.py --model tiny-student --take-over 0,3,6,10
 
 The student imitates a poor player: it has learned to copy names out of its context, and little else. The teacher imitates
@@ -11,18 +12,19 @@ student or the teacher itself began; there the expert says what it would do. The
 play only: what becomes of distillation where a student leads its teacher astray can be watched with it. Left out on
 purpose: pre-training on text and reinforcement learning; both would need more than minutes.
 
-A world is one class with a few methods (see ALFWorldPlay). T = token, B = row of a batch, V = vocabulary.
+A world is one class with a few methods (see ALFWorldPlay and WebShopPlay). T = token, B = row of a batch, V = vocabulary.
 """
 
 import os
 import random
+import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -39,7 +41,7 @@ TEMPLATE = ("{% for m in messages %}{{ '<|act|>' + m['content'] + '<|end|>' if m
 @dataclass
 class Args:
     """Make the tiny checkpoints of a world."""
-    world: str = knob("alfworld", "which world: alfworld")
+    world: str = knob("alfworld", "which world: alfworld or webshop")
     out: str = knob("assets", "folder to write WORLD/teacher and WORLD/student into")
     narrow: bool = knob(False, "make the teacher of narrow support instead, from the expert's own play only")
     games: int = knob(1500, "training games")
@@ -60,7 +62,6 @@ class ALFWorldPlay:
     """What tiny.py needs of ALFWorld. Games are those of level "small"."""
     turns = 20
     skill = 0.25                    # share of the poor player's turns that are the expert's
-    never = ("help",)               # admissible, but not worth the words
     verbs = ("take", "move", "open", "close", "heat", "cool", "clean")
     # Text that says nothing is dropped, so that what belongs together is adjacent: about 13 tokens a turn.
     phrases = ((r"-= welcome to textworld, alfred! =-", " "), (r"available commands:[\s\S]*?(?=task:|$)", "help "),
@@ -70,6 +71,7 @@ class ALFWorldPlay:
                (r"the [a-z]+ \d+ is open\. ", " "),
                (r"\b(a|an|the|and|you|your|is|are|it|some|put|in|on|at|of|them|up|using|this|normal|there|s|special|about|next)\b", " "))
     tokens = r"go to|[a-z]+ \d+|[a-z]+"     # a thing with its number is one token, and so is a verb
+    decoder = None                          # words of a response are joined by one space
 
     def tasks(self, games):
         """The first `games` games of the train split's seeds: floor plans of "train", none of the held-out games."""
@@ -83,7 +85,11 @@ class ALFWorldPlay:
             beside.rename(folder)
         return envs.make_tasks("alfworld", "train", str(folder))
 
-    def expert(self, opening):
+    def actions(self, info):
+        """What those who act at random choose from: "help" is admissible, but not worth the words."""
+        return [action for action in info["admissible"] if action != "help"]
+
+    def expert(self, env, opening):
         """A new expert for a game that opens with this observation: act() -> action, observe(action, observation)."""
         from worlds.alfworld_games import MAY_LIE, TextExpert, class_of
         fits = {(thing.lower(), place.lower()) for place, things in MAY_LIE.items() for thing in things}
@@ -106,7 +112,66 @@ class ALFWorldPlay:
                            "clean {0} with {1}"]).format(thing, place)
 
 
-WORLDS = {"alfworld": ALFWorldPlay}          # another world is another such class
+class WebShopPlay:
+    """What tiny.py needs of WebShop: the goals of the made-up catalogue's train split."""
+    turns = 15
+    skill = 0.25
+    verbs = ()
+    # Every page tells the instruction, which the status line repeats. What a click may name stays, the rest goes: a product is
+    # its number and its name without the brand, an option is its value, a page is one word.
+    phrases = ((r"instruction: ?\n[^\n]*\n", " "), (r"you have clicked [^\n]*\n", " "), (r"page \d+ \(total results: \d+\)", " page "),
+               (r"\[button\] next > \[button_\]", " next "), (r"price: \$[\s\S]*\[button\] buy now \[button_\]", " buy now "),
+               (r"\[button\] < prev \[button_\](?![\s\S]*(next|buy now))", " text "),
+               (r"\[button\] (search|back to search|< prev) \[button_\]| next |\[(clicked )?button_?\]", " "),
+               (r", and price lower than [\d.]+ dollars|\$[\d.]+", " "),
+               (r"find me an? |\b(with|and|color|size|scent|length|flavor|pack|a|from|as well|nothing)\b", " "),
+               (r"\b(norva|talbin|quessa|ridlow|mavenko|pellune) ", " "))
+    decoder = decoders.Sequence([decoders.WordPiece("##", cleanup=False), decoders.Fuse(), decoders.Replace("[ ", "["),
+                                 decoders.Replace(" ]", "]")])
+
+    @property
+    def tokens(self):
+        """A product's name is one token, and so is its number, a button or an option."""
+        from worlds.webshop_catalogue import SHELVES
+        things = "|".join(thing for shelf in SHELVES.values() for thing in shelf[0].split())
+        return rf"click\[|search\[|\]|back to search|buy now|< prev|next >|[a-z]+ [a-z]+ ({things})\b|[a-z]+|\d+"
+
+    def tasks(self, games):
+        """The first `games` goals of the train split."""
+        return envs.make_tasks("webshop", "train")[:games]
+
+    def actions(self, info):
+        """What those who act at random choose from: queries made of the instruction's words, and any click but the purchase,
+        which nobody can take back."""
+        words = re.findall(r"find me an? (\w+) (\w+) (\w+)|: (\w+)", info["task"])
+        name, values = list(words[0][:3]), [word[3] for word in words[1:]]
+        queries = [" ".join(name), name[2], f"{name[0]} {name[2]}", f"{name[2]} {values[0]}"]
+        clicks = [action for action in info["admissible"] if action.startswith("click[") and action != "click[buy now]"]
+        return clicks or [f"search[{query}]" for query in queries]
+
+    def expert(self, env, opening):
+        """The scripted shopper of the session that is open."""
+        from worlds.webshop import Shopper
+
+        class Expert(Shopper):
+            """Searches anew whenever the page does not show the product: a rule without memory, easier to imitate."""
+
+            def observe(self, action, observation):
+                pass
+
+            def _on_results(self, session):
+                seen = session.goal.target in session.shelf()
+                return super()._on_results(session) if seen else "click[back to search]"
+
+        return Expert(env.session)
+
+    def blunder(self, rng, expert):
+        """An action that is probably invalid here."""
+        value = rng.choice(list(expert.session.goal.options.values()))
+        return f"click[{rng.choice([value, '< prev', 'next >', 'back to search', 'features', expert.session.goal.product['asin']])}]"
+
+
+WORLDS = {"alfworld": ALFWorldPlay, "webshop": WebShopPlay}     # another world is another such class
 
 
 # ---- players: choose(turn, expert, info) -> action
@@ -143,13 +208,13 @@ def recorded(actions):
 def turns(world, env, task, choose):
     """Play one episode; yields per turn the prompt, the actions admissible, what the expert would do, what was done."""
     obs, info = env.reset(options={"task": task})
-    expert = world.expert(obs)
+    expert = world.expert(env, obs)
     for turn in range(world.turns):
-        info["admissible"] = [action for action in info["admissible"] if action not in world.never]
+        info["admissible"] = world.actions(info)
         action = choose(turn, expert, info)
         yield envs.prompt(env, obs, info, "bare", turn == 0), info["admissible"], expert.act(), action
-        obs, _, won, _, info = env.step(action)
-        if won:
+        obs, _, ended, _, info = env.step(action)
+        if ended:
             return
         expert.observe(action, obs)
 
@@ -209,7 +274,7 @@ def sampled_play(world, chat, games, tasks, student, teacher, rng):
 # ---- tokenizer and models
 
 def make_tokenizer(world, env, tasks, rng):
-    """A word-level tokenizer of what a poor player reads and may say. Decoding joins the words of a response by one space."""
+    """A word-level tokenizer of what a poor player reads and may say."""
     normalizer = normalizers.Sequence([normalizers.Lowercase()] + [normalizers.Replace(Regex(p), to) for p, to in world.phrases])
     splitter, words = pre_tokenizers.Split(Regex(world.tokens), behavior="removed", invert=True), set()
     for task in tqdm(tasks, desc="words", mininterval=10):
@@ -218,6 +283,8 @@ def make_tokenizer(world, env, tasks, rng):
                 words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([UNKNOWN, END, ACT, *sorted(words)])}, UNKNOWN))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    if world.decoder:
+        tokenizer.decoder = world.decoder
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN, eos_token=END, pad_token=END, prompt_style="bare",
                                    additional_special_tokens=[ACT], chat_template=TEMPLATE, clean_up_tokenization_spaces=False)
 

@@ -97,6 +97,54 @@ def test_expert_recovers(world, games, clumsy):
         assert env._info()["won"]
 
 
+@pytest.fixture(scope="module")
+def shop():
+    """WebShop's world, an environment, a few goals of the train split and a tokenizer made from them."""
+    world, env = tiny.WebShopPlay(), envs.make_env("webshop")
+    tasks = world.tasks(250)     # enough to meet every product
+    return world, env, tasks, tiny.make_tokenizer(world, env, tasks, random.Random(0))
+
+
+def test_webshop_actions_come_back_to_the_letter(shop):
+    """No blank beside a bracket: "click[ < prev ]" means nothing to the shop."""
+    world, env, tasks, tokenizer = shop
+    rng = random.Random(0)
+    for task in tasks[:12]:
+        for prompt, admissible, label, _ in tiny.turns(world, env, task, tiny.poor_player(world, random.Random(0))):
+            assert tokenizer.unk_token_id not in tokenizer.encode(prompt)
+            for action in (*admissible, label, "click[buy now]"):
+                assert tokenizer.decode(tokenizer.encode(action)) == action
+            assert not any("<query>" in action for action in admissible)
+            assert world.blunder(rng, world.expert(env, "")).startswith("click[")
+
+
+def test_webshop_pages_are_short(shop):
+    """What is left of a page: its kind, products with their numbers or options, what is wanted, what is chosen."""
+    world, env, tasks, tokenizer = shop
+    for task in tasks[:12]:
+        seen = [tokenizer.tokenize(prompt) for prompt, *_ in tiny.turns(world, env, task, tiny.expert_player)]
+        goal = env.session.goal
+        wanted = ["task", f"{' '.join(goal.attributes)} {goal.product['query']}", *goal.options.values(), "chosen"]
+        assert seen[0] == ["webshop", *wanted]
+        assert seen[1][0] == "page" and len(seen[1]) == 21 + len(wanted)
+        assert goal.product["asin"] == seen[1][seen[1].index(wanted[1]) - 1]
+        for number, page in enumerate(seen[2:]):
+            assert page[-len(wanted) - number:] == [*wanted, *list(goal.options.values())[:number]]
+            assert page[-len(wanted) - number - 2:][:2] == [wanted[1], "buy now"]
+
+
+@pytest.mark.parametrize("clumsy", [0, 3, 6])
+def test_webshop_expert_recovers(shop, clumsy):
+    world, env, tasks, _ = shop
+    rng = random.Random(clumsy)
+    for task in tasks[:40]:
+        def choose(turn, expert, info):
+            return rng.choice(info["admissible"]) if turn < clumsy else expert.act()
+        for turn, _ in enumerate(tiny.turns(world, env, task, choose)):
+            assert turn < clumsy or not env._info()["invalid"]
+        assert env._info()["won"]
+
+
 def test_training_is_repeatable():
     """Same seed, same weights, bit for bit on one thread; and the loss falls."""
     threads = torch.get_num_threads()
