@@ -46,7 +46,8 @@ def window(method, k, L, T):
     from `start` to `stop` the student acts and is trained on, at `stop` the episode ends. L: length of the expert's successful
     episode, in turns (B2F only).
 
-    An expert that needs more than T turns is used from its end: the replayed turns do not count against the student's T.
+    Replayed turns count towards T. Only an expert that needs more than T turns is used from its end: the episode then goes on to the
+    expert's length, and the student never gets more than T turns of its own.
 
     >>> window("opd", 3, None, 30), window("f2b", 3, None, 30), window("b2f", 3, 8, 30)
     ((0, 30), (0, 3), (5, 30))

@@ -110,13 +110,14 @@ class ALFWorld(TextGame):
     """ALFWorld's text games: the real data set when it is there, else games generated for the real engine.
 
     data: a folder that holds json_2.1.1/<split>/**/game.tw-pddl, as `alfworld-download` makes it; the default is
-    $ALFWORLD_DATA, then ~/.cache/alfworld. Knob: level ("small" or "full") of the generated games.
+    $ALFWORLD_DATA, then ~/.cache/alfworld; "generated" for the generated games whatever is there. Knob: level ("small" or "full") of the generated games.
     """
     name = "alfworld"
     horizon = 30                    # the benchmark's; generated games bring their level's
     splits = ("train", "valid_seen", "valid_unseen")
     train_split = "train"
     eval_splits = ("valid_seen", "valid_unseen")
+    tiny_data = "generated"         # the tiny pair knows the words of these games only
     instructions = (
         "You are a household robot in a text game. Solve the task by giving one command at a time.\n"
         "Commands: look, inventory, go to (place), open (place), close (place), examine (thing), "
@@ -168,6 +169,8 @@ def _alfworld_folder(data):
     """The folder of the real data set, or None when there is none and the user did not name one."""
     # Importing alfworld sets $ALFWORLD_DATA to this default, so the variable alone does not say that a user set it.
     default = Path("~/.cache/alfworld").expanduser()
+    if data == "generated":
+        return None
     folder = Path(data or os.environ.get("ALFWORLD_DATA") or default).expanduser()
     if folder == default and not (folder / "json_2.1.1").is_dir():
         return None
@@ -443,6 +446,8 @@ def replay(env, actions):
     for number, action in enumerate(actions, 1):
         obs, _, terminated, _, info = env.step(action)
         turns.append((obs, info))
+        if info.get("crashed"):         # the world's fault, not the expert's: whoever plays counts the episode as lost
+            return turns
         if terminated and number < length:
             raise ReplayError(f"{env.task.id}: the game ended after {number} of the expert's {length} actions.")
     return turns

@@ -33,6 +33,44 @@ def knob(default, text):
     return field(default=default, metadata={"help": (text + shown).replace("%", "%%")})
 
 
+PRESETS = {  # knob: (the paper's value, for real models; the measured one, for the embedded tiny pair)
+    "max_response": (512, 16), "max_context": (10240, 2048),
+}
+
+
+def preset(name, text, table=PRESETS):
+    """A knob whose default depends on the model; `fill_presets` sets it once the model is known."""
+    paper, tiny = table[name]
+    return knob(None, f"{text} (default: {paper}; with the tiny pair {tiny})")
+
+
+def fill_presets(args, chat, model, table=PRESETS):
+    """Fill in the defaults that depend on the model: the paper's for a real one, the measured ones for a tiny one."""
+    for name, (paper, tiny) in table.items():
+        if getattr(args, name) is None:
+            setattr(args, name, tiny if chat.style == "bare" else paper)
+    if chat.style == "bare" and not args.data:
+        args.data = envs.game_type(args.env).tiny_data
+    longest = getattr(model.config, "max_position_embeddings", None) or args.max_context
+    if args.max_context > longest:
+        raise envs.UserError(f"--max-context {args.max_context} is more than the {longest} positions that the model has")
+    return "the tiny pair's" if chat.style == "bare" else "the paper's"
+
+
+def check_knobs(args, at_least_one, above_zero=()):
+    """Numbers that would only fail, or mean something else, much later; raises UserError."""
+    for names, low in ((at_least_one, "at least 1"), (above_zero, "above 0")):
+        for name in names:
+            value = getattr(args, name)
+            if value is not None and (value < 1 if low == "at least 1" else value <= 0):
+                raise envs.UserError(f"--{name.replace('_', '-')} is {low}, not {value}")
+    if args.seed < 0:
+        raise envs.UserError(f"--seed is not negative, but {args.seed} is")
+    number = args.history.removeprefix("window:")
+    if args.history != "full" and not (args.history.startswith("window:") and number.isdigit() and int(number)):
+        raise envs.UserError(f"unknown --history {args.history!r}: full, or window:N with N at least 1")
+
+
 @dataclass
 class Args:
     """Play held-out games with a checkpoint and report its success."""
@@ -40,17 +78,17 @@ class Args:
     env: str = knob("alfworld", "alfworld, webshop or scienceworld")
     split: str = knob("", "split of the task list; empty: the environment's first held-out split")
     games: int = knob(140, "number of games, evenly over the split's list")
-    samples: int = knob(1, "episodes per game; above 1 the table also says pass@k: won at least once")
+    samples: int = knob(1, "episodes per game; above 1 the table also says pass@k: won at least once (its interval counts games)")
     temperature: float = knob(0.4, "sampling temperature; 0 is greedy")
     max_turns: int = knob(0, "turns per episode; 0: the environment's horizon")
-    max_response: int = knob(512, "tokens per response")
-    max_context: int = knob(10240, "tokens per row, prompt and responses together")
+    max_response: int = preset("max_response", "tokens per response")
+    max_context: int = preset("max_context", "tokens per row, prompt and responses together")
     history: str = knob("full", "full: one growing row per episode; window:N: every turn a fresh prompt with the last N turns")
     take_over: str = knob("", "take-over test: numbers of student turns before the teacher acts, as in 0,3,6,10")
     teacher: str = knob("tiny-teacher", "who takes over")
     save_expert: str = knob("", "write the actions of the episodes won to this file (for tcod.py --experts)")
     watch: bool = knob(False, "play the first game only and print it turn by turn")
-    data: str = knob("", "the benchmark's data folder; empty: the games made offline")
+    data: str = knob("", "the benchmark's data folder; empty: where the benchmark puts it, else (and with the tiny pair) games made offline")
     out: str = knob("", "write the table to this JSON file")
     batch: int = knob(64, "episodes played at once")
     seed: int = knob(0, "seed of the sampling")
@@ -126,12 +164,13 @@ def percent(part):
 
 
 def table(summaries, by_type=""):
-    """Text of {label: summary}: a line each, then success per task type with a column for each label that begins with by_type."""
+    """Text of {label: summary}: a line each, then success per task type with a column for each label that begins with by_type
+    (None: no such part)."""
     width = max(map(len, summaries)) + 2
     lines = [f"{'':{width}}success [95 %]      games  rounds  invalid  no action    cut"]
     lines += [f"{label:{width}}{percent(s):19}{s['games']:6}{s['rounds']:8.1f}{s['invalid']:9.1%}{s['missing']:11.1%}{s['cut']:7.1%}"
               for label, s in summaries.items()]
-    summaries = {label: s for label, s in summaries.items() if label.startswith(by_type)}
+    summaries = {label: s for label, s in summaries.items() if by_type is not None and label.startswith(by_type)}
     kinds = sorted({kind for s in summaries.values() for kind in s["kinds"]})
     if len(kinds) > 1:
         wide = max(map(len, kinds)) + 2
@@ -176,8 +215,14 @@ def load(args, name):
 
 def check(args):
     """Mistakes that can be told before anything is loaded; raises UserError."""
-    if min(args.games, args.samples, args.batch) < 1:
-        raise envs.UserError("--games, --samples and --batch are at least 1")
+    check_knobs(args, ("games", "samples", "batch", "max_response"))
+    if bool(args.watch) + bool(args.take_over) + bool(args.save_expert) > 1:
+        raise envs.UserError("--watch, --take-over and --save-expert are three different things: choose one")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise envs.UserError("eval.py runs in one process: start it with python, not with torchrun and several processes")
+    for path in (args.out, args.save_expert):
+        if path and not os.path.isdir(os.path.dirname(path) or "."):
+            raise envs.UserError(f"there is no folder {os.path.dirname(path)} to write {os.path.basename(path)} into")
     if not all(n.strip().isdigit() for n in args.take_over.split(",") if args.take_over):
         raise envs.UserError(f"--take-over wants numbers of turns, as in 0,3,6,10, not {args.take_over!r}")
 
@@ -186,8 +231,7 @@ def main(args):
     check(args)
     game_type = envs.game_type(args.env)
     model, chat = load(args, args.model)
-    if chat.style == "bare" and not args.data:
-        args.data = game_type.tiny_data
+    fill_presets(args, chat, model)
     split = args.split or game_type.eval_splits[0]
     tasks = spread(envs.make_tasks(args.env, split, args.data), 1 if args.watch else args.games)
     tasks = [task for task in tasks for _ in range(args.samples)]

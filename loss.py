@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 import envs
+import model as lm
 import rollout
 
 
@@ -71,17 +72,18 @@ class ChunkedLoss(torch.autograd.Function):
     """
 
     @staticmethod
+    @torch.autocast("cuda", enabled=False)  # the logits and their gradient are formed in fp32
     def forward(ctx, hidden, head, teacher_hidden, teacher_head, token, old_logp, weight, args, vocabulary):
         d_hidden, d_head = torch.zeros_like(hidden), torch.zeros_like(head)
         total, kls = hidden.new_zeros((), dtype=torch.float32), []
         for n in torch.arange(len(token), device=token.device).split(args.chunk):
-            logits = (hidden[n] @ head[:vocabulary].T).float() / args.temperature  # (n, V)
-            teacher_logits = (teacher_hidden[n] @ teacher_head[:vocabulary].T).float() / args.temperature
+            logits = lm.logits(hidden[n], head[:vocabulary]) / args.temperature  # (n, V)
+            teacher_logits = lm.logits(teacher_hidden[n], teacher_head[:vocabulary]) / args.temperature
             value, gradient, kl = token_loss(args.loss, logits, teacher_logits, token[n], old_logp[n], args.ppo_clip)
             gradient *= (weight[n] / args.temperature)[:, None]
             total += (value * weight[n]).sum()
-            d_hidden[n] = (gradient @ head[:vocabulary]).to(d_hidden.dtype)
-            d_head[:vocabulary] += gradient.T @ hidden[n].to(gradient.dtype)
+            d_hidden[n] = (gradient @ head[:vocabulary].float()).to(d_hidden.dtype)
+            d_head[:vocabulary] += gradient.T @ hidden[n].float()
             kls.append(kl)
         ctx.save_for_backward(d_hidden, d_head)
         kls = torch.cat(kls) if kls else hidden.new_zeros(0)
@@ -128,6 +130,12 @@ def micro_batches(rows, batch_tokens):
         else:
             groups.append([i])
     return groups
+
+
+def trimmed(row):
+    """The row up to its last trained token: what was said after it is never scored. Empty when nothing in it is trained."""
+    end = max((j + 1 for j, t in enumerate(row.turn) if t >= 0), default=0)
+    return rollout.Row(row.ids[:end], row.turn[:end], row.logp[:end])
 
 
 def collate(rows, weights, device):

@@ -8,6 +8,7 @@ Left out on purpose: quantisation, sharding of one model over several GPUs, slid
 B = row, T = new token, S = cached position, V = vocabulary, D = width of the hidden states.
 """
 
+import copy
 import os
 
 import torch
@@ -51,13 +52,20 @@ def load(name, device="cpu", dtype=torch.float32):
     if tokenizer.chat_template is None:
         raise UserError(f"the tokenizer of {name!r} has no chat template; use an instruction-tuned checkpoint")
     check_supported(name, model.config)
+    for module in model.modules():  # distributions are compared: noise in them would be noise in the loss
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     return model.to(device).eval(), tokenizer
 
 
 def check_supported(name, config):
     """Raises UserError for what the cache or the head would silently get wrong."""
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise UserError(f"{name!r} uses sliding-window attention, which the ragged cache does not support")
+    layer_types = getattr(config, "layer_types", None)
+    windowed = getattr(config, "sliding_window", None) if layer_types is None else set(layer_types) - {"full_attention"}
+    if windowed or not hasattr(config, "num_hidden_layers"):
+        raise UserError(f"{name!r} has layers other than full attention, which the ragged cache does not support")
     if getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_scaling", 1) != 1:
         raise UserError(f"{name!r} transforms its logits after the head, which the loss does not support")
 
@@ -84,9 +92,34 @@ def save(model, tokenizer, folder):
         os.rmdir(path)
 
 
+def playing_copy(model):
+    """The copy that plays: on a GPU its parameters are bf16, on the CPU it is the model itself.
+
+    Parameters only: `.to(bfloat16)` would also round the rotary frequencies, and position 1,000 would be off by a radian.
+    """
+    if play_dtype() == torch.float32:
+        return model
+    return rounded(copy.deepcopy(model), play_dtype())
+
+
+def rounded(model, dtype):
+    """Its parameters in `dtype`, its buffers as they are."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
 def head(model):
     """The output projection's weight: (V, D)."""
     return model.get_output_embeddings().weight
+
+
+def logits(hidden, weight):
+    """hidden (N, D), weight (V, D) -> (N, V) in fp32. The products of bf16 weights are summed and kept in fp32: rounded to bf16, logits
+    of 16 to 32 would lie an eighth apart, which is more than the divergences that are trained on."""
+    if weight.is_cuda and weight.dtype == torch.bfloat16:
+        return torch.mm(hidden.to(weight.dtype), weight.T, out_dtype=torch.float32)
+    return hidden.float() @ weight.float().T
 
 
 def hidden_states(model, ids):
@@ -159,4 +192,4 @@ def extend(model, cache, new, grow=None):
     hidden = out.last_hidden_state[torch.arange(len(new), device=device), last]  # (B, D)
     for i, row in enumerate(new):
         cache.length[i] += len(row) if grow is None or grow[i] else 0
-    return (hidden @ head(model).T).float()  # (B, V)
+    return logits(hidden, head(model))  # (B, V)

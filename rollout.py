@@ -24,21 +24,24 @@ class Chat:
     """A tokenizer's chat template, cut once into the pieces that an append-only row needs.
 
     opening text = before + first observation + behind;  next turn = between + observation + behind.
-    `between` begins behind the end-of-response token, which the model samples itself. A template that rewrites history (some strip
+    `between` begins behind the token with which the template ends a response; the model samples it itself. A template that rewrites history (some strip
     the reasoning of past turns) is not asked again: the row keeps what was sampled, which is the exact on-policy prefix.
     """
 
     def __init__(self, tokenizer, stop=()):
         """stop: ids that end a response besides the tokenizer's end token (a checkpoint's generation_config may name several)."""
-        self.tokenizer, self.end = tokenizer, tokenizer.eos_token_id
-        self.stop = {self.end, *stop} - {None}
+        self.tokenizer = tokenizer
         self.style = tokenizer.init_kwargs.get("prompt_style", "react")  # the tiny tokenizers say "bare": the response is the action
         self.vocabulary = len(tokenizer)  # a head may be padded beyond it; those ids are never sampled nor compared
         user, reply, then = ({"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), SENTINELS))
-        opening, dialogue = self.render([user]), self.render([user, reply, then])
-        self.before, self.behind = opening.split(SENTINELS[0])
-        between = dialogue.split(SENTINELS[1])[1].split(SENTINELS[2])[0]
-        self.between = between.removeprefix(tokenizer.eos_token)
+        self.before, self.behind = self.render([user]).split(SENTINELS[0])
+        between = self.render([user, reply, then]).split(SENTINELS[1])[1].split(SENTINELS[2])[0]
+        ends = [token for token in tokenizer.all_special_tokens + list(tokenizer.get_added_vocab()) if token and between.startswith(token)]
+        if not ends:
+            raise envs.UserError(f"the chat template of {tokenizer.name_or_path!r} ends a response without a special token")
+        self.end = tokenizer.convert_tokens_to_ids(max(ends, key=len))
+        self.between = between.removeprefix(max(ends, key=len))
+        self.stop = {self.end, tokenizer.eos_token_id, *stop} - {None}
 
     def render(self, messages):
         """The template's text, ready for the model to answer. Hybrid reasoning models answer without their thinking block."""
@@ -111,7 +114,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds an episode and how it is sampled. history: "full" or "window:N" (see `next_row`)."""
+    """What bounds an episode and how it is sampled. history: "full" or "window:N" (see `start_row`)."""
     max_response: int = 512
     max_context: int = 10240
     temperature: float = 1.0
@@ -130,9 +133,12 @@ def begin(episode, chat, limits):
     actions = episode.task.expert[: episode.start]
     for action, (obs, info) in zip(actions, envs.replay(episode.env, actions)):
         text = envs.format_action(action, limits.style)
-        episode.row.say(chat.response(text))
-        record(episode, text, action, info, cut=False)
+        ids = chat.response(text)
+        episode.row.say(ids)
+        record(episode, text, ids, action, info, cut=False)
         next_turn(episode, envs.prompt(episode.env, obs, info, limits.style, False), chat, limits)
+    episode.context_cut = len(episode.row.ids) + limits.max_response > limits.max_context  # a replay may fill the context
+    episode.done = episode.context_cut or episode.crashed
 
 
 def start_row(episode, chat, limits):
@@ -141,7 +147,7 @@ def start_row(episode, chat, limits):
     episode.row.say(chat.observation(episode.opening, True))
     keep = 0 if limits.history == "full" else int(limits.history.split(":")[1])
     for turn, after in list(zip(episode.turns, [*episode.turns[1:], {"observation": episode.observation}]))[-keep:] if keep else ():
-        episode.row.say(chat.response(turn["response"]) + chat.observation(after["observation"], False))
+        episode.row.say(turn["ids"] + chat.observation(after["observation"], False))
 
 
 def next_turn(episode, text, chat, limits):
@@ -153,9 +159,9 @@ def next_turn(episode, text, chat, limits):
         start_row(episode, chat, limits)
 
 
-def record(episode, response, action, info, cut):
+def record(episode, response, ids, action, info, cut):
     """Note one turn and whether the game is over."""
-    episode.turns.append(dict(observation=episode.observation, response=response, action=action, missing=action is None,
+    episode.turns.append(dict(observation=episode.observation, response=response, ids=ids, action=action or "", missing=action is None,
                               invalid=bool(info["invalid"]) or action is None, cut=cut))
     episode.won, episode.lost = bool(info["won"]), bool(info["lost"])
     episode.crashed = bool(info.get("crashed"))
@@ -165,12 +171,12 @@ def advance(episode, ids, logp, chat, limits):
     """One turn of one episode: append the response, act in the game, append the game's answer."""
     turn, cut = len(episode.turns), ids[-1] not in chat.stop
     episode.row.respond(ids, turn, logp)
-    if cut:
-        episode.row.say([chat.end])  # the template needs it; the student did not choose it
+    if ids[-1] != chat.end:
+        episode.row.say([chat.end])  # the template needs it; the student was cut off, or stopped with another token
     response = chat.text(ids)
     action = envs.parse_action(response, limits.style)
     obs, _, terminated, _, info = episode.env.step(action or "")
-    record(episode, response, action, info, cut)
+    record(episode, response, ids + [chat.end] * (ids[-1] != chat.end), action, info, cut)
     episode.done = terminated or len(episode.turns) >= episode.stop
     if not episode.done:
         next_turn(episode, envs.prompt(episode.env, obs, info, limits.style, False), chat, limits)
@@ -231,10 +237,10 @@ def play(actor, chat, games, tasks, windows, limits, *, seed=(0,), step=0, first
     if isinstance(actor, torch.nn.Module):
         model, actor = actor, lambda turn: model
     episodes = [Episode(task, first_index + i * stride, *window, env=game)
-                for i, (task, window, game) in enumerate(zip(tasks, windows, games, strict=False))]
+                for i, (task, window, game) in enumerate(zip(tasks, windows, games[: len(tasks)], strict=True))]
     for episode in episodes:
         begin(episode, chat, limits)
-    caches, turn, going = {}, 0, episodes
+    caches, turn, going = {}, 0, [e for e in episodes if not e.done]
     while going:
         model = actor(turn)
         cache = caches.setdefault(id(model), lm.RaggedCache(model, going))

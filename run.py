@@ -3,15 +3,16 @@
 Nothing is lost by a kill at any moment: files are written beside and moved into place, and logs are rewound to the checkpoint.
 """
 
+import itertools
 import json
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
 import envs
-import model as lm
 
 
 class Ranks:
@@ -22,7 +23,8 @@ class Ranks:
         if torch.cuda.is_available():
             torch.cuda.set_device(lm.device())
         if self.world > 1:
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            # Ranks meet after whole rollouts and evaluations: the default of ten minutes would end a healthy run.
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(hours=4))
 
     def sum(self, numbers):
         """Element-wise sum over ranks of a list of numbers."""
@@ -43,11 +45,19 @@ class Ranks:
 
 
 def free_folder(args):
-    """The run folder: --out, or the first free runs/ENV-METHOD-N."""
+    """Make the run folder: --out, or the first free runs/ENV-METHOD-N, also when two runs start at once."""
     if args.out and os.path.exists(os.path.join(args.out, "args.json")):
         raise envs.UserError(f"{args.out} holds a run already: continue it with --resume {args.out} or choose another --out")
-    names = (os.path.join("runs", f"{args.env}-{args.method}-{n}") for n in range(1, 10**6))
-    return args.out or next(name for name in names if not os.path.exists(name))
+    if args.out:
+        os.makedirs(args.out, exist_ok=True)
+        return args.out
+    for n in itertools.count(1):
+        name = os.path.join("runs", f"{args.env}-{args.method}-{n}")
+        try:
+            os.makedirs(name)
+            return name
+        except FileExistsError:
+            continue
 
 
 def append(path, records):
@@ -70,7 +80,8 @@ def read_log(path, last=None):
 def rewind(path, last):
     """Drop what a killed run logged behind its last checkpoint."""
     kept = read_log(path, last)
-    append(path + ".tmp", kept)
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in kept)
     os.replace(path + ".tmp", path)
 
 
@@ -86,7 +97,7 @@ def load_checkpoint(folder, student, optimizer):
     path = os.path.join(folder, "checkpoint.pt")
     if not os.path.exists(path):
         return 0
-    state = torch.load(path, map_location=lm.head(student).device, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)  # not a second student on the GPU
     student.load_state_dict(state["student"])
     optimizer.load_state_dict(state["optimizer"])
     return state["step"]

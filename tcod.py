@@ -11,7 +11,6 @@ B2F differ in one line, `curriculum.window`. Left out on purpose: stale rollouts
 Notation as in loss.py: B = row, T = token, t = turn, N = trained response token of a micro-batch, D = width.
 """
 
-import copy
 import dataclasses
 import json
 import os
@@ -29,19 +28,15 @@ import envs
 import loss as losses
 import model as lm
 import rollout
-from eval import chat_of, command, evaluate, knob, outcome, spread, summarise, table, write_json
+from eval import PRESETS as eval_presets
+from eval import chat_of, check_knobs, command, evaluate, fill_presets, knob, outcome, preset, spread, summarise, table, write_json
 from run import Ranks, append, free_folder, load_checkpoint, read_log, rewind, save_checkpoint
 
 PRESETS = {  # knob: (the paper's value, for real models; the measured one, for the embedded tiny pair)
+    **eval_presets,
     "k_start": (1, 1), "eta": (2.0, 2.0), "steps": (250, 120), "episodes": (16, 16), "lr": (1e-6, 1e-3),
-    "max_response": (512, 16), "max_context": (10240, 2048), "eval_every": (5, 40), "eval_games": (140, 140),
+    "eval_every": (5, 40), "eval_games": (140, 140),
 }
-
-
-def preset(name, text):
-    """A knob whose default depends on the student; `fill_presets` sets it once the student is known."""
-    paper, tiny = PRESETS[name]
-    return knob(None, f"{text} (default: {paper}; with the tiny pair {tiny})")
 
 
 @dataclasses.dataclass
@@ -54,30 +49,30 @@ class Args:
     loss: str = knob("reverse", "reverse, forward (Eq. 2) or jsd:BETA over the whole vocabulary, or k1 (sampled token, PPO clip)")
     aggregate: str = knob("episode", "episode: sum over an episode's tokens, mean over episodes (Eq. 2); token; turn: mean of turn means")
     schedule: str = knob("linear", "linear (Eq. 4), step (--stages) or constant (--k-start)")
-    k_start: int = preset("k_start", "depth k before the first step, in turns")
-    eta: float = preset("eta", "steps per further turn of depth, linear schedule")
+    k_start: int = preset("k_start", "depth k before the first step, in turns", PRESETS)
+    eta: float = preset("eta", "steps per further turn of depth, linear schedule", PRESETS)
     stages: str = knob("", "step schedule: depth@step pairs, as in 5@10,30@20")
-    steps: int = preset("steps", "training steps")
-    episodes: int = preset("episodes", "episodes per step, over all ranks")
-    lr: float = preset("lr", "AdamW learning rate, constant")
+    steps: int = preset("steps", "training steps", PRESETS)
+    episodes: int = preset("episodes", "episodes per step, over all ranks", PRESETS)
+    lr: float = preset("lr", "AdamW learning rate, constant", PRESETS)
     clip: float = knob(1.0, "gradient norm is clipped to this")
     ppo_clip: float = knob(0.2, "clip of the probability ratio, loss k1 only")
     temperature: float = knob(1.0, "sampling temperature of the training episodes; both distributions are compared at it")
     max_turns: int = knob(0, "turns per episode T; 0: the environment's horizon")
-    max_response: int = preset("max_response", "tokens per response")
-    max_context: int = preset("max_context", "tokens per row, prompt and responses together")
+    max_response: int = preset("max_response", "tokens per response", PRESETS)
+    max_context: int = preset("max_context", "tokens per row, prompt and responses together", PRESETS)
     history: str = knob("full", "full: one growing row per episode; window:N: every turn a fresh prompt with the last N turns")
     batch_tokens: int = knob(16384, "padded tokens per forward and backward")
     chunk: int = knob(1024, "tokens whose distributions are in memory at once")
     recompute: bool = knob(False, "recompute activations in the backward pass: less memory, about a third more time")
-    eval_every: int = preset("eval_every", "evaluate on held-out games every so many steps; 0: never")
-    eval_games: int = preset("eval_games", "held-out games per evaluation and split")
+    eval_every: int = preset("eval_every", "evaluate on held-out games every so many steps; 0: never", PRESETS)
+    eval_games: int = preset("eval_games", "held-out games per evaluation and split", PRESETS)
     eval_temperature: float = knob(0.4, "sampling temperature of the evaluation")
     save_every: int = knob(10, "write the checkpoint that --resume continues from every so many steps")
     experts: str = knob("", "expert episodes for b2f, written by eval.py --save-expert; empty: those stored beside the games")
-    data: str = knob("", "the benchmark's data folder; empty: the games made offline")
+    data: str = knob("", "the benchmark's data folder; empty: where the benchmark puts it, else (and with the tiny pair) games made offline")
     out: str = knob("", "run folder; empty: the first free runs/ENV-METHOD-N")
-    resume: str = knob("", "a run folder: go on exactly where its checkpoint stands, with its own arguments")
+    resume: str = knob("", "a run folder: go on exactly where its checkpoint stands, with its own arguments; give it alone")
     seed: int = knob(0, "seed of everything drawn")
 
 
@@ -102,10 +97,14 @@ def backward(distiller, teacher, episodes, args, ranks):
     last one of each rank synchronises, and a rank without any runs an empty one.
     """
     totals = ranks.sum(losses.count(episodes))
-    rows = [row for episode in episodes for row in episode.rows] or [rollout.Row([0], [-1], [0.0])]
-    weights = list(losses.token_weights(episodes, args.aggregate, totals)) or [[0.0]]
-    groups, loss, kls = losses.micro_batches(rows, args.batch_tokens), 0.0, {}
-    distiller.train(args.recompute)  # the model recomputes activations only in training mode; there is no dropout to switch on
+    rows = [losses.trimmed(row) for episode in episodes for row in episode.rows]
+    weights = list(losses.token_weights(episodes, args.aggregate, totals))
+    loss, kls, scored = 0.0, [[] for _ in rows], [j for j, row in enumerate(rows) if row.ids]
+    if not scored:  # nothing to train on this rank: it still takes part in the synchronisation
+        scored, rows, weights = [0], [rollout.Row([0], [-1], [0.0])], [[0.0]]
+        kls = kls or [[]]
+    groups = [[scored[i] for i in group] for group in losses.micro_batches([rows[j] for j in scored], args.batch_tokens)]
+    distiller.train(args.recompute)  # the model recomputes activations only in training mode; `model.load` set its dropout to 0
     for i, group in enumerate(groups):
         batch = losses.collate([rows[j] for j in group], [weights[j] for j in group], lm.head(teacher).device)
         with torch.autocast(batch["ids"].device.type, torch.bfloat16, enabled=batch["ids"].is_cuda):
@@ -119,17 +118,7 @@ def backward(distiller, teacher, episodes, args, ranks):
         for j in group:
             kls[j] = [split.pop(0) if t >= 0 else None for t in rows[j].turn]
     distiller.eval()
-    return loss, [kls[j] for j in sorted(kls)]
-
-
-def fill_presets(args, style):
-    """Fill in the defaults that depend on the student: the paper's for a real model, the measured ones for a tiny one."""
-    for name, (paper, tiny) in PRESETS.items():
-        if getattr(args, name) is None:
-            setattr(args, name, tiny if style == "bare" else paper)
-    if style == "bare" and not args.data:
-        args.data = envs.game_type(args.env).tiny_data
-    return "the tiny pair's" if style == "bare" else "the paper's"
+    return loss, kls
 
 
 def check(args, ranks):
@@ -145,8 +134,7 @@ def check(args, ranks):
         curriculum.parse_stages(args.stages)
     except ValueError as error:
         raise envs.UserError(str(error)) from None
-    if args.history != "full" and not (args.history.startswith("window:") and args.history[7:].isdigit()):
-        raise envs.UserError(f"unknown --history {args.history!r}: full, or window:N")
+    check_knobs(args, ("k_start", "steps", "episodes", "max_response", "save_every", "batch_tokens", "chunk"), ("eta", "temperature"))
     if (args.episodes or 0) % ranks.world:
         raise envs.UserError(f"--episodes {args.episodes} cannot be shared equally by {ranks.world} processes")
 
@@ -197,14 +185,15 @@ def with_kl(episode, kls):
 
 
 def step_record(n, k, loss, norm, records, seconds):
-    """The log's line of step n, from all ranks' episodes. window: the first and the last turn that any student played."""
+    """The log's line of step n, from all ranks' episodes. window: the first and the last turn that any student played; turns: the
+    student's own per episode, where rounds count replayed ones too."""
     total = summarise(records)
     longest = max((r["start"] + len(r["kl_turn"]) for r in records), default=0)
     per_turn = [[r["kl_turn"][t - r["start"]] for r in records if 0 <= t - r["start"] < len(r["kl_turn"])] for t in range(longest)]
     tokens, turns = (max(1, total) for total in (sum(r["response_tokens"] for r in records), sum(len(r["kl_turn"]) for r in records)))
     kl = sum(r["kl"] for r in records)
     return dict(step=n, k=k, window=[min((r["start"] for r in records), default=0), longest], loss=loss, grad_norm=norm,
-                kl=kl / max(1, len(records)), kl_token=kl / tokens,
+                kl=kl / max(1, len(records)), kl_token=kl / tokens, turns=turns / max(1, len(records)),
                 kl_turn=[float(np.mean(values)) if values else None for values in per_turn],
                 **{key: total[key] for key in ("games", "success", "rounds", "invalid", "missing", "cut", "context_cut", "crashed")},
                 response_length=tokens / turns, tokens=tokens, row_tokens=sum(r["row_tokens"] for r in records), seconds=seconds)
@@ -230,11 +219,14 @@ def assess(actors, games, tasks, turns, limits, args, ranks):
 def main(args):
     ranks = Ranks()
     if args.resume:
+        given = args
         try:
             with open(os.path.join(args.resume, "args.json"), encoding="utf-8") as file:
                 args = Args(**{**json.load(file), "resume": args.resume, "out": args.resume})
         except FileNotFoundError:
             raise envs.UserError(f"{args.resume} holds no run to resume (no args.json)") from None
+        if given != Args(resume=given.resume):
+            raise envs.UserError("--resume takes everything else from the run's own args.json: give it alone")
     check(args, ranks)
     train(args, ranks)
     if ranks.world > 1:
@@ -248,7 +240,7 @@ def train(args, ranks):
     teacher, teacher_tokenizer = lm.load(lm.resolve(args.teacher, args.env), device, lm.play_dtype())
     lm.same_vocabulary(tokenizer, teacher_tokenizer)
     chat, teacher_chat = chat_of(student, tokenizer), chat_of(teacher, teacher_tokenizer)
-    which = fill_presets(args, chat.style)
+    which = fill_presets(args, chat, student, PRESETS)
     check(args, ranks)
     share = args.episodes // ranks.world
     limits = rollout.Limits(args.max_response, args.max_context, args.temperature, chat.style, args.history)
@@ -261,9 +253,10 @@ def train(args, ranks):
     if args.recompute:
         student.gradient_checkpointing_enable()
     distiller = Distiller(student, args, chat.vocabulary)
-    distiller = DistributedDataParallel(distiller) if ranks.world > 1 else distiller
+    if ranks.world > 1:
+        distiller = DistributedDataParallel(distiller, gradient_as_bucket_view=True, broadcast_buffers=False)
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, weight_decay=0.0)
-    actor = copy.deepcopy(student).to(lm.play_dtype()) if device.type == "cuda" else student  # fp32 master weights stay in `student`
+    actor = lm.playing_copy(student)  # fp32 master weights stay in `student`
 
     folder = args.resume or ranks.gather([free_folder(args) if ranks.rank == 0 else None])[0]
     log, episode_log = os.path.join(folder, "log.jsonl"), os.path.join(folder, "episodes.jsonl")
@@ -279,11 +272,11 @@ def train(args, ranks):
     results = {}
     for record in read_log(log, done):
         results.update(record.get("eval", {}))
-    if args.eval_every and done == 0:
+    if args.eval_every and not results:
         results = assess({"teacher": (teacher, teacher_chat), "student before": (actor, chat)}, games, held_out, turns, eval_limits, args, ranks)
         if ranks.rank == 0:
             append(log, [dict(step=0, eval=results)])
-        ranks.print(table(results, by_type="none"))
+        ranks.print(table(results, by_type=None))
 
     bar = tqdm(range(done + 1, args.steps + 1), initial=done, total=args.steps, disable=ranks.rank > 0, dynamic_ncols=True)
     for n in bar:
@@ -299,14 +292,15 @@ def train(args, ranks):
         loss, kls = backward(distiller, teacher, kept, args, ranks)
         kls = iter(kls)
         records = ranks.gather([dict(step=n, **with_kl(e, [next(kls) for _ in e.rows])) for e in kept])
-        stop_unless_finite(ranks.sum([loss])[0], records)
+        loss = ranks.sum([loss])[0]
         norm = torch.nn.utils.clip_grad_norm_(student.parameters(), args.clip).item()
+        stop_unless_finite(loss, norm, records)
         optimizer.step()
         refresh(actor, student)
 
         seconds = dict(play=played - began, train=time.perf_counter() - played)
         crashed = ranks.sum([len(episodes) - len(kept)])[0]
-        record = {**step_record(n, k, ranks.sum([loss])[0], norm, records, seconds), "crashed": crashed}
+        record = {**step_record(n, k, loss, norm, records, seconds), "crashed": crashed}
         if args.eval_every and (n % args.eval_every == 0 or n == args.steps):
             record["eval"] = assess({"student after": (actor, chat)}, games, held_out, turns, eval_limits, args, ranks)
             results.update(record["eval"])
@@ -323,17 +317,17 @@ def train(args, ranks):
         ranks.print(table(results, by_type="student after"))
 
 
-def stop_unless_finite(loss, records):
-    """Raises UserError before the optimizer step when the loss is not finite, naming the episodes that it came from."""
-    if not np.isfinite(loss):
+def stop_unless_finite(loss, norm, records):
+    """Raises UserError before the optimizer step when the loss or its gradient is not finite, naming the episodes that it came from."""
+    if not np.isfinite(loss + norm):
         bad = [f"{r['task']} (step {r['step']}, episode {r['index']})" for r in records if not np.isfinite(r["kl"])]
-        raise envs.UserError(f"the loss is {loss} and the weights were left as they are; it came from {', '.join(bad) or 'no single episode'}")
+        raise envs.UserError(f"the loss is {loss}, its gradient's norm {norm}, and the weights were left as they are; it came from {', '.join(bad) or 'no single episode'}")
 
 
 def status(record, results):
     """The figures to watch, for the progress bar."""
     last = next((f"{s['success']:.0%}" for label, s in results.items() if label.startswith("student after")), "–")
-    return (f"k {record['k']} loss {record['loss']:.3g} KL/turn {record['kl'] / max(record['rounds'], 1e-9):.3g} won {record['success']:.0%} "
+    return (f"k {record['k']} loss {record['loss']:.3g} KL/turn {record['kl'] / max(record['turns'], 1e-9):.3g} won {record['success']:.0%} "
             f"rounds {record['rounds']:.1f} held-out {last} tok/s {record['tokens'] / sum(record['seconds'].values()):.0f}")
 
 

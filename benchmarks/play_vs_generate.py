@@ -79,6 +79,7 @@ def main():
     model = make_model("qwen2", vocabulary=4096, hidden_size=args.width, intermediate_size=3 * args.width, num_hidden_layers=args.layers,
                        num_attention_heads=args.width // 32, num_key_value_heads=max(1, args.width // 64))
     chat = rollout.Chat(make_tokenizer())
+    chat.vocabulary = model.config.vocab_size  # both draw from all ids
     chat.stop = {-1}  # no response ends early: both sample exactly the same number of tokens
     limits = rollout.Limits(max_response=args.response, max_context=10**6, style="bare")
     for method in (play, generate):  # warm-up

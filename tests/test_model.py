@@ -78,9 +78,21 @@ def test_round_trip_and_refusals(tmp_path):
         lm.load(str(tmp_path / "plain"))
 
 
+def test_the_playing_copy_keeps_its_rotary_frequencies():
+    """`.to(bfloat16)` rounds the rotary buffers too: the student would play with other positions than it is trained with."""
+    model = make_model()
+    bf16 = lm.rounded(copy.deepcopy(model), torch.bfloat16)
+    assert {p.dtype for p in bf16.parameters()} == {torch.bfloat16}
+    for ours, master in zip(bf16.buffers(), model.buffers(), strict=True):
+        assert ours.dtype == master.dtype == torch.float32 and torch.equal(ours, master)
+
+
 def test_sliding_window_attention_is_refused():
     """The cache's mask would attend beyond the window, silently."""
     config = copy.deepcopy(make_model("qwen2").config)
     config.layer_types = ["full_attention", "sliding_attention"]
-    with pytest.raises(UserError, match="sliding"):
+    with pytest.raises(UserError, match="full attention"):
         lm.check_supported("some-model", config)
+    mistral = type("Config", (), dict(num_hidden_layers=2, sliding_window=4096))()
+    with pytest.raises(UserError, match="full attention"):
+        lm.check_supported("some-model", mistral)

@@ -107,6 +107,15 @@ def test_context_limit_is_counted_and_too_short_a_context_is_an_error(world):
         run(world, [0], [(0, 4)], Limits(5, 20, 1.0, "bare"))
 
 
+def test_a_replay_that_fills_the_context_is_cut_before_the_student(world):
+    """B2F's prefix may already be too long: one response on an over-long row, or a crash of the model."""
+    start, stop = curriculum.window("b2f", 1, len(world["tasks"][0].expert), 20)
+    whole = run(world, [0], [(start, stop)])[0].row
+    room = whole.turn.index(start) + 5 - 1  # one token too few for the student's first response
+    cut = run(world, [0], [(start, stop)], Limits(5, room, 1.0, "bare"))[0]
+    assert cut.context_cut and not cut.played and max(cut.row.turn) == -1
+
+
 def test_history_window_gives_every_turn_a_row_of_its_own(world):
     """A window that drops the task, keeps the wrong turns, or scores a turn on another row's prefix."""
     limits = Limits(5, 2000, 1.0, "bare", "window:2")
@@ -115,7 +124,8 @@ def test_history_window_gives_every_turn_a_row_of_its_own(world):
     chat, turns = world["chat"], episode.turns
     expected = chat.observation(episode.opening, True)
     for t in (2, 3):
-        expected = expected + chat.response(turns[t]["response"]) + chat.observation(turns[t + 1]["observation"], False)
+        said = [i for i, at in zip(episode.rows[t].ids, episode.rows[t].turn) if at == t]  # as sampled, not tokenised again
+        expected = expected + said + [chat.end] * turns[t]["cut"] + chat.observation(turns[t + 1]["observation"], False)
     assert episode.rows[4].ids[: len(expected)] == expected
     for row in episode.rows:
         exact = uncached_logp(world["model"], chat, row)
@@ -143,6 +153,19 @@ def test_sampling_follows_the_distribution():
     assert torch.allclose(logp, (logits[0] / 0.5).log_softmax(-1)[token], atol=1e-6)
     token, logp = sample(logits, 0, u[:1])
     assert token.item() == 3 and torch.allclose(logp, logits.log_softmax(-1)[:, 3])
+
+
+def test_the_templates_own_end_token_ends_a_response():
+    """A tokenizer whose eos is not the token that its template writes behind a response (Qwen2.5 base, Gemma): the end would be
+    doubled, or never be recognised."""
+    tokenizer = make_tokenizer(["<eos>"])
+    tokenizer.eos_token = "<eos>"
+    chat = Chat(tokenizer)
+    assert chat.end == tokenizer.convert_tokens_to_ids("<|im_end|>") and {chat.end, tokenizer.eos_token_id} <= chat.stop
+    assert chat.observation("look", False).count(chat.end) == 1  # the user's message, not the response before it
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + ' ; ' }}{% endfor %}"
+    with pytest.raises(envs.UserError, match="special token"):
+        Chat(tokenizer)
 
 
 def test_chat_pieces_rebuild_the_templates_own_text():

@@ -173,7 +173,8 @@ def test_the_log_shows_k_and_the_windows(method, checkpoints, data, tmp_path):
     (dict(schedule="cosine"), "unknown --schedule"), (dict(schedule="step"), "--stages"), (dict(stages="5"), "depth@step"),
     (dict(data="/nowhere"), "no ALFWorld games"), (dict(student="/nowhere"), "/nowhere"), (dict(max_context=30), "--max-context 30"),
     (dict(resume="/nowhere"), "no run to resume"), (dict(history="all"), "--history"),
-    (dict(method="b2f", experts="/nowhere"), "/nowhere")])
+    (dict(method="b2f", experts="/nowhere"), "/nowhere"), (dict(eta=0.0), "--eta"), (dict(k_start=0), "--k-start"),
+    (dict(temperature=0.0), "--temperature"), (dict(seed=-1), "--seed")])
 def test_a_users_mistake_is_one_sentence(wrong, words, checkpoints, data, tmp_path):
     """A traceback, or a run that quietly does something else."""
     with pytest.raises(envs.UserError, match=words) as caught:
@@ -197,6 +198,13 @@ def test_an_existing_run_is_not_overwritten(checkpoints, data, tmp_path):
         tcod.main(arguments(checkpoints, data, tmp_path))
 
 
+def test_resume_is_given_alone(tmp_path):
+    """--resume with another flag that is silently dropped."""
+    (tmp_path / "args.json").write_text("{}")
+    with pytest.raises(envs.UserError, match="alone"):
+        tcod.main(tcod.Args(resume=str(tmp_path), steps=9))
+
+
 def test_exit_status_of_a_mistake():
     """A script around the command cannot tell a mistake from a crash."""
     process = launch(tcod.Args(method="ppo"))
@@ -207,4 +215,4 @@ def test_exit_status_of_a_mistake():
 def test_a_loss_that_is_not_finite_stops_the_run():
     """Training on with broken weights."""
     with pytest.raises(envs.UserError, match=r"mug \(step 3, episode 1\)"):
-        tcod.stop_unless_finite(float("nan"), [dict(task="egg", step=3, index=0, kl=1.0), dict(task="mug", step=3, index=1, kl=float("inf"))])
+        tcod.stop_unless_finite(float("nan"), 1.0, [dict(task="egg", step=3, index=0, kl=1.0), dict(task="mug", step=3, index=1, kl=float("inf"))])

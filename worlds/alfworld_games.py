@@ -498,7 +498,7 @@ def cached_splits(level):
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / f"alfworld-{level}-{VERSION}"
     if os.environ.get("RANK", "0") == "0":
-        print(f"ALFWorld: no data set found, so generated games of level '{level}' are used ({folder}); "
+        print(f"ALFWorld: generated games of level '{level}' are used ({folder}); "
               "`alfworld-download` fetches the data set.", file=sys.stderr)
     with open(cache / f"{folder.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
