@@ -1,8 +1,10 @@
 """Tokens per second of batched multi-turn play: the ragged cache kept from turn to turn, against Hugging Face `generate` called every
 turn on the whole conversation (what a loop around a chat model does).
 
-    python benchmarks/play_vs_generate.py [--turns 30] [--rows 8]
+    python benchmarks/play_vs_generate.py                                                             # the tiny pair's sizes
+    python benchmarks/play_vs_generate.py --rows 8 --words 40 --response 12 --layers 4 --width 256    # longer responses
 
+What is saved is the prefill of everything said before, so the ratio grows with the turns and falls with the length of a response.
 Same random model, same conversations, same number of sampled tokens, same process, one thread; the figure to look at is the ratio.
 """
 
@@ -72,7 +74,7 @@ def generate(model, chat, rows, turns, words, limits):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("turns", 30), ("rows", 8), ("words", 40), ("response", 12), ("layers", 4), ("width", 256)):
+    for name, default in (("turns", 30), ("rows", 16), ("words", 25), ("response", 4), ("layers", 3), ("width", 96)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     torch.set_num_threads(1)
