@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from envs import UserError
 
 
+SMALL = 10_000_000  # parameters
 TINY = {"tiny-teacher": "teacher", "tiny-student": "student", "tiny-narrow": "teacher-narrow"}  # shipped in assets/, made by tiny.py
 
 
@@ -52,6 +53,8 @@ def load(name, device="cpu", dtype=torch.float32):
     if tokenizer.chat_template is None:
         raise UserError(f"the tokenizer of {name!r} has no chat template; use an instruction-tuned checkpoint")
     check_supported(name, model.config)
+    if model.num_parameters() < SMALL and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # at this size threads cost more than they save, and waste a core that another run could use
     for module in model.modules():  # distributions are compared: noise in them would be noise in the loss
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
