@@ -3,7 +3,7 @@ Hugging Face checkpoints with a tokenizer of their own, so that the first run of
 
     OMP_NUM_THREADS=1 python tiny.py              # assets/alfworld/student and assets/alfworld/teacher
     OMP_NUM_THREADS=1 python tiny.py --narrow     # assets/alfworld/teacher-narrow
-    OMP_NUM_THREADS=1 python tiny.py --world webshop
+    OMP_NUM_THREADS=1 python tiny.py --world webshop --games 1000 --student_steps 250 --teacher_steps 550 --refresh 140
     python eval.py --model tiny-student --take-over 0,3,6,10
 
 The student imitates a poor player: it has learned to copy names out of its context, and little else. The teacher imitates
@@ -115,7 +115,7 @@ class ALFWorldPlay:
 class WebShopPlay:
     """What tiny.py needs of WebShop: the goals of the made-up catalogue's train split."""
     turns = 15
-    skill = 0.25
+    skill = 0.5
     verbs = ()
     # Every page tells the instruction, which the status line repeats. What a click may name stays, the rest goes: a product is
     # its number and its name without the brand, an option is its value, a page is one word.

@@ -27,8 +27,8 @@ def games():
     return envs.make_env("alfworld"), envs.make_tasks("alfworld", "valid_unseen")[:12]
 
 
-def shipped(name):
-    return lm.load(str(ASSETS / "alfworld" / name))
+def shipped(name, world="alfworld"):
+    return lm.load(str(ASSETS / world / name))
 
 
 def test_label_is_followed_up_to_the_first_difference():
@@ -173,7 +173,7 @@ def test_shipped_checkpoints_are_small_and_share_a_vocabulary():
     for other in tokenizers[1:]:
         lm.same_vocabulary(tokenizers[0], other)
     assert rollout.Chat(tokenizers[0]).style == "bare"
-    assert sum(file.stat().st_size for file in ASSETS.rglob("*.safetensors")) < 6e6
+    assert sum(file.stat().st_size for file in (ASSETS / "alfworld").rglob("*.safetensors")) < 6e6
     for name in NAMES:
         config = json.loads((ASSETS / "alfworld" / name / "config.json").read_text())
         assert config["architectures"] == ["Qwen3ForCausalLM"]
@@ -185,5 +185,20 @@ def test_shipped_checkpoints_play(name, low, high):
     model, tokenizer = shipped(name)
     tasks = envs.make_tasks("alfworld", "valid_seen")[:24]
     played = rollout.play(model, rollout.Chat(tokenizer), [envs.make_env("alfworld") for _ in tasks], tasks, [(0, 20)] * len(tasks),
+                          rollout.Limits(16, 2048, 0.4, "bare"))
+    assert low <= sum(e.won for e in played) / len(played) <= high
+
+
+def test_shipped_webshop_pair_shares_a_vocabulary():
+    (_, teacher), (_, student) = shipped("teacher", "webshop"), shipped("student", "webshop")
+    lm.same_vocabulary(teacher, student)
+    assert rollout.Chat(student).style == "bare"
+
+
+@pytest.mark.parametrize("name, low, high", [("teacher", 0.75, 1.0), ("student", 0.0, 0.4)])
+def test_shipped_webshop_pair_plays(name, low, high):
+    model, tokenizer = shipped(name, "webshop")
+    tasks = envs.make_tasks("webshop", "test")[:24]
+    played = rollout.play(model, rollout.Chat(tokenizer), [envs.make_env("webshop") for _ in tasks], tasks, [(0, 15)] * len(tasks),
                           rollout.Limits(16, 2048, 0.4, "bare"))
     assert low <= sum(e.won for e in played) / len(played) <= high
