@@ -16,7 +16,6 @@ import sys
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
-import torch
 from tqdm import tqdm
 from transformers import HfArgumentParser
 from transformers.utils import logging

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import envs
+import model as lm
 
 
 class Ranks:

@@ -10,7 +10,6 @@ the steps), and the seconds that the training steps took.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys

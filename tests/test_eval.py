@@ -2,7 +2,6 @@
 
 import doctest
 import json
-from types import SimpleNamespace
 
 import pytest
 

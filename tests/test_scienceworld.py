@@ -371,7 +371,7 @@ def test_an_unwinnable_task_is_tried_once_and_never_given(cache):
 
 def test_the_text_expert_wins_the_short_tasks(cache):
     """The embedded default: at most ten actions from the text alone, in every split, and all of them listed or understood."""
-    short, rng = envs.make_env("scienceworld", data="short"), random.Random(0)
+    short = envs.make_env("scienceworld", data="short")
     assert short.horizon == sw.SHORT_TURNS
     for split in ("train", "test"):
         for t in sw.spread_tasks([t.source for t in envs.make_tasks("scienceworld", split, "short")], 3):

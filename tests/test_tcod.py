@@ -1,7 +1,6 @@
 """The training loop: gradients over ranks, kill and resume, the log, and what a user may get wrong."""
 
 import dataclasses
-import json
 import os
 import random
 import signal
