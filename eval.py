@@ -40,20 +40,20 @@ PRESETS = {  # knob: (the paper's value, for real models; the measured one, for 
 def preset(name, text, table=PRESETS):
     """A knob whose default depends on the model; `fill_presets` sets it once the model is known."""
     paper, tiny = table[name]
-    return knob(None, f"{text} (default: {paper}; with the tiny pair {tiny})")
+    return knob(None, f"{text} (default: {paper}" + (")" if paper == tiny else f"; with the tiny pair {tiny})"))
 
 
 def fill_presets(args, chat, model, table=PRESETS):
     """Fill in the defaults that depend on the model: the paper's for a real one, the measured ones for a tiny one."""
-    for name, (paper, tiny) in table.items():
-        if getattr(args, name) is None:
-            setattr(args, name, tiny if chat.style == "bare" else paper)
-    if chat.style == "bare" and not args.data:
-        args.data = envs.game_type(args.env).tiny_data
+    tiny = chat.style == "bare"
+    defaults = {name: measured if tiny else paper for name, (paper, measured) in table.items()}
+    for name, value in {**defaults, **(envs.game_type(args.env).tiny_defaults if tiny else {})}.items():
+        if getattr(args, name, "not a knob of this command") in (None, ""):
+            setattr(args, name, value)
     longest = getattr(model.config, "max_position_embeddings", None) or args.max_context
     if args.max_context > longest:
         raise envs.UserError(f"--max-context {args.max_context} is more than the {longest} positions that the model has")
-    return "the tiny pair's" if chat.style == "bare" else "the paper's"
+    return "the tiny pair's" if tiny else "the paper's"
 
 
 def check_knobs(args, at_least_one, above_zero=()):

@@ -34,7 +34,7 @@ from run import Ranks, append, free_folder, load_checkpoint, read_log, rewind, s
 
 PRESETS = {  # knob: (the paper's value, for real models; the measured one, for the embedded tiny pair)
     **eval_presets,
-    "k_start": (1, 1), "eta": (2.0, 2.0), "steps": (250, 120), "episodes": (16, 16), "lr": (1e-6, 1e-3),
+    "loss": ("reverse", "reverse"), "k_start": (1, 1), "eta": (2.0, 2.0), "steps": (250, 120), "episodes": (16, 16), "lr": (1e-6, 1e-3),
     "eval_every": (5, 40), "eval_games": (140, 140),
 }
 
@@ -46,7 +46,7 @@ class Args:
     method: str = knob("f2b", "opd: all turns; f2b: the first k turns; b2f: an expert is replayed up to its last k turns")
     student: str = knob("tiny-student", "checkpoint: a Hugging Face name or folder, or tiny-student")
     teacher: str = knob("tiny-teacher", "checkpoint with the same vocabulary, or tiny-teacher, tiny-narrow")
-    loss: str = knob("reverse", "reverse, forward (Eq. 2) or jsd:BETA over the whole vocabulary, or k1 (sampled token, PPO clip)")
+    loss: str = preset("loss", "reverse, forward (Eq. 2) or jsd:BETA over the whole vocabulary, or k1 (sampled token, PPO clip)", PRESETS)
     aggregate: str = knob("episode", "episode: sum over an episode's tokens, mean over episodes (Eq. 2); token; turn: mean of turn means")
     schedule: str = knob("linear", "linear (Eq. 4), step (--stages) or constant (--k-start)")
     k_start: int = preset("k_start", "depth k before the first step, in turns", PRESETS)
@@ -126,7 +126,7 @@ def check(args, ranks):
     for name, known in (("method", curriculum.METHODS), ("schedule", curriculum.SCHEDULES), ("aggregate", ("episode", "token", "turn"))):
         if getattr(args, name) not in known:
             raise envs.UserError(f"unknown --{name} {getattr(args, name)!r}: {', '.join(known)}")
-    if args.loss not in ("reverse", "forward", "k1"):
+    if args.loss not in (None, "reverse", "forward", "k1"):
         losses.jsd_beta(args.loss)
     if args.schedule == "step" and not args.stages:
         raise envs.UserError("--schedule step needs --stages, as in 5@10,30@20")
