@@ -263,7 +263,6 @@ def train(args, ranks):
     done = load_checkpoint(folder, student, optimizer)
     refresh(actor, student)
     if ranks.rank == 0:
-        os.makedirs(folder, exist_ok=True)
         rewind(log, done), rewind(episode_log, done)
         write_json(os.path.join(folder, "args.json"), {**dataclasses.asdict(args), "resume": "", "out": folder})
     ranks.print(f"{args.method} on {args.env}: {len(tasks)} training tasks, {which} defaults, run folder {folder}"

@@ -181,7 +181,7 @@ def test_a_users_mistake_is_one_sentence(wrong, words, checkpoints, data, tmp_pa
     assert "\n" not in str(caught.value)
 
 
-def test_b2f_needs_experts_and_a_batch_must_divide(checkpoints, data, tmp_path, monkeypatch):
+def test_b2f_needs_experts_and_a_batch_must_divide(checkpoints, data, tmp_path):
     """B2F that falls back to OPD; ranks with different numbers of episodes."""
     (tmp_path / "none.jsonl").write_text("")
     with pytest.raises(envs.UserError, match="no training task has one"):
