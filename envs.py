@@ -364,7 +364,8 @@ class ScienceWorld(TextGame):
         return {"task": task, "kind": self.task.kind, "admissible": admissible, "objects": objects,
                 "won": seen.score == 100 and not self._crashed, "lost": seen.score < 0, "crashed": self._crashed,
                 "invalid": seen.text.startswith(REFUSALS),
-                "status": f"Task: {task} You are in the {seen.place}, carrying {', '.join(seen.carried) or 'nothing'}."}
+                "status": f"Task: {task} You are in the {seen.place}, carrying {', '.join(seen.carried) or 'nothing'}."
+                          + f" You focused on the {seen.focus}." * bool(seen.focus)}
 
     def close(self):
         if self._game is not None:

@@ -53,17 +53,19 @@ SIMPLIFICATIONS = ("easy", "teleportAction", "selfWateringFlowerPots", "openCont
 META = {"reset task", "task", "help", "objects"}    # "reset task" undoes mistakes for free; the others tell what is known
 NOT_UNDERSTOOD = "No known action matches that input."
 REFUSALS = (NOT_UNDERSTOOD, "Unknown action.")      # how the simulator's answers to what it cannot parse begin
+FOCUSED = re.compile(r"You focus on the (.+)\.")
 QUESTION = "Ambiguous request"                      # the next input must be one of the numbers that it lists
 
 JAVA_OPTIONS = [
     "-Xmx512m", "-XX:+UseSerialGC",                 # sixteen games fit; the default is a quarter of the memory
     "-XX:+ExitOnOutOfMemoryError",                  # die and be restarted instead of limping on
     # Object hashes are random, and with them the order of what the simulator lists, and sometimes what happens first.
-    # The same hash for all objects makes an episode a function of its actions, in every JVM, at the same speed.
+    # The same hash for all objects makes an episode a function of its actions, in every JVM. It costs: the simulator's
+    # step takes about half as long again, since every hash table is a list then. Hashes that differ and repeat are not to
+    # be had (a counter, hashCode=3, depends on what the other games of the JVM did).
     "-XX:+IgnoreUnrecognizedVMOptions", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2"]
 CALL_SECONDS = 180              # a call that takes longer is taken for dead; the longest (a mendelian gold path) takes 10
 PER_KIND = 8                    # tasks of each type for which gold paths are made unasked: minutes, not hours
-ROOMY = 16                      # games that may each keep the list of all variations, which is 10 MB and 0.1 s to make
 TRIES = 3                       # JVMs in a row that may die in one call
 
 
@@ -115,7 +117,7 @@ class Jvm:
         self.gateway = JavaGateway(java_process=self.process, gateway_parameters=GatewayParameters(
             port=port, auth_token=token, enable_memory_management=False, read_timeout=CALL_SECONDS))
         self._silence()
-        self.simulators, self.retired = 0, []       # how many there are; those that can be given back
+        self.retired = []                           # simulators that can be given back
 
     def _silence(self):
         """The simulator prints dozens of lines at every step, all of which Python would have to read."""
@@ -150,8 +152,6 @@ class Jvm:
         """A new simulator. Those retired before are given back first: py4j must not be called while Python collects."""
         while self.retired:
             self.gateway.detach(self.retired.pop())
-            self.simulators -= 1
-        self.simulators += 1
         return self.gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
 
     @contextmanager
@@ -181,6 +181,7 @@ class Seen(NamedTuple):
     done: bool                  # won, or failed for good
     place: str                  # the room that the player is in
     carried: tuple              # what the player carries, as the inventory lists it
+    focus: str                  # what the player focused on last; "" before
     objects: tuple              # what an action may name here, sorted
 
 
@@ -195,7 +196,6 @@ class Game:
 
     def __init__(self):
         self._jvm = self._simulator = self._loaded = None
-        self._maker = False     # whether the simulator has its list of variations
         self._played = []       # (input, answer) of this episode
         self.task = ""          # the task's text
         self.templates = ()     # what can be done in this task, as "move OBJ to OBJ"
@@ -252,7 +252,7 @@ class Game:
     def _restore(self):
         self._jvm, played, self._played = Jvm.get(), self._played, []
         with self._jvm.calls():
-            self._simulator, self._maker = self._jvm.simulator(), True
+            self._simulator = self._jvm.simulator()
             if not played:
                 return
             self._begin()
@@ -264,18 +264,14 @@ class Game:
     def _load(self, gold=False):
         """Make a fresh world; the simulator's reset would only make a second one of the same.
 
-        The list of variations (its "task maker") is needed for that alone, so a crowd of games does without between
-        episodes. It cannot be shared: worlds are built from its objects, so two of the same variation would mix.
+        The list of all variations (its "task maker") takes 10 MB and is needed for that alone: it is made anew each time
+        (20 ms) and dropped. It cannot be shared: worlds are built from its objects, so two of the same variation would mix.
         """
-        assign = getattr(self._simulator, "taskMaker_$eq")
-        if not self._maker:
-            maker = self._jvm.gateway.jvm.scienceworld.tasks.TaskMaker1()
-            assign(maker)
-            self._jvm.gateway.detach(maker)
+        assign, maker = getattr(self._simulator, "taskMaker_$eq"), self._jvm.gateway.jvm.scienceworld.tasks.TaskMaker1()
+        assign(maker)
         self._simulator.load(*self._loaded, gold)
-        self._maker = self._jvm.simulators <= ROOMY
-        if not self._maker:
-            assign(None)
+        assign(None)
+        self._jvm.gateway.detach(maker)
 
     def _begin(self):
         self._played = []
@@ -306,8 +302,10 @@ class Game:
         names = json.loads(simulator.getPossibleObjectReferentLUTJSON()).values()
         place = re.search(r"is called the ([^.]*)\.", simulator.freeActionLook())
         carried = simulator.freeActionInventory().split("\n")[1:]
+        focus = [found.group(1) for _, answer in self._played if (found := FOCUSED.fullmatch(answer))]
         return Seen(text, score, simulator.getCompleted() or score < 0, place.group(1) if place else "",
-                    tuple(line.strip() for line in carried if line.strip()), tuple(sorted(set(names))))
+                    tuple(line.strip() for line in carried if line.strip()), focus[-1] if focus else "",
+                    tuple(sorted(set(names))))
 
 
 # ---- tasks
@@ -465,7 +463,7 @@ class TextExpert:
             self.at[move.group(1)] = self.at[asked] = move.group(2)
             if asked == self.thing:                         # out of the pot
                 self.holder = asked
-        if focus := re.fullmatch(r"You focus on the (.+)\.", observation):
+        if focus := FOCUSED.fullmatch(observation):
             self._saw_focus(action.partition("focus on ")[2], focus.group(1))
 
     def _saw_focus(self, asked, name):
