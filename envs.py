@@ -58,8 +58,10 @@ class TextGame(gymnasium.Env):
     splits: tuple[str, ...] = ()
     train_split = ""
     eval_splits: tuple[str, ...] = ()
+    knob_types: dict = {}           # what else a world can be asked for: keyword of __init__ and tasks() -> its type
     tiny_defaults: dict = {}        # knobs of tcod.py and eval.py that the embedded tiny pair needs otherwise, unless the user sets them
     instructions = ""               # what the game is and how actions are written: opens the "react" prompt
+    restarts = 0                    # how many engines behind this process's environments died and were replaced
 
     def __init__(self, split="", data="", **knobs):
         self.observation_space, self.action_space = (AnyText(MAX_TEXT, min_length=0) for _ in range(2))
@@ -117,6 +119,7 @@ class ALFWorld(TextGame):
     splits = ("train", "valid_seen", "valid_unseen")
     train_split = "train"
     eval_splits = ("valid_seen", "valid_unseen")
+    knob_types = {"level": str}
     tiny_defaults = {"data": "generated"}   # the tiny pair knows the words of these games only
     instructions = (
         "You are a household robot in a text game. Solve the task by giving one command at a time.\n"
@@ -224,6 +227,7 @@ class WebShop(TextGame):
     splits = ("train", "dev", "test", "tcod_train", "tcod_test")    # the benchmark's; the last two are TCOD's release
     train_split = "train"
     eval_splits = ("test",)
+    knob_types = {"goals": str, "seed": int, "most": int}
     instructions = (
         "You are a visitor of a web shop, shown as text. Buy what the instruction asks for: the right kind of product, with "
         "every quality and option that it names, for no more than its price limit.\n"
@@ -301,6 +305,7 @@ class ScienceWorld(TextGame):
     splits = ("train", "dev", "test", "tcod_train", "tcod_test")    # the benchmark's; the last two, by type, are TCOD's
     train_split = "train"
     eval_splits = ("dev", "test")
+    knob_types = {"simplification": str}
     tiny_defaults = {"data": "short"}
     instructions = (
         "You are in a house with laboratories, in a text game about school science. Solve the task by giving one command "
@@ -396,6 +401,20 @@ def game_type(name):
     if name not in ENVS:
         raise UserError(f"There is no environment '{name}'; there are {', '.join(ENVS)}.")
     return ENVS[name]
+
+
+def parse_knobs(name, text):
+    """'goals=human seed=3' -> {"goals": "human", "seed": 3}, for an environment that has such knobs; raises UserError otherwise."""
+    known, knobs = game_type(name).knob_types, {}
+    for part in text.split():
+        knob, given, value = part.partition("=")
+        if knob not in known or not given:
+            raise UserError(f"{name} has no knob '{part}'; it has {', '.join(known)}, written as in {next(iter(known))}=VALUE.")
+        try:
+            knobs[knob] = known[knob](value)
+        except ValueError:
+            raise UserError(f"The knob {knob} of {name} is a whole number, not '{value}'.") from None
+    return knobs
 
 
 def make_env(name, **kw):

@@ -32,6 +32,8 @@ def knob(default, text):
     return field(default=default, metadata={"help": (text + shown).replace("%", "%%")})
 
 
+KNOBS = ("the world's own knobs, as NAME=VALUE separated by blanks; alfworld: level=small|full of generated games; webshop: "
+         "goals=synthetic|human, seed=N, most=N; scienceworld: simplification=easy, or none (=) or some by commas")
 PRESETS = {  # knob: (the paper's value, for real models; the measured one, for the embedded tiny pair)
     "max_response": (512, 16), "max_context": (10240, 2048),
 }
@@ -87,6 +89,7 @@ class Args:
     teacher: str = knob("tiny-teacher", "who takes over")
     save_expert: str = knob("", "write the actions of the episodes won to this file (for tcod.py --experts)")
     watch: bool = knob(False, "play the first game only and print it turn by turn")
+    knobs: str = knob("", KNOBS)
     data: str = knob("", "the benchmark's data folder; empty: where the benchmark puts it, else (and with the tiny pair) games made offline")
     out: str = knob("", "write the table to this JSON file")
     batch: int = knob(64, "episodes played at once")
@@ -228,13 +231,13 @@ def check(args):
 
 def main(args):
     check(args)
-    game_type = envs.game_type(args.env)
+    game_type, knobs = envs.game_type(args.env), envs.parse_knobs(args.env, args.knobs)
     model, chat = load(args, args.model)
     fill_presets(args, chat, model)
     split = args.split or game_type.eval_splits[0]
-    tasks = spread(envs.make_tasks(args.env, split, args.data), 1 if args.watch else args.games)
+    tasks = spread(envs.make_tasks(args.env, split, args.data, **knobs), 1 if args.watch else args.games)
     tasks = [task for task in tasks for _ in range(args.samples)]
-    games = [envs.make_env(args.env, split=split, data=args.data) for _ in range(min(args.batch, len(tasks)))]
+    games = [envs.make_env(args.env, split=split, data=args.data, **knobs) for _ in range(min(args.batch, len(tasks)))]
     turns = args.max_turns or games[0].horizon
     limits = rollout.Limits(args.max_response, args.max_context, args.temperature, chat.style, args.history)
     if args.watch:

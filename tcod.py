@@ -29,7 +29,7 @@ import loss as losses
 import model as lm
 import rollout
 from eval import PRESETS as eval_presets
-from eval import chat_of, check_knobs, command, evaluate, fill_presets, knob, outcome, preset, spread, summarise, table, write_json
+from eval import KNOBS, chat_of, check_knobs, command, evaluate, fill_presets, knob, outcome, preset, spread, summarise, table, write_json
 from run import Ranks, append, free_folder, load_checkpoint, read_log, rewind, save_checkpoint
 
 PRESETS = {  # knob: (the paper's value, for real models; the measured one, for the embedded tiny pair)
@@ -70,6 +70,9 @@ class Args:
     eval_temperature: float = knob(0.4, "sampling temperature of the evaluation")
     save_every: int = knob(10, "write the checkpoint that --resume continues from every so many steps")
     experts: str = knob("", "expert episodes for b2f, written by eval.py --save-expert; empty: those stored beside the games")
+    train_split: str = knob("", "split to train on; empty: the environment's own")
+    eval_splits: str = knob("", "splits to evaluate on, by commas; empty: the environment's own")
+    knobs: str = knob("", KNOBS)
     data: str = knob("", "the benchmark's data folder; empty: where the benchmark puts it, else (and with the tiny pair) games made offline")
     out: str = knob("", "run folder; empty: the first free runs/ENV-METHOD-N")
     resume: str = knob("", "a run folder: go on exactly where its checkpoint stands, with its own arguments; give it alone")
@@ -150,15 +153,15 @@ def read_experts(path):
 
 def training_tasks(args, ranks):
     """The train split; for b2f only the tasks with an expert's episode, with the count of what was left out."""
-    game_type = envs.game_type(args.env)
-    tasks = envs.make_tasks(args.env, game_type.train_split, args.data)
+    game_type, knobs = envs.game_type(args.env), envs.parse_knobs(args.env, args.knobs)
+    tasks = envs.make_tasks(args.env, args.train_split or game_type.train_split, args.data, **knobs)
     if args.method != "b2f":
         return tasks
     if args.experts:
         experts = read_experts(args.experts)
         able = [dataclasses.replace(task, expert=experts[task.id]) for task in tasks if experts.get(task.id)]
     else:
-        able = game_type.with_experts(tasks, args.data)
+        able = game_type.with_experts(tasks, args.data, **knobs)
     ranks.print(f"b2f: {len(able)} of {len(tasks)} training tasks have an expert's episode; the others are left out")
     if not able:
         raise envs.UserError("b2f needs experts' successful episodes, and no training task has one: make them with "
@@ -235,7 +238,7 @@ def main(args):
 
 def train(args, ranks):
     """Set up student, teacher, games and log; then the loop."""
-    game_type, device = envs.game_type(args.env), lm.device()
+    game_type, knobs, device = envs.game_type(args.env), envs.parse_knobs(args.env, args.knobs), lm.device()
     student, tokenizer = lm.load(lm.resolve(args.student, args.env), device)
     teacher, teacher_tokenizer = lm.load(lm.resolve(args.teacher, args.env), device, lm.play_dtype())
     lm.same_vocabulary(tokenizer, teacher_tokenizer)
@@ -246,8 +249,9 @@ def train(args, ranks):
     limits = rollout.Limits(args.max_response, args.max_context, args.temperature, chat.style, args.history)
     eval_limits = dataclasses.replace(limits, temperature=args.eval_temperature)
     tasks = training_tasks(args, ranks)
-    held_out = {split: spread(envs.make_tasks(args.env, split, args.data), args.eval_games) for split in game_type.eval_splits}
-    games = [envs.make_env(args.env, data=args.data) for _ in range(max(share, min(32, args.eval_games)))]
+    splits = args.eval_splits.split(",") if args.eval_splits else game_type.eval_splits
+    held_out = {split: spread(envs.make_tasks(args.env, split, args.data, **knobs), args.eval_games) for split in splits}
+    games = [envs.make_env(args.env, data=args.data, **knobs) for _ in range(max(share, min(32, args.eval_games)))]
     turns = args.max_turns or games[0].horizon
 
     if args.recompute:
@@ -279,7 +283,7 @@ def train(args, ranks):
 
     bar = tqdm(range(done + 1, args.steps + 1), initial=done, total=args.steps, disable=ranks.rank > 0, dynamic_ncols=True)
     for n in bar:
-        began = time.perf_counter()
+        began, restarts = time.perf_counter(), games[0].restarts
         k = curriculum.depth(n, args.schedule, args.k_start, args.eta, curriculum.parse_stages(args.stages))
         mine = pick(tasks, n, args)[ranks.rank::ranks.world]
         windows = [curriculum.window(args.method, k, len(task.expert), turns) for task in mine]  # OPD, F2B and B2F differ in this line
@@ -303,6 +307,7 @@ def train(args, ranks):
         if args.eval_every and (n % args.eval_every == 0 or n == args.steps):
             record["eval"] = assess({"student after": (actor, chat)}, games, held_out, turns, eval_limits, args, ranks)
             results.update(record["eval"])
+        record["restarts"] = ranks.sum([games[0].restarts - restarts])[0]  # of a world's engine, in all processes
         if ranks.rank == 0:
             append(log, [record])
             append(episode_log, records)

@@ -4,6 +4,7 @@ Hugging Face checkpoints with a tokenizer of their own, so that the first run of
     OMP_NUM_THREADS=1 python tiny.py              # assets/alfworld/student and assets/alfworld/teacher
     OMP_NUM_THREADS=1 python tiny.py --narrow     # assets/alfworld/teacher-narrow
     OMP_NUM_THREADS=1 python tiny.py --world webshop --games 1000 --student_steps 250 --teacher_steps 550 --refresh 140
+    OMP_NUM_THREADS=1 python tiny.py --world scienceworld
     python eval.py --model tiny-student --take-over 0,3,6,10
 
 The student imitates a poor player: it has learned to copy names out of its context, and little else. The teacher imitates
@@ -12,7 +13,7 @@ student or the teacher itself began; there the expert says what it would do. The
 play only: what becomes of distillation where a student leads its teacher astray can be watched with it. Left out on
 purpose: pre-training on text and reinforcement learning; both would need more than minutes.
 
-A world is one class with a few methods (see ALFWorldPlay and WebShopPlay). T = token, B = row of a batch, V = vocabulary.
+A world is one class with a few methods (see ALFWorldPlay). T = token, B = row of a batch, V = vocabulary.
 """
 
 import os
@@ -41,7 +42,7 @@ TEMPLATE = ("{% for m in messages %}{{ '<|act|>' + m['content'] + '<|end|>' if m
 @dataclass
 class Args:
     """Make the tiny checkpoints of a world."""
-    world: str = knob("alfworld", "which world: alfworld or webshop")
+    world: str = knob("alfworld", "which world: alfworld, webshop or scienceworld")
     out: str = knob("assets", "folder to write WORLD/teacher and WORLD/student into")
     narrow: bool = knob(False, "make the teacher of narrow support instead, from the expert's own play only")
     games: int = knob(1500, "training games")
@@ -171,7 +172,54 @@ class WebShopPlay:
         return f"click[{rng.choice([value, '< prev', 'next >', 'back to search', 'features', expert.session.goal.product['asin']])}]"
 
 
-WORLDS = {"alfworld": ALFWorldPlay, "webshop": WebShopPlay}     # another world is another such class
+class ScienceWorldPlay:
+    """What tiny.py needs of ScienceWorld: the tasks of SHORT, in an order that mixes their types."""
+    turns = 20
+    skill = 0.25
+    verbs = ("pick", "move")
+    # The task is told by the status line; the doors are the same in every game.
+    phrases = ((r"your task is to[^\n]*\n", " "), (r"you also see:[\s\S]*?(?=task:)", " "), (r"no known action matches that input", "unknown"),
+               (r"it's not clear how to get there from here", "unknown"), (r"first, focus on the thing\. then, move it to|focus on the animal with|"
+                r"the animals are in the", " "), (r"you are in the", "here"), (r"you focused on", "focus"))
+    decoder = None
+
+    @property
+    def things(self):
+        """Names of what can be carried, and of boxes: each one token, whatever its age or contents."""
+        from worlds.scienceworld import ANIMALS, LIFELESS, LONG_LIVED, SHORT_LIVED
+        animals = sorted({*ANIMALS, *LONG_LIVED, *SHORT_LIVED})
+        return rf"(?!the )[a-z]+ (?:box|tree|plant)|flower pot \d+|{'|'.join((*animals, *LIFELESS))}|axe|shovel|jug|orange|apple|banana|potato"
+
+    @property
+    def tokens(self):
+        """What is not listed here says nothing, and vanishes."""
+        from worlds.scienceworld import DOORS
+        return (rf"\b(?:go to|look around|focus on|focus|pick up|move|to|task|here|carrying|inventory|unknown|{'|'.join(DOORS)}|{self.things}|"
+                r"non-living|living|animal|plant|longest|shortest)\b")
+
+    def tasks(self, games):
+        """The first `games` of the train split's short tasks, shuffled: the list goes from type to type."""
+        tasks = envs.make_tasks("scienceworld", "train", "short")
+        return random.Random(0).sample(tasks, min(games, len(tasks)))
+
+    def actions(self, info):
+        """What those who act at random choose from: everything but a focus, which nobody can take back."""
+        harmless = re.compile(rf"look around|inventory|go to .*|(pick up|move) ({self.things})( to .* box)?")
+        return [action for action in info["admissible"] if harmless.fullmatch(action)]
+
+    def expert(self, env, opening):
+        """The text expert, as it is."""
+        from worlds.scienceworld import TextExpert
+        return TextExpert(opening)
+
+    def blunder(self, rng, expert):
+        """An action that is probably invalid: rooms and things of the house put together without thought."""
+        from worlds.scienceworld import ANIMALS, DOORS
+        thing = rng.choice([*ANIMALS, "flower pot 1", expert.thing or "axe"])
+        return rng.choice([f"go to {rng.choice(list(DOORS))}", f"pick up {thing}", f"move {thing} to {expert.box or 'red box'}"])
+
+
+WORLDS = {"alfworld": ALFWorldPlay, "webshop": WebShopPlay, "scienceworld": ScienceWorldPlay}
 
 
 # ---- players: choose(turn, expert, info) -> action
@@ -376,7 +424,8 @@ def main(args):
     if args.world not in WORLDS:
         raise envs.UserError(f"there is no tiny pair for --world {args.world!r}; there is one for {', '.join(WORLDS)}")
     world, out = WORLDS[args.world](), Path(args.out) / args.world
-    tasks, games = world.tasks(args.games), [envs.make_env(args.world) for _ in range(64)]
+    data = envs.game_type(args.world).tiny_defaults.get("data", "")
+    tasks, games = world.tasks(args.games), [envs.make_env(args.world, data=data) for _ in range(64)]
     tokenizer = make_tokenizer(world, games[0], tasks[:500], random.Random(args.seed))
     made = {}
     for name in ["teacher-narrow"] if args.narrow else ["student", "teacher"]:

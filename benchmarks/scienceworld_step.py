@@ -1,11 +1,13 @@
 """ScienceWorld side by side: `envs.py`'s step against the package's own `env.step`, on the same actions in one run.
 
 Half of the actions are the task's gold path, the others are drawn from the list of valid actions that the package makes at
-every step. Both JVMs get the same option for object hashes: without it the package does not even repeat itself. Compared
-are observation, score and the end of the episode. Then: sixteen environments at once in one JVM, interleaved, against the
-same episodes played alone, and that JVM's memory. With --gold N: the gold paths of N variations of every task.
+every step. Both JVMs get the same option for object hashes: without it the package does not even repeat itself (but is
+faster: --as-shipped times it so). Compared are observation, score and the end of the episode. The table says how many valid
+actions the package lists a step: its time grows with them, ours does not. Then: sixteen environments at once in one JVM,
+interleaved, against the same episodes played alone, and that JVM's memory. With --gold N: the gold paths of N variations of
+every task.
 
-    python benchmarks/scienceworld_step.py [--steps 50] [--tasks 10] [--gold 4]
+    python benchmarks/scienceworld_step.py [--steps 50] [--tasks 10] [--as-shipped] [--gold 4]
 """
 import argparse
 import os
@@ -24,10 +26,11 @@ TASKS = ("boil", "find-plant", "lifespan-longest-lived", "chemistry-mix-paint-se
          "test-conductivity", "use-thermometer", "grow-plant", "inclined-plane-determine-angle", "identify-life-stages-1")
 
 
-def package():
+def package(as_shipped):
     """The package's environment, with its limit of moves out of the way."""
     os.environ["PATH"] = f"{Path(find_java()).parent}{os.pathsep}{os.environ['PATH']}"
-    os.environ["JAVA_TOOL_OPTIONS"] = " ".join(option for option in JAVA_OPTIONS if "hashCode" in option or "Unlock" in option)
+    hashes = [option for option in JAVA_OPTIONS if "hashCode" in option or "Unlock" in option]
+    os.environ["JAVA_TOOL_OPTIONS"] = "" if as_shipped else " ".join(hashes)
     from scienceworld import ScienceWorldEnv
     game = ScienceWorldEnv("", envStepLimit=10**9)
     del os.environ["JAVA_TOOL_OPTIONS"]
@@ -44,18 +47,19 @@ def actions_for(rng, gold, seen, valid):
 
 
 def play_theirs(game, name, variation, simplification, steps, rng):
-    """An episode of at most `steps` actions -> [(action, what it showed, seconds)], processor time before and after."""
+    """An episode of at most `steps` actions -> [(action, what it showed, seconds, valid actions listed)], processor time
+    before and after."""
     game.load(name, variation, simplification, generateGoldPath=True)
     gold = game.get_gold_action_sequence()
     game.load(name, variation, simplification)
     seen, info = game.reset()
-    played = [("", (seen, max(0, info["score"]) / 100, False), 0)]
+    played = [("", (seen, max(0, info["score"]) / 100, False), 0, 0)]
     before = time.process_time() + processor(game._gateway.java_process.pid)
     while len(played) <= steps and not played[-1][1][2]:
         action = actions_for(rng, gold, played[-1][1][0], info["valid"])
         start = time.perf_counter()
         seen, _, done, info = game.step(action)
-        played.append((action, (seen, max(0, info["score"]) / 100, done), time.perf_counter() - start))
+        played.append((action, (seen, max(0, info["score"]) / 100, done), time.perf_counter() - start, len(info["valid"])))
     return played, (before, time.process_time() + processor(game._gateway.java_process.pid))
 
 
@@ -64,7 +68,7 @@ def play_ours(game, name, variation, played):
     obs, _ = game.reset(options={"task": envs.Task(name, name, (name, variation))})
     times, differ = [], [] if obs.endswith(played[0][1][0]) else [f"reset of {name}"]
     before = time.process_time() + processor(Jvm.current.process.pid)
-    for action, shown, _ in played[1:]:
+    for action, shown, *_ in played[1:]:
         start = time.perf_counter()
         obs, reward, done, _, _ = game.step(action)
         times.append(time.perf_counter() - start)
@@ -82,16 +86,17 @@ class Side:
     """Wall-clock and processor time (of Python and of its JVM) that one of the two has used."""
 
     def __init__(self):
-        self.wall, self.processor = [], 0.0
+        self.wall, self.processor, self.listed = [], 0.0, []
 
-    def add(self, times, before, after):
+    def add(self, times, before, after, listed=()):
         self.wall += times
         self.processor += after - before
+        self.listed += listed
 
 
-def compare(names, simplification, steps):
+def compare(names, simplification, steps, as_shipped):
     """One after the other, a task at a time: at once they would compete for the processor. The first of two rounds warms up."""
-    ours, theirs, rng = envs.make_env("scienceworld", simplification=simplification), package(), random.Random(0)
+    ours, theirs, rng = envs.make_env("scienceworld", simplification=simplification), package(as_shipped), random.Random(0)
     for round_ in range(2):
         us, them, differ = Side(), Side(), []
         for name in names:
@@ -99,7 +104,7 @@ def compare(names, simplification, steps):
             for variation in range(1000):           # the next variation where an episode ends early
                 source = (name, variation % KINDS[name])
                 played, spent = play_theirs(theirs, *source, simplification, left, rng)
-                them.add([seconds for *_, seconds in played[1:]], *spent)
+                them.add([seconds for *_, seconds, _ in played[1:]], *spent, [count for *_, count in played[1:]])
                 times, wrong, spent = play_ours(ours, *source, played)
                 us.add(times, *spent)
                 differ, left = differ + wrong, left - len(times)
@@ -107,10 +112,11 @@ def compare(names, simplification, steps):
                     break
             if round_:
                 print(f"{name:<50} {1000 * statistics.mean(us.wall[start:]):7.1f} ms "
-                      f"{1000 * statistics.mean(them.wall[start:]):7.1f} ms", flush=True)
+                      f"{1000 * statistics.mean(them.wall[start:]):7.1f} ms, ratio {sum(them.wall[start:]) / sum(us.wall[start:]):4.1f}, "
+                      f"{statistics.mean(them.listed[start:]):5.0f} valid actions", flush=True)
     theirs.close()
     count = len(us.wall)
-    print(f"{count} steps on {len(names)} tasks: ours {1000 * sum(us.wall) / count:.1f} ms, the package's "
+    print(f"{count} steps on {len(names)} tasks, {statistics.mean(them.listed):.0f} valid actions a step: ours {1000 * sum(us.wall) / count:.1f} ms, the package's "
           f"{1000 * sum(them.wall) / count:.1f} ms, ratio {sum(them.wall) / sum(us.wall):.1f} (of medians "
           f"{statistics.median(them.wall) / statistics.median(us.wall):.1f}); processor time "
           f"{1000 * us.processor / count:.1f} and {1000 * them.processor / count:.1f} ms, ratio "
@@ -167,11 +173,12 @@ def main():
     parser.add_argument("--steps", type=int, default=50, help="of each task")
     parser.add_argument("--tasks", type=int, default=len(TASKS))
     parser.add_argument("--simplification", default="easy", help="of both; the package's own default is none: ''")
+    parser.add_argument("--as-shipped", action="store_true", help="the package without our option for hashes; texts may then differ")
     parser.add_argument("--gold", type=int, default=0, help="variations of each task whose gold paths are replayed")
     args = parser.parse_args()
     if args.gold:
         gold(args.gold)
-    compare(TASKS[:args.tasks], args.simplification, args.steps)
+    compare(TASKS[:args.tasks], args.simplification, args.steps, args.as_shipped)
     interleave(16, 20)
 
 

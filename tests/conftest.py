@@ -1,6 +1,8 @@
 """Tiny random models and a word-level tokenizer, written and read as ordinary Hugging Face checkpoints. Nothing is downloaded."""
 
+import dataclasses
 import os
+import subprocess
 import sys
 
 import pytest
@@ -8,8 +10,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
 torch.set_num_threads(1)
+
+import tcod
 
 TEMPLATE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' + m['content'] + '<|im_end|> ' }}{% endfor %}"
             "{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endif %}")
@@ -35,6 +40,21 @@ def make_model(kind="qwen3", seed=0, vocabulary=128, **more):
     config = config_type(vocab_size=vocabulary, max_position_embeddings=4096, initializer_range=0.2, tie_word_embeddings=kind == "qwen3",
                          **{**sizes, **({"head_dim": 8} if kind == "qwen3" else {}), **more})
     return model_type._from_config(config, attn_implementation="sdpa").eval()
+
+
+def arguments(checkpoints, games, out, **more):
+    """A short training run on random models; checkpoints: the fixture's folder."""
+    known = dict(student=str(checkpoints / "student"), teacher=str(checkpoints / "teacher"), data=games, out=str(out), steps=6, episodes=4,
+                 eval_games=2, eval_every=3, save_every=2, max_turns=4, max_response=4, lr=1e-2, eta=1.0)
+    return tcod.Args(**{**known, **more})
+
+
+def launch(args):
+    """The same as a command, in a process of its own."""
+    flags = [f"--{f.name.replace('_', '-')}={getattr(args, f.name)}" for f in dataclasses.fields(args)
+             if getattr(args, f.name) not in ("", None, False)]
+    return subprocess.Popen([sys.executable, os.path.join(ROOT, "tcod.py"), *flags], env={**os.environ, "OMP_NUM_THREADS": "1"},
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,7 @@ def test_watching_reads_like_a_transcript(checkpoints, data, capsys):
 @pytest.mark.parametrize("wrong, words", [(dict(split="test"), "test"), (dict(env="chess"), "chess"), (dict(model="/nowhere"), "/nowhere"),
                                           (dict(take_over="1,x"), "--take-over"), (dict(games=0), "--games"),
                                           (dict(history="window:0"), "--history"), (dict(watch=True, take_over="0"), "choose one"),
-                                          (dict(max_context=10**6), "4096 positions"), (dict(out="/nowhere/x.json"), "/nowhere")])
+                                          (dict(max_context=10**6), "4096 positions"), (dict(out="/nowhere/x.json"), "/nowhere"), (dict(knobs="level"), "written as in level=VALUE")])
 def test_a_users_mistake_is_one_sentence(wrong, words, checkpoints, data):
     """A traceback."""
     with pytest.raises(envs.UserError, match=words):

