@@ -190,7 +190,7 @@ def extend(model, cache, new, grow=None):
     device, width = head(model).device, max(map(len, new))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in new], device=device)  # (B, T)
     positions, mask = cache.place(width, device)
-    out = model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True)
+    out = model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, cache=cache, use_cache=True)
     last = torch.tensor([len(row) - 1 for row in new], device=device)
     hidden = out.last_hidden_state[torch.arange(len(new), device=device), last]  # (B, D)
     for i, row in enumerate(new):
