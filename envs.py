@@ -306,7 +306,7 @@ class ScienceWorld(TextGame):
     train_split = "train"
     eval_splits = ("dev", "test")
     knob_types = {"simplification": str}
-    tiny_defaults = {"data": "short"}
+    tiny_defaults = {"data": "short", "eval_games": 100, "eval_every": 60}    # its games take 0.2 s each
     instructions = (
         "You are in a house with laboratories, in a text game about school science. Solve the task by giving one command "
         "at a time.\n"

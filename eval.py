@@ -32,6 +32,8 @@ def knob(default, text):
     return field(default=default, metadata={"help": (text + shown).replace("%", "%%")})
 
 
+DATA = ("the benchmark's data folder; empty: where the benchmark puts it, else (and with the tiny pair) games made offline. For "
+        "scienceworld, which has no data folder: task types by commas, or short; empty: all 30 (with the tiny pair short)")
 KNOBS = ("the world's own knobs, as NAME=VALUE separated by blanks; alfworld: level=small|full of generated games; webshop: "
          "goals=synthetic|human, seed=N, most=N; scienceworld: simplification=easy, or none (=) or some by commas")
 PRESETS = {  # knob: (the paper's value, for real models; the measured one, for the embedded tiny pair)
@@ -90,7 +92,7 @@ class Args:
     save_expert: str = knob("", "write the actions of the episodes won to this file (for tcod.py --experts)")
     watch: bool = knob(False, "play the first game only and print it turn by turn")
     knobs: str = knob("", KNOBS)
-    data: str = knob("", "the benchmark's data folder; empty: where the benchmark puts it, else (and with the tiny pair) games made offline")
+    data: str = knob("", DATA)
     out: str = knob("", "write the table to this JSON file")
     batch: int = knob(64, "episodes played at once")
     seed: int = knob(0, "seed of the sampling")

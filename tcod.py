@@ -29,7 +29,7 @@ import loss as losses
 import model as lm
 import rollout
 from eval import PRESETS as eval_presets
-from eval import KNOBS, chat_of, check_knobs, command, evaluate, fill_presets, knob, outcome, preset, spread, summarise, table, write_json
+from eval import DATA, KNOBS, chat_of, check_knobs, command, evaluate, fill_presets, knob, outcome, preset, spread, summarise, table, write_json
 from run import Ranks, append, free_folder, load_checkpoint, read_log, rewind, save_checkpoint
 
 PRESETS = {  # knob: (the paper's value, for real models; the measured one, for the embedded tiny pair)
@@ -73,7 +73,7 @@ class Args:
     train_split: str = knob("", "split to train on; empty: the environment's own")
     eval_splits: str = knob("", "splits to evaluate on, by commas; empty: the environment's own")
     knobs: str = knob("", KNOBS)
-    data: str = knob("", "the benchmark's data folder; empty: where the benchmark puts it, else (and with the tiny pair) games made offline")
+    data: str = knob("", DATA)
     out: str = knob("", "run folder; empty: the first free runs/ENV-METHOD-N")
     resume: str = knob("", "a run folder: go on exactly where its checkpoint stands, with its own arguments; give it alone")
     seed: int = knob(0, "seed of everything drawn")

@@ -73,6 +73,7 @@ class ALFWorldPlay:
                (r"\b(a|an|the|and|you|your|is|are|it|some|put|in|on|at|of|them|up|using|this|normal|there|s|special|about|next)\b", " "))
     tokens = r"go to|[a-z]+ \d+|[a-z]+"     # a thing with its number is one token, and so is a verb
     decoder = None                          # words of a response are joined by one space
+    alike = ()                              # see `renamer`
 
     def tasks(self, games):
         """The first `games` games of the train split's seeds: floor plans of "train", none of the held-out games."""
@@ -118,6 +119,7 @@ class WebShopPlay:
     turns = 15
     skill = 0.5
     verbs = ()
+    alike = ()
     # Every page tells the instruction, which the status line repeats. What a click may name stays, the rest goes: a product is
     # its number and its name without the brand, an option is its value, a page is one word.
     phrases = ((r"instruction: ?\n[^\n]*\n", " "), (r"you have clicked [^\n]*\n", " "), (r"page \d+ \(total results: \d+\)", " page "),
@@ -188,7 +190,16 @@ class ScienceWorldPlay:
         """Names of what can be carried, and of boxes: each one token, whatever its age or contents."""
         from worlds.scienceworld import ANIMALS, LIFELESS, LONG_LIVED, SHORT_LIVED
         animals = sorted({*ANIMALS, *LONG_LIVED, *SHORT_LIVED})
-        return rf"(?!the )[a-z]+ (?:box|tree|plant)|flower pot \d+|{'|'.join((*animals, *LIFELESS))}|axe|shovel|jug|orange|apple|banana|potato"
+        return rf"(?!the )[a-z]+ (?:box|tree|plant)|{'|'.join((*animals, *LIFELESS))}|axe|shovel|jug|apple|banana|potato"
+
+    @property
+    def alike(self):
+        """Names that could stand for each other; where the task is to know an animal's age, those of about the same age."""
+        from worlds.scienceworld import ANIMALS, LIFELESS, LONG_LIVED, SHORT_LIVED
+        trees = [f"{name} tree" for name in ("apple", "avocado", "banana", "cherry", "lemon", "peach")]
+        boxes = [f"{colour} box" for colour in ("blue", "green", "orange", "purple", "red", "yellow")]
+        ages = (LONG_LIVED, SHORT_LIVED, sorted(set(ANIMALS) - set(LONG_LIVED)))
+        return (("longest", ages), ("shortest", ages), ("task", (ANIMALS, LIFELESS, [*trees, "pea plant"], boxes)))
 
     @property
     def tokens(self):
@@ -215,7 +226,7 @@ class ScienceWorldPlay:
     def blunder(self, rng, expert):
         """An action that is probably invalid: rooms and things of the house put together without thought."""
         from worlds.scienceworld import ANIMALS, DOORS
-        thing = rng.choice([*ANIMALS, "flower pot 1", expert.thing or "axe"])
+        thing = rng.choice([*ANIMALS, "apple tree", expert.thing or "axe"])
         return rng.choice([f"go to {rng.choice(list(DOORS))}", f"pick up {thing}", f"move {thing} to {expert.box or 'red box'}"])
 
 
@@ -350,6 +361,21 @@ def make_model(args, tokenizer):
 
 # ---- training
 
+def renamer(world, tokenizer, rng):
+    """A function from a row to the same episode with other names: names that are alike are exchanged at random, in what the game says,
+    what was done and what should have been done. Where a world has few games this leaves nothing to learn by heart: a name can
+    only be read off the page. world.alike: pairs of a word and groups of names; the first whose word is in the row holds for it.
+    """
+    ids = tokenizer.get_vocab()
+    alike = [(ids[word], [[ids[name] for name in group if name in ids] for group in groups]) for word, groups in world.alike]
+
+    def rename(row):
+        groups = next((groups for word, groups in alike if word in row.ids), ())
+        new = {old: other for group in groups for old, other in zip(group, rng.sample(group, len(group)))}
+        return Row([new.get(i, i) for i in row.ids], [new.get(i, i) for i in row.target], row.weight)
+    return rename
+
+
 def batches(rows, size, rng):
     """Endless batches of rows of about equal length; `rows` may grow from one pass to the next."""
     while True:
@@ -372,8 +398,9 @@ def cross_entropy(model, rows):
     return loss, (logits.argmax(-1) == target)[weight == 1].float().mean()
 
 
-def fit(model, rows, steps, args, rng, label, more=None, every=0):
-    """Train in place; `more()` returns further rows every so many steps. Warm-up, then constant, then down to 0 over 40 % of the steps."""
+def fit(model, rows, steps, args, rng, label, rename=lambda row: row, more=None, every=0):
+    """Train in place on rows as `rename` gives them; `more()` returns further rows every so many steps. Warm-up, then constant, then
+    down to 0 over 40 % of the steps."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [torch.optim.Muon(matrices, lr=args.muon_lr, weight_decay=0.0), torch.optim.AdamW(others, lr=args.lr, weight_decay=0.0)]
@@ -383,7 +410,7 @@ def fit(model, rows, steps, args, rng, label, more=None, every=0):
         if more and step and step % every == 0:
             rows += more()
             stream = batches(rows, args.batch, rng)
-        loss, right = cross_entropy(model, next(stream))
+        loss, right = cross_entropy(model, [rename(row) for row in next(stream)])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for part in (*optimizers, *schedules):
@@ -400,7 +427,7 @@ def make_student(args, world, chat, games, tasks, rng):
     """A model that imitates the poor player."""
     model = make_model(args, chat.tokenizer)
     rows = [play(world, chat, games[0], task, poor_player(world, rng), imitate=True) for task in tqdm(tasks * 2, desc="poor play", mininterval=10)]
-    return fit(model, rows, args.student_steps, args, rng, "student")
+    return fit(model, rows, args.student_steps, args, rng, "student", renamer(world, chat.tokenizer, rng))
 
 
 def make_teacher(args, world, chat, games, tasks, rng, student):
@@ -410,14 +437,14 @@ def make_teacher(args, world, chat, games, tasks, rng, student):
 
     def more():
         return sampled_play(world, chat, games, rng.sample(tasks, min(1024, len(tasks))), student, model, rng)
-    return fit(model, rows, args.teacher_steps, args, rng, "teacher", more, args.refresh)
+    return fit(model, rows, args.teacher_steps, args, rng, "teacher", renamer(world, chat.tokenizer, rng), more, args.refresh)
 
 
 def make_narrow_teacher(args, world, chat, games, tasks, rng):
     """A model that imitates the expert in the expert's own states."""
     model = make_model(args, chat.tokenizer)
     rows = [play(world, chat, games[0], task, expert_player) for task in tqdm(tasks, desc="expert play", mininterval=10)]
-    return fit(model, rows, args.teacher_steps, args, rng, "narrow teacher")
+    return fit(model, rows, args.teacher_steps, args, rng, "narrow teacher", renamer(world, chat.tokenizer, rng))
 
 
 def main(args):

@@ -11,6 +11,7 @@ import envs
 import model as lm
 import rollout
 import tiny
+from eval import spread
 
 ASSETS = Path(tiny.__file__).parent / "assets"
 NAMES = ("teacher", "student", "teacher-narrow")
@@ -46,6 +47,22 @@ def test_label_longer_than_what_was_said():
     row.say([1])
     row.act([5, 9], [5, 7, 8, 9], 0.0)
     assert (row.target, row.weight) == ([5, 7, 0], [1.0, 1.0, 0.0])
+
+
+def test_renaming_exchanges_names_everywhere():
+    """A label that still says the old name, two things that become one, or a short-lived animal where the longest-lived is asked for."""
+    tokenizer = shipped("student", "scienceworld")[1]
+    rename, ids = tiny.renamer(tiny.ScienceWorldPlay(), tokenizer, random.Random(1)), tokenizer.get_vocab()
+    words = ["outside", "dove", "beaver", "task", "animal", "red box", "<|act|>", "focus on", "beaver", "<|end|>"]
+    row = tiny.Row([ids[word] for word in words], [0] * 6 + [ids["focus on"], ids["dove"], ids["<|end|>"], 0], [0.0] * 6 + [1.0] * 3 + [0.0])
+    for _ in range(5):
+        new = rename(row)
+        said, label = (tokenizer.convert_ids_to_tokens(part) for part in (new.ids, new.target))
+        assert [said[i] for i in (0, 3, 4, 6, 7, 9)] == ["outside", "task", "animal", "<|act|>", "focus on", "<|end|>"] and said[5].endswith(" box")
+        assert said[2] == said[8] != said[1] == label[7] and label[6::2] == ["focus on", "<|end|>"] and new.weight == row.weight
+    assert len({tuple(rename(row).ids) for _ in range(9)}) > 1
+    row.ids[4] = ids["longest"]
+    assert all(tokenizer.decode(rename(row).ids[i]) in ("beaver", "blue jay", "butterfly", "dove", "turtle", "wolf") for i in (1, 2))
 
 
 def test_every_row_is_used_once_per_pass():
@@ -145,6 +162,48 @@ def test_webshop_expert_recovers(shop, clumsy):
         assert env._info()["won"]
 
 
+@pytest.fixture(scope="module")
+def lab():
+    """ScienceWorld's world, an environment and a few tasks of every type."""
+    world = tiny.ScienceWorldPlay()
+    tasks = world.tasks(1000)
+    assert len(tasks) == 724 and tasks == world.tasks(1000)
+    chosen = {kind: [task for task in tasks if task.kind == kind][:3] for kind in sorted({task.kind for task in tasks})}
+    return world, envs.make_env("scienceworld", data="short"), sum(chosen.values(), [])
+
+
+def test_scienceworld_actions_come_back_to_the_letter(lab):
+    """Words that the tokenizer drops must not be part of an action, and none that is needed may be unknown to the shipped one."""
+    world, env, tasks = lab
+    rng, tokenizer = random.Random(0), shipped("student", "scienceworld")[1]
+    for task in tasks:
+        for prompt, admissible, label, _ in tiny.turns(world, env, task, tiny.poor_player(world, rng)):
+            assert tokenizer.unk_token_id not in tokenizer.encode(prompt)
+            assert not any("focus" in action for action in admissible)
+            for action in (*admissible, label, world.blunder(rng, world.expert(env, f"{env._game.task}\n"))):
+                assert tokenizer.decode(tokenizer.encode(action)) == action
+
+
+def test_scienceworld_prompts_are_short(lab):
+    """What is left of a page of text: what lies there, what is wanted, where the player is, what it carries."""
+    _, env, _ = lab
+    obs, info = env.reset(options={"task": envs.Task("find-animal/3", "find-animal", ("find-animal", 3))})
+    seen = shipped("student", "scienceworld")[1].tokenize(envs.prompt(env, obs, info, "bare", True))
+    assert seen == ("outside|outside|here|axe|blue jay|butterfly|dove|task|animal|orange box|kitchen|here|outside|carrying").split("|")
+
+
+@pytest.mark.parametrize("clumsy", [0, 3, 6])
+def test_scienceworld_expert_recovers(lab, clumsy):
+    world, env, tasks = lab
+    rng = random.Random(clumsy)
+    for task in tasks:
+        def choose(turn, expert, info):
+            return rng.choice(info["admissible"]) if turn < clumsy else expert.act()
+        for turn, _ in enumerate(tiny.turns(world, env, task, choose)):
+            assert turn < clumsy or not env._info()["invalid"]
+        assert env._info()["won"], task
+
+
 def test_training_is_repeatable():
     """Same seed, same weights, bit for bit on one thread; and the loss falls."""
     threads = torch.get_num_threads()
@@ -189,16 +248,17 @@ def test_shipped_checkpoints_play(name, low, high):
     assert low <= sum(e.won for e in played) / len(played) <= high
 
 
-def test_shipped_webshop_pair_shares_a_vocabulary():
-    (_, teacher), (_, student) = shipped("teacher", "webshop"), shipped("student", "webshop")
+@pytest.mark.parametrize("world", ["webshop", "scienceworld"])
+def test_other_shipped_pairs_share_a_vocabulary(world):
+    (_, teacher), (_, student) = shipped("teacher", world), shipped("student", world)
     lm.same_vocabulary(teacher, student)
     assert rollout.Chat(student).style == "bare"
 
 
+@pytest.mark.parametrize("world, data", [("webshop", ""), ("scienceworld", "short")])
 @pytest.mark.parametrize("name, low, high", [("teacher", 0.75, 1.0), ("student", 0.0, 0.4)])
-def test_shipped_webshop_pair_plays(name, low, high):
-    model, tokenizer = shipped(name, "webshop")
-    tasks = envs.make_tasks("webshop", "test")[:24]
-    played = rollout.play(model, rollout.Chat(tokenizer), [envs.make_env("webshop") for _ in tasks], tasks, [(0, 15)] * len(tasks),
-                          rollout.Limits(16, 2048, 0.4, "bare"))
+def test_other_shipped_pairs_play(world, data, name, low, high):
+    model, tokenizer = shipped(name, world)
+    tasks, games = spread(envs.make_tasks(world, "test", data), 24), [envs.make_env(world, data=data) for _ in range(24)]
+    played = rollout.play(model, rollout.Chat(tokenizer), games, tasks, [(0, games[0].horizon)] * len(tasks), rollout.Limits(16, 2048, 0.4, "bare"))
     assert low <= sum(e.won for e in played) / len(played) <= high

@@ -405,7 +405,7 @@ ANIMALS = ("beaver", "blue jay", "butterfly", "crocodile", "dove", "giant tortoi
 LONG_LIVED = ("brown bear", "crocodile", "elephant", "giant tortoise", "parrot")
 SHORT_LIVED = ("ant", "chameleon", "dragonfly", "hedgehog", "mouse")
 LIFELESS = ("soap", "glass cup", "pillow", "battery")       # of these there is one in every room that has a box
-PLANT = r"flower pot (\d+) \(containing an? ([a-z]+ (?:tree|plant))"
+PLANT = r"\(containing an? ([a-z]+ (?:tree|plant))"             # each in a flower pot of its own
 
 
 def next_room(here, there):
@@ -441,8 +441,8 @@ class TextExpert:
         self.box, self.goal = (f"{box.group(1)} box", box.group(2)) if box else (None, None)
         self.kind = next(kind for kind in ("non-living", "plant", "longest", "shortest", "living", "animal")
                          if kind in task)
-        self.place = self.thing = self.holder = None        # the room; what the player focused on; what holds that
-        self.at, self.listed, self.asked = {}, {}, False    # holder -> room or "inventory"; room -> its list
+        self.place = self.thing = None                      # the room; what the player focused on
+        self.at, self.listed, self.asked = {}, {}, False    # thing -> room or "inventory"; room -> its list
         self.observe("look around", opening)
 
     @property
@@ -461,26 +461,20 @@ class TextExpert:
         if move := re.fullmatch(r"You move the (.+) to the (.+)\.", observation):
             asked = re.sub(r"^pick up |^put down |^move | (in )?to .*$", "", action)
             self.at[move.group(1)] = self.at[asked] = move.group(2)
-            if asked == self.thing:                         # out of the pot
-                self.holder = asked
         if focus := FOCUSED.fullmatch(observation):
             self._saw_focus(action.partition("focus on ")[2], focus.group(1))
 
     def _saw_focus(self, asked, name):
         here = self._candidates(self.listed.get(self.place, ""))
-        matching = [found for found in here if found[0] in f"{asked} {name}"]
-        self.thing, self.holder = matching[0] if matching else (name, name)
-        if self.thing in self.at:
-            self.holder = self.thing
-        self.at.setdefault(self.holder, self.place)
+        self.thing = next((found for found in here if found in f"{asked} {name}"), name)
+        self.at.setdefault(self.thing, self.place)
 
     def _candidates(self, text):
-        """(thing, what to carry) for everything in a list that would do."""
+        """Everything in a list that would do, in the list's order."""
         if self.kind == "plant":
-            return [(plant, f"flower pot {number}") for number, plant in re.findall(PLANT, text)]
+            return re.findall(PLANT, text)
         names = {"non-living": LIFELESS, "longest": LONG_LIVED, "shortest": SHORT_LIVED}.get(self.kind, ANIMALS)
-        return sorted(((name, name) for name in names if re.search(rf"\b{name}\b", text)),
-                      key=lambda found: text.index(found[0]))
+        return sorted((name for name in names if re.search(rf"\b{name}\b", text)), key=text.index)
 
     def act(self):
         """The action to play now."""
@@ -488,9 +482,9 @@ class TextExpert:
             return "0"
         if self.thing is None:
             return self._go(self.source) or self._choose()
-        if self.at[self.holder] == "inventory":
-            return self._go(self.goal) or f"move {self.holder} to {self.box}"
-        return self._go(self.at[self.holder]) or self._take()
+        if self.at[self.thing] == "inventory":
+            return self._go(self.goal) or f"move {self.thing} to {self.box}"
+        return self._go(self.at[self.thing]) or self._take()
 
     def _go(self, room):
         if room not in DOORS:                               # it lies in a box, and that did not win
@@ -499,10 +493,10 @@ class TextExpert:
 
     def _choose(self):
         found = self._candidates(self.listed.get(self.place, ""))
-        return f"focus on {found[0][0]}" if found else "look around"
+        return f"focus on {found[0]}" if found else "look around"
 
     def _take(self):
-        return f"move {self.holder} to {self.box}" if self.place == self.goal else f"pick up {self.holder}"
+        return f"move {self.thing} to {self.box}" if self.place == self.goal else f"pick up {self.thing}"
 
 
 def text_episode(game, name, variation, simplification="easy"):
