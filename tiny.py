@@ -2,9 +2,9 @@
 Hugging Face checkpoints with a tokenizer of their own, so that the first run of tcod.py starts at once on any machine.
 
     OMP_NUM_THREADS=1 python tiny.py              # assets/alfworld/student and assets/alfworld/teacher
-    OMP_NUM_THREADS=1 python tiny.py --narrow     # assets/alfworld/teacher-narrow
+    OMP_NUM_THREADS=1 python tiny.py --make teacher-narrow
     OMP_NUM_THREADS=1 python tiny.py --world webshop --games 1000 --student_steps 250 --teacher_steps 550 --refresh 140
-    OMP_NUM_THREADS=1 python tiny.py --world scienceworld
+    OMP_NUM_THREADS=1 python tiny.py --world scienceworld --student_steps 300 --teacher_steps 450 --refresh 0
     python eval.py --model tiny-student --take-over 0,3,6,10
 
 The student imitates a poor player: it has learned to copy names out of its context, and little else. The teacher imitates
@@ -44,11 +44,11 @@ class Args:
     """Make the tiny checkpoints of a world."""
     world: str = knob("alfworld", "which world: alfworld, webshop or scienceworld")
     out: str = knob("assets", "folder to write WORLD/teacher and WORLD/student into")
-    narrow: bool = knob(False, "make the teacher of narrow support instead, from the expert's own play only")
+    make: str = knob("student,teacher", "which checkpoints, by commas: student, teacher, teacher-narrow (from the expert's own play only)")
     games: int = knob(1500, "training games")
     student_steps: int = knob(500, "optimizer steps of the student")
     teacher_steps: int = knob(900, "optimizer steps of the teacher")
-    refresh: int = knob(150, "steps of the teacher after which student and teacher play again and the expert labels it")
+    refresh: int = knob(150, "steps of the teacher after which student and teacher play again and the expert labels it; 0: never")
     batch: int = knob(32, "rows per step")
     width: int = knob(96, "width of the models")
     layers: int = knob(3, "layers of the models")
@@ -187,10 +187,10 @@ class ScienceWorldPlay:
 
     @property
     def things(self):
-        """Names of what can be carried, and of boxes: each one token, whatever its age or contents."""
+        """Names of what may be looked for, and of boxes: each one token, whatever its age or contents."""
         from worlds.scienceworld import ANIMALS, LIFELESS, LONG_LIVED, SHORT_LIVED
         animals = sorted({*ANIMALS, *LONG_LIVED, *SHORT_LIVED})
-        return rf"(?!the )[a-z]+ (?:box|tree|plant)|{'|'.join((*animals, *LIFELESS))}|axe|shovel|jug|apple|banana|potato"
+        return rf"(?!the )[a-z]+ (?:box|tree|plant)|{'|'.join((*animals, *LIFELESS))}"
 
     @property
     def alike(self):
@@ -226,7 +226,7 @@ class ScienceWorldPlay:
     def blunder(self, rng, expert):
         """An action that is probably invalid: rooms and things of the house put together without thought."""
         from worlds.scienceworld import ANIMALS, DOORS
-        thing = rng.choice([*ANIMALS, "apple tree", expert.thing or "axe"])
+        thing = rng.choice([*ANIMALS, "apple tree", expert.thing or "soap"])
         return rng.choice([f"go to {rng.choice(list(DOORS))}", f"pick up {thing}", f"move {thing} to {expert.box or 'red box'}"])
 
 
@@ -430,14 +430,16 @@ def make_student(args, world, chat, games, tasks, rng):
     return fit(model, rows, args.student_steps, args, rng, "student", renamer(world, chat.tokenizer, rng))
 
 
-def make_teacher(args, world, chat, games, tasks, rng, student):
+def make_teacher(args, world, chat, games, tasks, rng):
     """A model that does what the expert would, in the states of mixed play and of the student's and its own play."""
+    student = lm.load(str(Path(args.out) / args.world / "student"))[0] if args.refresh else None
     model = make_model(args, chat.tokenizer)
     rows = [play(world, chat, games[0], task, mixed_player(world, rng)) for task in tqdm(tasks * 4, desc="mixed play", mininterval=10)]
 
     def more():
         return sampled_play(world, chat, games, rng.sample(tasks, min(1024, len(tasks))), student, model, rng)
-    return fit(model, rows, args.teacher_steps, args, rng, "teacher", renamer(world, chat.tokenizer, rng), more, args.refresh)
+    rename = renamer(world, chat.tokenizer, rng)
+    return fit(model, rows, args.teacher_steps, args, rng, "teacher", rename, more if args.refresh else None, args.refresh)
 
 
 def make_narrow_teacher(args, world, chat, games, tasks, rng):
@@ -447,19 +449,22 @@ def make_narrow_teacher(args, world, chat, games, tasks, rng):
     return fit(model, rows, args.teacher_steps, args, rng, "narrow teacher", renamer(world, chat.tokenizer, rng))
 
 
+MAKERS = {"student": make_student, "teacher": make_teacher, "teacher-narrow": make_narrow_teacher}
+
+
 def main(args):
+    if not set(args.make.split(",")) <= set(MAKERS):
+        raise envs.UserError(f"unknown --make {args.make!r}: {', '.join(MAKERS)}, by commas")
     if args.world not in WORLDS:
         raise envs.UserError(f"there is no tiny pair for --world {args.world!r}; there is one for {', '.join(WORLDS)}")
     world, out = WORLDS[args.world](), Path(args.out) / args.world
     data = envs.game_type(args.world).tiny_defaults.get("data", "")
     tasks, games = world.tasks(args.games), [envs.make_env(args.world, data=data) for _ in range(64)]
     tokenizer = make_tokenizer(world, games[0], tasks[:500], random.Random(args.seed))
-    made = {}
-    for name in ["teacher-narrow"] if args.narrow else ["student", "teacher"]:
+    for name in args.make.split(","):
         torch.manual_seed(args.seed)
-        make = {"student": make_student, "teacher": make_teacher, "teacher-narrow": make_narrow_teacher}[name]
-        made[name] = make(args, world, rollout.Chat(tokenizer), games, tasks, random.Random(f"{name} {args.seed}"), *made.values())
-        lm.save(made[name], tokenizer, str(out / name))
+        made = MAKERS[name](args, world, rollout.Chat(tokenizer), games, tasks, random.Random(f"{name} {args.seed}"))
+        lm.save(made, tokenizer, str(out / name))
 
 
 if __name__ == "__main__":

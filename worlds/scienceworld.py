@@ -499,7 +499,7 @@ class TextExpert:
         return f"move {self.thing} to {self.box}" if self.place == self.goal else f"pick up {self.thing}"
 
 
-def text_episode(game, name, variation, simplification="easy"):
+def short_episode(game, name, variation, simplification="easy"):
     """The text expert's episode of a task of SHORT; () if it does not win within SHORT_TURNS."""
     seen, actions = game.start(name, variation, simplification), []
     expert = TextExpert(f"{game.task}\n{seen.text}")
@@ -524,7 +524,7 @@ class World:
         if "noElectricalAction" in simplification and any(word in kind for kind in self.kinds for word in ELECTRICAL):
             raise Unusable("The simplification noElectricalAction makes ScienceWorld's electrical tasks unsolvable; name "
                            "other task types with --data.")
-        self.experts = Experts(simplification, text_episode if self.short else gold_episode)
+        self.experts = Experts(simplification, short_episode if self.short else gold_episode)
 
     def tasks(self, split):
         """[((name, variation), expert's actions if they were made before, else ())], in an order that never changes."""
