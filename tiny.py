@@ -195,11 +195,10 @@ class ScienceWorldPlay:
     @property
     def alike(self):
         """Names that could stand for each other; where the task is to know an animal's age, those of about the same age."""
-        from worlds.scienceworld import ANIMALS, LIFELESS, LONG_LIVED, SHORT_LIVED
-        trees = [f"{name} tree" for name in ("apple", "avocado", "banana", "cherry", "lemon", "peach")]
+        from worlds.scienceworld import ANIMALS, LIFELESS, LONG_LIVED, PLANTS, SHORT_LIVED
         boxes = [f"{colour} box" for colour in ("blue", "green", "orange", "purple", "red", "yellow")]
         ages = (LONG_LIVED, SHORT_LIVED, sorted(set(ANIMALS) - set(LONG_LIVED)))
-        return (("longest", ages), ("shortest", ages), ("task", (ANIMALS, LIFELESS, [*trees, "pea plant"], boxes)))
+        return (("longest", ages), ("shortest", ages), ("task", (ANIMALS, LIFELESS, PLANTS, boxes)))
 
     @property
     def tokens(self):

@@ -52,7 +52,7 @@ def arguments(checkpoints, games, out, **more):
 def launch(args):
     """The same as a command, in a process of its own."""
     flags = [f"--{f.name.replace('_', '-')}={getattr(args, f.name)}" for f in dataclasses.fields(args)
-             if getattr(args, f.name) not in ("", None, False)]
+             if getattr(args, f.name) not in ("", None) and getattr(args, f.name) is not False]  # 0 is a value
     return subprocess.Popen([sys.executable, os.path.join(ROOT, "tcod.py"), *flags], env={**os.environ, "OMP_NUM_THREADS": "1"},
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -405,6 +405,7 @@ ANIMALS = ("beaver", "blue jay", "butterfly", "crocodile", "dove", "giant tortoi
 LONG_LIVED = ("brown bear", "crocodile", "elephant", "giant tortoise", "parrot")
 SHORT_LIVED = ("ant", "chameleon", "dragonfly", "hedgehog", "mouse")
 LIFELESS = ("soap", "glass cup", "pillow", "battery")       # of these there is one in every room that has a box
+PLANTS = (*(f"{name} tree" for name in ("apple", "avocado", "banana", "cherry", "lemon", "peach")), "pea plant")
 PLANT = r"\(containing an? ([a-z]+ (?:tree|plant))"             # each in a flower pot of its own
 
 
@@ -450,6 +451,11 @@ class TextExpert:
         """The room where such things are."""
         return {"plant": "greenhouse", "non-living": self.goal}.get(self.kind, "outside")
 
+    @property
+    def wanted(self):
+        """Names of what would do."""
+        return {"non-living": LIFELESS, "longest": LONG_LIVED, "shortest": SHORT_LIVED, "plant": PLANTS}.get(self.kind, ANIMALS)
+
     def observe(self, action, observation):
         """Take in what an action, by whoever, was answered with."""
         self.asked = observation.startswith(QUESTION)
@@ -473,15 +479,15 @@ class TextExpert:
         """Everything in a list that would do, in the list's order."""
         if self.kind == "plant":
             return re.findall(PLANT, text)
-        names = {"non-living": LIFELESS, "longest": LONG_LIVED, "shortest": SHORT_LIVED}.get(self.kind, ANIMALS)
-        return sorted((name for name in names if re.search(rf"\b{name}\b", text)), key=text.index)
+        return sorted((name for name in self.wanted if re.search(rf"\b{name}\b", text)), key=text.index)
 
     def act(self):
         """The action to play now."""
         if self.asked:
             return "0"
         if self.thing is None:
-            return self._go(self.source) or self._choose()
+            held = [thing for thing, where in self.at.items() if where == "inventory" and thing in self.wanted]
+            return f"focus on {held[0]}" if held else self._go(self.source) or self._choose()
         if self.at[self.thing] == "inventory":
             return self._go(self.goal) or f"move {self.thing} to {self.box}"
         return self._go(self.at[self.thing]) or self._take()
