@@ -462,6 +462,22 @@ def test_the_text_expert_takes_over(cache):
         assert info["won"], (name, action, obs)
 
 
+def test_the_text_expert_focuses_on_what_it_carries(cache):
+    """Picked up by somebody else, before the expert had seen it lie anywhere; and the game calls it by another name."""
+    short = envs.make_env("scienceworld", data="short")
+    obs, info = start(short, "find-animal", 26)
+    assert "foundry" in obs
+    expert, done = sw.TextExpert(obs), False
+    for action in ("go to outside", "pick up dove"):
+        expert.observe(action, play(short, action)[0])
+    said = []
+    while not done:
+        said.append(expert.act())
+        obs, _, done, _, info = short.step(said[-1])
+        expert.observe(said[-1], obs)
+    assert info["won"] and said[0] == "focus on dove" and said[-1] == f"move dove to {expert.box}" and not any("pick up" in action for action in said)
+
+
 def test_cache_from_the_command_line(cache):
     """Gold paths made beforehand are found by tasks() without another word."""
     subprocess.run([sys.executable, "-m", "worlds.scienceworld", "--kinds", "lifespan-longest-lived", "--per-kind", "1"], cwd=ROOT,

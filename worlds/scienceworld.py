@@ -471,8 +471,8 @@ class TextExpert:
             self._saw_focus(action.partition("focus on ")[2], focus.group(1))
 
     def _saw_focus(self, asked, name):
-        here = self._candidates(self.listed.get(self.place, ""))
-        self.thing = next((found for found in here if found in f"{asked} {name}"), name)
+        # By the name that the player used: the answer may say "dove egg" for the dove, and "plant" for the pea plant.
+        self.thing = next((thing for thing in self.wanted if re.search(rf"\b{thing}\b", f"{asked} {name}")), name)
         self.at.setdefault(self.thing, self.place)
 
     def _candidates(self, text):
