@@ -1,0 +1,95 @@
+"""Commands and their arguments: one dataclass per entry point, every knob once, with its default, its bounds
+and its help.
+
+A user's mistake ends in one sentence and exit status 2. No torch is imported here, so that `--help` is there
+at once. """
+
+import argparse
+import sys
+from dataclasses import MISSING, field, fields
+
+
+class UserError(Exception):
+    """A mistake of the user: its text is one sentence; entry points print it and exit with status 2."""
+
+
+def knob(default, text, **bounds):
+    """A field of an Args dataclass. bounds: choices=…, least=… (at least), above=… and below=…
+    (strictly), checked by `check_knobs`."""
+    shown = "" if default in ("", None) or default is False else f" (default: {default})"
+    return field(default=default, metadata=dict(help=text + shown, **bounds))
+
+
+def preset(paper, tiny, text, **bounds):
+    """A knob whose default depends on the model: the paper's for a real one, the measured one for an embedded
+    tiny one."""
+    shown = f"{paper}" if paper == tiny else f"{paper}; with a tiny student {tiny}"
+    metadata = dict(help=f"{text} (default: {shown})", paper=paper, tiny=tiny, **bounds)
+    return field(default=None, metadata=metadata)
+
+
+def fill_presets(args, tiny, own=()):
+    """Give every preset that the user left open its value. own: {knob: value} that come before the tables
+    where none was given."""
+    own = dict(own)
+    for f in fields(args):
+        if getattr(args, f.name) in (None, ""):
+            usual = f.metadata.get("tiny" if tiny else "paper", getattr(args, f.name))
+            setattr(args, f.name, own.get(f.name, usual))
+
+
+def check_knobs(args):
+    """Raises UserError for a value outside its knob's bounds; a NaN is outside of any."""
+    for f in fields(args):
+        value, bounds, name = getattr(args, f.name), f.metadata, "--" + f.name.replace("_", "-")
+        if value is None:
+            continue
+        if "choices" in bounds and value not in bounds["choices"]:
+            raise UserError(f"unknown {name} {value!r}: {', '.join(bounds['choices'])}")
+        if "least" in bounds and not value >= bounds["least"]:
+            raise UserError(f"{name} is at least {bounds['least']}, not {value}")
+        if "above" in bounds and not value > bounds["above"]:
+            raise UserError(f"{name} is above {bounds['above']}, not {value}")
+        if "below" in bounds and not value < bounds["below"]:
+            raise UserError(f"{name} is below {bounds['below']}, not {value}")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with a mistake said in one sentence instead of a page of usage."""
+
+    def error(self, message):
+        raise UserError(f"{message}; --help lists the options")
+
+
+def yes_or_no(text):
+    """'true' -> True, for a switch that is written with its value."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
+    return text.lower() == "true"
+
+
+def parse(args_type, argv=None, description=None):
+    """argv -> args_type(...): a field `k_start` is the option --k-start (or --k_start), a bool is a
+    switch."""
+    layout = argparse.RawDescriptionHelpFormatter  # the description's own lines
+    parser = Parser(description=description, formatter_class=layout, allow_abbrev=False)
+    for f in fields(args_type):
+        names = dict.fromkeys((f"--{f.name.replace('_', '-')}", f"--{f.name}"))
+        how = dict(type=f.type, metavar=f.type.__name__.upper())
+        if f.type is bool:
+            how = dict(type=yes_or_no, nargs="?", const=True, metavar="true|false")
+        elif f.type is list:
+            how = dict(nargs="+", metavar=f.name.upper())
+        default = f.default if f.default is not MISSING else None
+        text = f.metadata["help"].replace("%", "%%")
+        parser.add_argument(*names, dest=f.name, default=default, help=text, **how)
+    return args_type(**vars(parser.parse_args(argv)))
+
+
+def command(main, args_type):
+    """Run an entry point: its module's docstring and its dataclass of arguments are its --help."""
+    try:
+        main(parse(args_type, description=sys.modules["__main__"].__doc__))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,163 @@
+"""What is said of played episodes: the outcome of one, the summary of many, the tables. Plain numbers and
+text, no torch.
+
+A figure of success always stands beside the number of games and its 95 % interval.
+"""
+
+import math
+
+
+def wilson(won, games):
+    """95 % Wilson score interval of won/games, as fractions (low, high); (0, 1) for no games.
+
+    >>> [round(x, 3) for x in wilson(8, 10)]
+    [0.49, 0.943]
+    """
+    if games == 0:
+        return 0.0, 1.0
+    z, share = 1.959964, won / games
+    centre = share + z * z / (2 * games)
+    spread = z * math.sqrt(share * (1 - share) / games + z * z / (4 * games * games))
+    scale = 1 + z * z / games
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def rate(won, games):
+    """Success with its interval, as a dict: the figures behind `percent`."""
+    low, high = wilson(won, games)
+    return dict(games=games, won=won, success=won / max(1, games), low=low, high=high)
+
+
+def outcome(episode):
+    """What a table or a log needs of a played episode, as plain JSON values. Counts are over the turns that
+    models played."""
+    models = [turn for turn in episode.turns if turn["who"] != "expert"]
+    counts = {what: sum(turn[what] for turn in models) for what in ("invalid", "missing", "cut")}
+    return dict(
+        task=episode.task.id, kind=episode.task.kind, index=episode.index,
+        rounds=len(episode.turns), played=len(models), won=episode.won, lost=episode.lost, **counts,
+        context_cut=episode.context_cut, crashed=episode.crashed,
+        who="".join(turn["who"][0] for turn in episode.turns),  # a letter a turn: student, teacher, expert
+        actions=[turn["action"] for turn in episode.turns])
+
+
+def success(outcomes):
+    """`rate` of a list of outcomes."""
+    return rate(sum(o["won"] for o in outcomes), len(outcomes))
+
+
+def summarise(outcomes):
+    """One line of a table: success in all and per task type, mean rounds, pass@k, and rates over the turns
+    that models played."""
+    turns = max(1, sum(o["played"] for o in outcomes))
+    kinds = sorted({o["kind"] for o in outcomes})
+    tasks = {o["task"] for o in outcomes}
+    solved = {o["task"] for o in outcomes if o["won"]}
+    return dict(
+        **success(outcomes),
+        rounds=sum(o["rounds"] for o in outcomes) / max(1, len(outcomes)),
+        **{what: sum(o[what] for o in outcomes) / turns for what in ("invalid", "missing", "cut")},
+        context_cut=sum(o["context_cut"] for o in outcomes),
+        crashed=sum(o["crashed"] for o in outcomes),
+        pass_at_k=rate(len(solved), len(tasks)),
+        kinds={kind: success([o for o in outcomes if o["kind"] == kind]) for kind in kinds})
+
+
+# ---- what a training run logs
+
+def known(number):
+    """A number for the log; None for what is not known, since JSON has no NaN."""
+    return None if math.isnan(number) else float(number)
+
+
+def episode_record(n, episode, tokens, values, kls, mismatches):
+    """An episode's line in the log of step n. The four lists have an entry per turn, summed over the turn's
+    trained tokens: how many they are, their loss before weights, KL(θ‖φ) in nats (NaN: no teacher), and |log
+    q − log q_sampled| (NaN: not the student's). """
+    rounds = len(episode.turns)
+    trained = [t for t in range(rounds) if tokens[t]]
+    sampled = [t for t in trained if not math.isnan(mismatches[t])]
+    return dict(
+        step=n, **outcome(episode), trained=len(trained), response_tokens=int(sum(tokens)),
+        row_tokens=sum(len(row.ids) for row in episode.rows),
+        loss=sum(values[t] for t in trained),
+        kl=known(sum(kls[t] for t in trained)),
+        kl_turn=[known(kls[t]) if tokens[t] else None for t in range(rounds)],
+        mismatch=sum(mismatches[t] for t in sampled),
+        sampled_tokens=int(sum(tokens[t] for t in sampled)))
+
+
+def mean_per_turn(records):
+    """KL per turn, over the episodes that were trained at that turn; None where none was."""
+    means = []
+    for t in range(max((r["rounds"] for r in records), default=0)):
+        values = [r["kl_turn"][t] for r in records if t < r["rounds"] and r["kl_turn"][t] is not None]
+        means.append(sum(values) / len(values) if values else None)
+    return means
+
+
+def step_record(n, k, loss, norm, records, crashed, seconds):
+    """The log's line of step n, from all ranks' episodes. rounds count replayed turns, turns only trained
+    ones.
+
+    mismatch: the mean |log q − log q_sampled| over the tokens that the student sampled; not 0 where learner
+    and player compute differently. crashed: episodes that are not among the records, since their world died.
+    """
+    total, games = summarise(records), max(1, len(records))
+    tokens = sum(r["response_tokens"] for r in records)
+    turns = sum(r["trained"] for r in records)
+    kls = [r["kl"] for r in records]
+    kl = math.nan if None in kls else sum(kls)
+    sampled = sum(r["sampled_tokens"] for r in records)
+    rates = ("games", "success", "rounds", "invalid", "missing", "cut", "context_cut")
+    return dict(
+        step=n, k=k, loss=loss, grad_norm=norm,
+        kl=known(kl / games), kl_token=known(kl / max(1, tokens)), kl_turn=mean_per_turn(records),
+        mismatch=sum(r["mismatch"] for r in records) / max(1, sampled),
+        **{name: total[name] for name in rates}, crashed=crashed,
+        turns=turns / games, response_length=tokens / max(1, turns),
+        tokens=tokens, row_tokens=sum(r["row_tokens"] for r in records), seconds=seconds)
+
+
+def status(record, results):
+    """The figures to watch, for the progress bar. results: {who: {split: summary}} of the evaluations so
+    far."""
+    held_out = next((f"{s['success']:.0%}" for s in results.get("after", {}).values()), "–")
+    kl = "–" if record["kl"] is None else f"{record['kl'] / max(record['turns'], 1e-9):.3g}"
+    speed = record["tokens"] / sum(record["seconds"].values())
+    return (f"k {record['k']} loss {record['loss']:.3g} KL/turn {kl} won {record['success']:.0%} "
+            f"rounds {record['rounds']:.1f} held-out {held_out} tok/s {speed:.0f}")
+
+
+# ---- tables
+
+def percent(part):
+    """'62.1% [54%–70%]' of a dict from `rate`."""
+    return f"{part['success']:6.1%} [{part['low']:.0%}–{part['high']:.0%}]"
+
+
+def table(results):
+    """The screen's table: results {who: {split: summary}} -> a line for each of both."""
+    rows = {f"{who} · {split}": s for who, splits in results.items() for split, s in splits.items()}
+    width = max(map(len, rows)) + 2
+    lines = [f"{'':{width}}success [95 %]      games  rounds  invalid  no action    cut"]
+    for label, s in rows.items():
+        rates = f"{s['invalid']:9.1%}{s['missing']:11.1%}{s['cut']:7.1%}"
+        lines.append(f"{label:{width}}{percent(s):19}{s['games']:6}{s['rounds']:8.1f}{rates}")
+    return "\n".join(lines)
+
+
+def table_by_kind(splits):
+    """{split: summary} -> a line for each task type and a column for each split; empty where there is one
+    type only."""
+    kinds = sorted({kind for s in splits.values() for kind in s["kinds"]})
+    if len(kinds) < 2:
+        return ""
+    title = "success by task type"
+    wide = max(map(len, [title, *kinds])) + 2
+    lines = ["", f"{title:{wide}}  " + "  ".join(f"{split:>14}" for split in splits)]
+    for kind in kinds:
+        parts = [s["kinds"].get(kind) for s in splits.values()]
+        cells = [f"{part['success']:.0%} of {part['games']}" if part else "–" for part in parts]
+        lines.append(f"{kind:{wide}}  " + "  ".join(f"{cell:>14}" for cell in cells))
+    return "\n".join(lines)

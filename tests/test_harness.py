@@ -1,0 +1,339 @@
+"""What stands around a run, without torch: arguments, figures by hand, files that survive a kill."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from multiprocessing import get_context
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+
+from harness import cli, folder, report
+from harness.cli import UserError, knob, preset
+
+
+# ---- cli
+
+@dataclass
+class Args:
+    """One knob of each sort."""
+    method: str = knob("f2b", "which method", choices=("opd", "f2b"))
+    k_start: int = knob(1, "depth", least=1)
+    eta: float = knob(2.0, "slope", above=0.0)
+    beta: float = knob(0.5, "weight", above=0.0, below=1.0)
+    steps: int = preset(250, 120, "steps", least=1)
+    data: str = knob("", "folder")
+    watch: bool = knob(False, "print it, 100 % of it")
+    runs: list = knob(None, "folders")
+
+
+@pytest.mark.parametrize("flags, expected", [
+    ([], dict(method="f2b", k_start=1, steps=None, watch=False, runs=None)),
+    (["--k-start", "3"], dict(k_start=3)),
+    (["--k_start=3"], dict(k_start=3)),
+    (["--steps", "0"], dict(steps=0)),
+    (["--eta", "1e-3"], dict(eta=0.001)),
+    (["--watch"], dict(watch=True)),
+    (["--watch=false"], dict(watch=False)),
+    (["--watch", "True", "--data", "x"], dict(watch=True, data="x")),
+    (["--runs", "a", "b", "--watch"], dict(runs=["a", "b"], watch=True)),
+])
+def test_options_are_read(flags, expected):
+    """A switch whose written "false" is true, as bool("false") is; an option that is known with one sort of
+    dash only."""
+    args = cli.parse(Args, flags)
+    assert {name: getattr(args, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--methdo", "opd"], "--methdo"),
+    (["--meth", "opd"], "--meth"),
+    (["--k-start", "many"], "--k-start"),
+    (["--watch=perhaps"], "true or false"),
+    (["opd"], "opd"),
+    (["--runs"], "--runs"),
+    (["--data"], "--data"),
+])
+def test_a_misspelt_option_is_one_sentence(flags, words):
+    """argparse prints a page of usage and leaves the process; an abbreviation quietly names another option
+    once one is added."""
+    with pytest.raises(UserError, match=words) as caught:
+        cli.parse(Args, flags)
+    assert "\n" not in str(caught.value)
+
+
+def test_help_names_every_default(capsys):
+    """A per cent sign in a help text breaks argparse; a default that is written a second time goes stale."""
+    with pytest.raises(SystemExit) as caught:
+        cli.parse(Args, ["--help"], "What this is.\n    as it stands")
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    words = " ".join(text.split())
+    assert "\n    as it stands\n" in text
+    assert "(default: 250; with a tiny student 120)" in words
+    assert "(default: 0.5)" in words
+    assert "print it, 100 % of it" in words
+    assert "default: False" not in words
+    assert cli.knob(0, "zero").metadata["help"] == "zero (default: 0)"
+
+
+@pytest.mark.parametrize("given, tiny, own, expected", [
+    (None, False, {}, (250, "")),
+    (None, True, {}, (120, "")),
+    (7, True, {}, (7, "")),
+    (0, True, {}, (0, "")),
+    (None, True, dict(steps=240, data="short", loss="forward"), (240, "short")),
+    (7, True, dict(steps=240), (7, "")),
+])
+def test_presets_fill_what_was_left_open(given, tiny, own, expected):
+    """An option of the user that is overwritten, 0 taken for "not given", another command's knob that breaks
+    this one."""
+    args = Args(steps=given)
+    cli.fill_presets(args, tiny, own)
+    assert (args.steps, args.data) == expected
+    assert (args.method, args.k_start, args.watch) == ("f2b", 1, False)
+
+
+def test_filling_in_keeps_what_the_user_gave():
+    """A world's own folder in place of the one that was named."""
+    args = Args(data="mine")
+    cli.fill_presets(args, True, dict(data="short"))
+    assert args.data == "mine"
+
+
+@pytest.mark.parametrize("wrong, words", [
+    (dict(method="ppo"), "unknown --method 'ppo': opd, f2b"),
+    (dict(k_start=0), "--k-start is at least 1, not 0"),
+    (dict(eta=0.0), "--eta is above 0.0, not 0.0"),
+    (dict(eta=math.nan), "--eta is above 0.0, not nan"),
+    (dict(beta=1.0), "--beta is below 1.0, not 1.0"),
+    (dict(beta=math.nan), "--beta"),
+    (dict(steps=-1), "--steps is at least 1"),
+])
+def test_values_outside_their_bounds(wrong, words):
+    """NaN, of which no comparison is true; a bound that is meant strictly."""
+    with pytest.raises(UserError) as caught:
+        cli.check_knobs(Args(**wrong))
+    assert words in str(caught.value)
+    cli.check_knobs(Args(eta=1e-9, k_start=1))
+
+
+def test_a_mistake_ends_with_status_2(capsys, monkeypatch):
+    """A traceback, or a mistake that a script around the command takes for success."""
+    def main(args):
+        raise UserError("no such thing")
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(SystemExit) as caught:
+        cli.command(main, Args)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: no such thing\n"
+
+
+def test_help_needs_no_torch():
+    """Seconds of waiting for an import that plain text does not need."""
+    code = "import sys, harness.cli, harness.folder, harness.report, curriculum, plot\n"
+    code += "print(sorted({'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)))"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.stdout.strip() == "[]", process.stderr
+
+
+# ---- report
+
+@pytest.mark.parametrize("won, games, low, high", [
+    (0, 10, 0.0, 0.2775),
+    (10, 10, 0.7225, 1.0),
+    (5, 10, 0.2366, 0.7634),
+    (134, 140, 0.9097, 0.9802),
+])
+def test_wilson_interval(won, games, low, high):
+    """The normal approximation gives [1, 1] for ten of ten; values from Wilson's formula worked out
+    separately."""
+    got = report.wilson(won, games)
+    assert got == pytest.approx((low, high), abs=2e-4)
+    assert 0 <= got[0] <= won / games <= got[1] + 1e-9 <= 1 + 1e-9
+
+
+def turn(who="student", invalid=False, missing=False, cut=False):
+    return dict(who=who, invalid=invalid, missing=missing, cut=cut, action="look", response="I look")
+
+
+def episode(task, kind, won, turns, index=0):
+    """A played episode, as far as the tables look at it."""
+    return SimpleNamespace(
+        task=SimpleNamespace(id=task, kind=kind), index=index, turns=turns, won=won, lost=False,
+        context_cut=False, crashed=False, rows=[SimpleNamespace(ids=[1] * 9)])
+
+
+def test_summary_by_hand():
+    """Rates per episode instead of per turn, replayed turns counted as the model's, pass@k counted in
+    episodes, rounds without the replayed turns."""
+    replayed = [turn("expert", invalid=True)] * 3 + [turn(invalid=True)] + [turn("teacher")] * 4
+    clumsy = [turn(invalid=True)] * 4 + [turn(cut=True)] * 2 + [turn()] * 14
+    silent = [turn(missing=True, invalid=True)] * 3 + [turn()] * 12
+    outcomes = [
+        report.outcome(episode("a", "heat", True, replayed)),
+        report.outcome(episode("a", "heat", False, clumsy)),
+        report.outcome(episode("b", "cool", False, [turn()] * 20)),
+        report.outcome(episode("b", "cool", False, silent))]
+    assert outcomes[0]["who"] == "eeestttt"
+    assert (outcomes[0]["rounds"], outcomes[0]["played"]) == (8, 5)
+    s = report.summarise(outcomes)
+    assert (s["games"], s["won"], s["success"]) == (4, 1, 0.25)
+    assert s["rounds"] == (8 + 20 + 20 + 15) / 4
+    assert s["invalid"] == pytest.approx((1 + 4 + 3) / 60)  # 5 + 20 + 20 + 15 turns that models played
+    assert s["cut"] == pytest.approx(2 / 60)
+    assert s["missing"] == pytest.approx(3 / 60)
+    assert (s["pass_at_k"]["won"], s["pass_at_k"]["games"]) == (1, 2)
+    assert s["kinds"]["heat"]["success"] == 0.5
+    assert s["kinds"]["cool"]["won"] == 0
+
+
+def test_tables_by_hand():
+    """Two splits of one model that overwrite each other; columns that do not stand under their heads."""
+    heat = report.outcome(episode("a", "heat", True, [turn()] * 8))
+    cool = report.outcome(episode("b", "cool", False, [turn(invalid=True)] * 20))
+    both = report.summarise([heat, cool])
+    one = report.summarise([heat])
+    text = report.table({"teacher": {"seen": one}, "student after": {"seen": both, "unseen": one}})
+    assert text.splitlines() == [
+        "                        success [95 %]      games  rounds  invalid  no action    cut",
+        "teacher · seen          100.0% [21%–100%]       1     8.0     0.0%       0.0%   0.0%",
+        "student after · seen     50.0% [9%–91%]         2    14.0    71.4%       0.0%   0.0%",
+        "student after · unseen  100.0% [21%–100%]       1     8.0     0.0%       0.0%   0.0%"]
+    assert report.table_by_kind({"seen": both, "unseen": one}).splitlines() == [
+        "",
+        "success by task type              seen          unseen",
+        "cool                           0% of 1               –",
+        "heat                         100% of 1       100% of 1"]
+    assert report.table_by_kind({"unseen": one}) == ""
+
+
+def test_log_records_by_hand():
+    """KL 0 of turns that nothing was trained in; a mean over the wrong count."""
+    first = episode("a", "heat", True, [turn("expert"), turn(), turn()], 0)
+    second = episode("b", "heat", False, [turn()], 1)
+    records = [
+        report.episode_record(
+            3, first, tokens=[0, 2, 2], values=[0, 1.0, 2.0], kls=[0, 0.5, 1.5], mismatches=[0, 0.1, 0.3]),
+        report.episode_record(
+            3, second, tokens=[4], values=[8.0], kls=[4.0], mismatches=[0.4])]
+    assert records[0]["kl_turn"] == [None, 0.5, 1.5]
+    assert records[0]["trained"] == 2
+    step = report.step_record(3, 2, 11.0, 1.0, records, 1, dict(play=1.0, train=3.0))
+    assert step["kl"] == (2.0 + 4.0) / 2
+    assert step["kl_token"] == 6.0 / 8
+    assert step["kl_turn"] == [4.0, 0.5, 1.5]
+    assert step["mismatch"] == pytest.approx(0.8 / 8)
+    assert step["response_length"] == pytest.approx(8 / 3)
+    assert (step["turns"], step["rounds"]) == (1.5, 2.0)
+    assert (step["success"], step["crashed"]) == (0.5, 1)
+    assert report.status(step, {}).startswith("k 2 loss 11 KL/turn 2 won 50%")
+
+
+def test_log_records_without_a_teacher():
+    """KL 0, or NaN in a file that has to be JSON, where no teacher was asked."""
+    played = episode("b", "heat", False, [turn("expert")], 1)
+    records = [report.episode_record(3, played, [4], [8.0], [math.nan], [math.nan])]
+    step = report.step_record(3, 2, 8.0, 1.0, records, 0, dict(play=1.0))
+    assert (step["kl"], step["kl_token"], step["kl_turn"]) == (None, None, [None])
+    assert step["mismatch"] == 0.0
+    assert "KL/turn –" in report.status(step, {})
+    json.dumps([records, step], allow_nan=False)
+
+
+# ---- folder
+
+def test_a_line_that_a_kill_cut_short(tmp_path):
+    """A log that cannot be read any more, or a step that is there twice after --resume."""
+    log = tmp_path / "log.jsonl"
+    assert folder.read_log(log) == []
+    folder.append(log, [dict(step=step) for step in range(4)])
+    with open(log, "a") as file:
+        file.write('{"step": 4, "lo')
+    assert [r["step"] for r in folder.read_log(log)] == [0, 1, 2, 3]
+    folder.rewind(log, 2)
+    folder.append(log, [dict(step=3)])
+    assert log.read_text() == "".join(f'{{"step": {step}}}\n' for step in range(4))
+    assert os.listdir(tmp_path) == ["log.jsonl"]
+
+
+def test_json_is_whole_or_not_there(tmp_path):
+    """A file that was half overwritten when its content turned out not to be JSON."""
+    path = str(tmp_path / "a.json")
+    folder.write_json(path, dict(a=1))
+    with pytest.raises(TypeError):
+        folder.write_json(path, dict(a=object()))
+    assert open(path).read() == '{\n "a": 1\n}'
+    folder.write_json("", dict(a=1))  # nothing was asked for
+
+
+def test_a_run_folder_is_nobody_elses(tmp_path, monkeypatch):
+    """Two runs in one folder; a folder without a run that cannot be used."""
+    monkeypatch.chdir(tmp_path)
+    assert folder.free_folder("", "alfworld-f2b") == "runs/alfworld-f2b-1"
+    assert folder.free_folder("", "alfworld-f2b") == "runs/alfworld-f2b-2"
+    assert folder.free_folder("mine", "x") == "mine"
+    assert folder.free_folder("mine", "x") == "mine"
+    folder.write_json("mine/args.json", dict(method="opd"))
+    assert folder.read_args("mine") == dict(method="opd")
+    with pytest.raises(UserError, match="--resume mine"):
+        folder.free_folder("mine", "x")
+    for nothing in ("nowhere", "runs", "mine/args.json"):
+        with pytest.raises(UserError, match="holds no run"):
+            folder.read_args(nothing)
+
+
+def test_a_file_wants_a_folder():
+    """An hour of games, then a traceback where the table should be written."""
+    folder.check_place("")
+    folder.check_place("here.json")
+    with pytest.raises(UserError, match="no folder /nowhere to write x.json into"):
+        folder.check_place("/nowhere/x.json")
+
+
+def add_slowly(path, rounds):
+    """Read a number, wait, write it back plus one: wrong unless nobody comes between."""
+    for _ in range(rounds):
+        with folder.locked(f"{path}.lock"):
+            number = int(open(path).read())
+            os.sched_yield()
+            with open(path, "w") as file:
+                file.write(str(number + 1))
+
+
+def test_a_lock_holds_between_processes(tmp_path):
+    """A lock that holds within one process only, or one that its owner's death leaves behind."""
+    path = tmp_path / "number"
+    path.write_text("0")
+    context = get_context("fork")
+    processes = [context.Process(target=add_slowly, args=(str(path), 200)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert path.read_text() == "400"
+
+    dead = context.Process(target=die_with_the_lock, args=(f"{path}.lock",))
+    dead.start()
+    dead.join(60)
+    assert dead.exitcode == 7
+    add_slowly(str(path), 1)
+    assert path.read_text() == "401"
+
+
+def die_with_the_lock(path):
+    with folder.locked(path):
+        os._exit(7)
+
+
+def test_the_cache_can_be_elsewhere(monkeypatch):
+    """A home directory that is full is written to although another place was named."""
+    monkeypatch.setenv("TCOD_CACHE", "~/elsewhere")
+    assert str(folder.cache_home()) == os.path.expanduser("~/elsewhere")
+    monkeypatch.delenv("TCOD_CACHE")
+    assert str(folder.cache_home()) == os.path.expanduser("~/.cache/tcod")
