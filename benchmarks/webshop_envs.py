@@ -1,6 +1,7 @@
 """WebShop environments in one process: memory and start-up of 1, 16 and 64 of them, and steps per second.
 
     python benchmarks/webshop_envs.py [--data FOLDER]       # default: the made-up catalogue
+    python benchmarks/webshop_envs.py --environments 1 --seconds 0.1
 """
 
 import argparse
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import envs
 
 
@@ -32,22 +34,37 @@ def play(env, rng, turns=15):
     return turns
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of play, for the steps per second")
-    args = parser.parse_args()
-    rng, made, seconds = random.Random(0), [], 0.0
-    before = first = memory_mb()
-    for number in (1, 16, 64):
+def start_up(numbers, data, rng):
+    """Makes environments, up to each of the numbers (ascending) in turn; prints what so many cost."""
+    made, seconds = [], 0.0
+    before = memory_mb()
+    for number in numbers:
         start = time.perf_counter()
         while len(made) < number:
-            made.append(envs.make_env("webshop", split="test", data=args.data))
+            made.append(envs.make_env("webshop", split="test", data=data))
             play(made[-1], rng)
+            if len(made) == 1:
+                first = memory_mb()
         seconds += time.perf_counter() - start
-        first = memory_mb() if number == 1 else first
-        further = f", each further one {(memory_mb() - first) / (number - 1):.2f} MB" if number > 1 else ""
-        print(f"{number:3} environments: {seconds:.2f} s from the start, a first visit each; {memory_mb() - before:.1f} MB{further}")
+        line = f"{number:3} environments: {seconds:.2f} s from the start, a first visit each"
+        line += f"; {memory_mb() - before:.1f} MB"
+        if number > 1:
+            line += f", each further one {(memory_mb() - first) / (number - 1):.2f} MB"
+        print(line)
+    return made
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="", help="a folder with the benchmark's files")
+    parser.add_argument(
+        "--environments", type=int, nargs="+", default=[1, 16, 64], help="how many (default: 1 16 64)")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="of play, for the steps per second (default: 5)")
+    args = parser.parse_args()
+    rng = random.Random(0)
+    made = start_up(sorted(args.environments), args.data, rng)
     steps, start = 0, time.perf_counter()
     while time.perf_counter() - start < args.seconds:
         steps += play(rng.choice(made), rng)

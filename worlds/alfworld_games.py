@@ -2,24 +2,21 @@
 
     python -m worlds.alfworld_games --out DIR --level small --train 512 --valid-seen 140 --valid-unseen 134
 
-The package alfworld ships all that a game needs but the games: the PDDL domain, the text grammar, goal and task-text
-templates, which object may lie where, and the receptacles of 120 real floor plans. A game is a pure function of its
-seed, the same in every process. The folder written has the data set's own layout, json_2.1.1/<split>/<task>/<trial>/
-with game.tw-pddl and traj_data.json, and beside them expert.json, the actions with which the expert won; a draft that
-the expert does not win within the level's horizon is thrown away. Floor plans of valid_unseen never occur in the other
-splits (the benchmark's own division). Left out: movable receptacles and slicing, as in the benchmark's text games.
+The package alfworld ships all that a game needs but the games: the PDDL domain, the text grammar, goal and
+task-text templates, which object may lie where, and the receptacles of 120 real floor plans. A game is a pure
+function of its seed, the same in every process. The folder written has the data set's own layout,
+json_2.1.1/<split>/<task>/<trial>/ with game.tw-pddl and traj_data.json, and beside them expert.json, the
+actions with which the expert won; a draft that the expert does not win within the level's horizon is thrown
+away. Floor plans of valid_unseen never occur in the other splits (the benchmark's own division). Left out:
+movable receptacles and slicing, as in the benchmark's text games.
 """
+
 import argparse
 import dataclasses
-import fcntl
 import functools
 import json
-import os
 import random
 import re
-import shutil
-import sys
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,29 +28,44 @@ from alfworld.gen.goal_library import gdict
 from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
 from tqdm import tqdm
 
+from harness.cli import UserError
+from harness.folder import cache_home
 from worlds.alfworld import PLACEHOLDER, Engine
+from worlds.cache import once, say
 
 VERSION = "v1"                  # of the games that a seed gives: change it with anything that changes a game
 LAYOUTS = Path(next(iter(alfworld.gen.__path__))) / "layouts"
-TASKS = ("pick_and_place_simple", "look_at_obj_in_light", "pick_clean_then_place_in_recep",
-         "pick_heat_then_place_in_recep", "pick_cool_then_place_in_recep", "pick_two_obj_and_place")
-ROOMS = {"kitchen": range(1, 31), "livingroom": range(201, 231), "bedroom": range(301, 331),
-         "bathroom": range(401, 431)}
-TASK_ROOMS = {"look_at_obj_in_light": ("livingroom", "bedroom"),
-              "pick_clean_then_place_in_recep": ("kitchen", "bathroom"),
-              "pick_heat_then_place_in_recep": ("kitchen",), "pick_cool_then_place_in_recep": ("kitchen",)}
-STATIONS = {"pick_clean_then_place_in_recep": ("clean", "SinkBasin", "Cleanable"),   # verb, where, of which objects
-            "pick_heat_then_place_in_recep": ("heat", "Microwave", "Heatable"),
-            "pick_cool_then_place_in_recep": ("cool", "Fridge", "Coolable")}
+TASKS = (
+    "pick_and_place_simple", "look_at_obj_in_light", "pick_clean_then_place_in_recep",
+    "pick_heat_then_place_in_recep", "pick_cool_then_place_in_recep", "pick_two_obj_and_place")
+ROOMS = {
+    "kitchen": range(1, 31),
+    "livingroom": range(201, 231),
+    "bedroom": range(301, 331),
+    "bathroom": range(401, 431)}
+TASK_ROOMS = {
+    "look_at_obj_in_light": ("livingroom", "bedroom"),
+    "pick_clean_then_place_in_recep": ("kitchen", "bathroom"),
+    "pick_heat_then_place_in_recep": ("kitchen",),
+    "pick_cool_then_place_in_recep": ("kitchen",)}
+STATIONS = {  # verb, where, of which objects
+    "pick_clean_then_place_in_recep": ("clean", "SinkBasin", "Cleanable"),
+    "pick_heat_then_place_in_recep": ("heat", "Microwave", "Heatable"),
+    "pick_cool_then_place_in_recep": ("cool", "Fridge", "Coolable")}
 LAMP = "DeskLamp"               # the lamp that stands in a receptacle, as the goal wants it
 LAMP_PLACES = ("CoffeeTable", "Desk", "DiningTable", "Dresser", "Shelf", "SideTable", "TVStand")
-FIXTURES = {"CoffeeMachine": 1, "Toaster": 1, "StoveBurner": 4, "GarbageCan": 1, "Toilet": 1, "HandTowelHolder": 1,
-            "TowelHolder": 1, "ToiletPaperHanger": 1, "Bed": 1, "Sofa": 1, "LaundryHamper": 1, "SinkBasin": 1}
-MAY_LIE = {place: {thing for thing in things if "Sliced" not in thing}
-           for place, things in constants.VAL_RECEPTACLE_OBJECTS.items()}
+FIXTURES = {
+    "CoffeeMachine": 1, "Toaster": 1, "StoveBurner": 4, "GarbageCan": 1, "Toilet": 1, "HandTowelHolder": 1,
+    "TowelHolder": 1, "ToiletPaperHanger": 1, "Bed": 1, "Sofa": 1, "LaundryHamper": 1, "SinkBasin": 1}
+MAY_LIE = {
+    place: {thing for thing in things if "Sliced" not in thing}
+    for place, things in constants.VAL_RECEPTACLE_OBJECTS.items()}
 THINGS = set().union(*MAY_LIE.values()) - {"PaperTowel", "DeskLamp", "FloorLamp"}
-SCENES = {"train": constants.TRAIN_SCENE_NUMBERS, "valid_seen": constants.TRAIN_SCENE_NUMBERS,
-          "valid_unseen": constants.TEST_SCENE_NUMBERS}
+ABILITIES = ("Cleanable", "Heatable", "Coolable", "Sliceable")
+SCENES = {
+    "train": constants.TRAIN_SCENE_NUMBERS,
+    "valid_seen": constants.TRAIN_SCENE_NUMBERS,
+    "valid_unseen": constants.TEST_SCENE_NUMBERS}
 SIZES = {"train": 512, "valid_seen": 140, "valid_unseen": 134}
 
 
@@ -71,12 +83,24 @@ class Level:
     horizon: int = 30               # turns in which the expert must win
 
 
-LEVELS = {
-    "small": Level(tasks=("pick_and_place_simple", *STATIONS), rooms=("kitchen",), receptacles=5, per_class=1,
-                   objects=(3, 5), copies=2, horizon=20,
-                   classes=("Apple", "Bread", "Cup", "Egg", "Mug", "Plate", "Potato", "Tomato")),
-    "full": Level(),
-}
+SMALL = Level(
+    tasks=("pick_and_place_simple", *STATIONS),
+    rooms=("kitchen",),
+    receptacles=5,
+    per_class=1,
+    objects=(3, 5),
+    copies=2,
+    horizon=20,
+    classes=("Apple", "Bread", "Cup", "Egg", "Mug", "Plate", "Potato", "Tomato"))
+LEVELS = {"small": SMALL, "full": Level()}
+
+
+def named_level(name):
+    """The Level of that name. Raises UserError for any other."""
+    if name not in LEVELS:
+        known = ", ".join(LEVELS)
+        raise UserError(f"There is no level '{name}' of generated ALFWorld games; there are {known}.")
+    return LEVELS[name]
 
 
 class Goal(NamedTuple):
@@ -119,27 +143,48 @@ def make_game(seed, level, scenes, engine, kind=None, tries=200):
 
 
 def _draft(rng, kind, scene, level):
-    """(game.tw-pddl, traj_data.json) as dictionaries, or None when this draw of rooms and things does not work out."""
-    available, classes = floor_plan(scene)
-    available = Counter({place: min(n, level.per_class) for place, n in available.items()})
+    """(game.tw-pddl, traj_data.json) as dictionaries; None when this draw does not work out."""
+    plan, classes = floor_plan(scene)
+    available = Counter({place: min(n, level.per_class) for place, n in plan.items()})
     classes = [thing for thing in classes if thing in (level.classes or THINGS)]
     goal = _choose_goal(rng, kind, available, classes)
     if goal is None:
         return None
     places = _choose_places(rng, goal, available, level)
     things = _place_things(rng, goal, places, classes, level)
-    identifiers = {i for _, i in places} | {i for _, i, _ in things or ()}
-    if things is None or len(identifiers) < len(places) + len(things):
+    if things is None or not _all_differ(places, things):
         return None
     words = {"obj": goal.thing.lower(), "recep": goal.parent.lower(), "toggle": goal.lamp.lower()}
     task = rng.choice(gdict[kind]["templates"]).format(**words)
-    data = {"pddl_domain": _packaged(ALFRED_PDDL_PATH), "grammar": _packaged(ALFRED_TWL2_PATH).replace(PLACEHOLDER, task),
-            "pddl_problem": _problem(goal, places, things), "solvable": True}
-    traj = {"task_type": kind, "scene": {"floor_plan": f"FloorPlan{scene}", "scene_num": scene},
-            "pddl_params": {"object_target": goal.thing, "parent_target": goal.parent, "toggle_target": goal.lamp,
-                            "mrecep_target": "", "object_sliced": False},
-            "turk_annotations": {"anns": [{"task_desc": task}]}}
-    return data, traj
+    return _game_file(goal, places, things, task), _traj_file(goal, scene, task)
+
+
+def _all_differ(places, things):
+    """Whether no two of the identifiers, which are drawn, are the same."""
+    identifiers = {i for _, i in places} | {i for _, i, _ in things}
+    return len(identifiers) == len(places) + len(things)
+
+
+def _game_file(goal, places, things, task):
+    return {
+        "pddl_domain": _packaged(ALFRED_PDDL_PATH),
+        "grammar": _packaged(ALFRED_TWL2_PATH).replace(PLACEHOLDER, task),
+        "pddl_problem": _problem(goal, places, things),
+        "solvable": True}
+
+
+def _traj_file(goal, scene, task):
+    params = {
+        "object_target": goal.thing,
+        "parent_target": goal.parent,
+        "toggle_target": goal.lamp,
+        "mrecep_target": "",
+        "object_sliced": False}
+    return {
+        "task_type": goal.kind,
+        "scene": {"floor_plan": f"FloorPlan{scene}", "scene_num": scene},
+        "pddl_params": params,
+        "turk_annotations": {"anns": [{"task_desc": task}]}}
 
 
 @functools.lru_cache(maxsize=None)
@@ -158,8 +203,8 @@ def floor_plan(scene):
     for place, count in FIXTURES.items():           # receptacles that the openable file does not list
         if place in present and not places[place]:
             places[place] = count
-    return ({place: places[place] for place in sorted(places) if places[place] and place in MAY_LIE},
-            [thing for thing in sorted(present) if thing in THINGS])
+    counts = {place: places[place] for place in sorted(places) if places[place] and place in MAY_LIE}
+    return counts, [thing for thing in sorted(present) if thing in THINGS]
 
 
 def _choose_goal(rng, kind, available, classes):
@@ -169,7 +214,8 @@ def _choose_goal(rng, kind, available, classes):
     if kind == "look_at_obj_in_light" and not any(available[place] for place in LAMP_PLACES):
         return None
     able = constants.VAL_ACTION_OBJECTS.get(treatment, THINGS)
-    things = [t for t in classes if t in able and any(t in MAY_LIE[place] for place in available)]
+    at_home = set().union(*(MAY_LIE[place] for place in available))
+    things = [thing for thing in classes if thing in able and thing in at_home]
     if not things:
         return None
     thing = rng.choice(things)
@@ -185,29 +231,32 @@ def _choose_places(rng, goal, available, level):
     needed = [place for place in (goal.parent, goal.station[1]) if place]
     if goal.lamp:
         needed.append(rng.choice([place for place in LAMP_PLACES if available[place]]))
-    rest = [place for place in available for _ in range(available[place] - needed.count(place))]
+    rest = []
+    for place in available:
+        rest += [place] * (available[place] - needed.count(place))
     rng.shuffle(rest)
     chosen = sorted(needed + rest[:max(0, level.receptacles - len(needed))])
     return [(place, _identifier(rng, place)) for place in chosen]
 
 
 def _identifier(rng, name):
-    """An identifier in the data set's form, e.g. Mug_bar__plus_01_dot_59_bar__minus_00_dot_97_bar__plus_01_dot_29."""
-    signs = [("_minus_" if v < 0 else "_plus_") + f"{abs(v):05.2f}" for v in (rng.uniform(-4, 4) for _ in range(3))]
-    position = "_bar_".join(signs).replace(".", "_dot_")
-    # The engine names a thing by what stands before the first _bar_, with "basin" added when it occurs anywhere.
-    return f"{name[:-5]}_bar_{position}_bar_{name}" if name.endswith("Basin") else f"{name}_bar_{position}"
+    """An identifier in the data set's form.
+
+    E.g. Mug_bar__plus_01_dot_59_bar__minus_00_dot_97_bar__plus_01_dot_29.
+    """
+    values = [rng.uniform(-4, 4) for _ in range(3)]
+    signed = [("_minus_" if value < 0 else "_plus_") + f"{abs(value):05.2f}" for value in values]
+    position = "_bar_".join(signed).replace(".", "_dot_")
+    # The engine names a thing by what stands before the first _bar_, with "basin" added when it occurs later.
+    if name.endswith("Basin"):
+        return f"{name[:-5]}_bar_{position}_bar_{name}"
+    return f"{name}_bar_{position}"
 
 
 def _place_things(rng, goal, places, classes, level):
     """[(class, identifier, receptacle's identifier)], or None when a target has nowhere to lie."""
-    wanted = [goal.thing] * (2 if goal.kind == "pick_two_obj_and_place" else rng.randint(1, min(2, level.copies)))
-    others, total = [t for t in classes if t != goal.thing], rng.randint(*level.objects)
-    rng.shuffle(others)
-    for thing in others:
-        wanted += [thing] * min(rng.randint(1, level.copies), total - len(wanted))
     placed = []
-    for thing in wanted:
+    for thing in _choose_things(rng, goal, classes, level):
         homes = _homes(goal, thing, places)
         if homes:
             placed.append((thing, _identifier(rng, thing), _choose_home(rng, homes, level.hidden)))
@@ -219,8 +268,25 @@ def _place_things(rng, goal, places, classes, level):
     return placed
 
 
+def _choose_things(rng, goal, classes, level):
+    """Classes of the game's objects, a class for each object, the goal's first."""
+    targets = 2
+    if goal.kind != "pick_two_obj_and_place":
+        targets = rng.randint(1, min(2, level.copies))
+    wanted = [goal.thing] * targets
+    others = [thing for thing in classes if thing != goal.thing]
+    total = rng.randint(*level.objects)
+    rng.shuffle(others)
+    for thing in others:
+        wanted += [thing] * min(rng.randint(1, level.copies), total - len(wanted))
+    return wanted
+
+
 def _homes(goal, thing, places):
-    """Receptacles where a thing may lie: a target never where it must end, nor, if it can be helped, at its station."""
+    """Receptacles where a thing may lie.
+
+    A target never lies where it must end, nor, if it can be helped, at its station.
+    """
     homes = [(place, i) for place, i in places if thing in MAY_LIE[place]]
     if thing == goal.thing:
         homes = [home for home in homes if home[0] != goal.parent]
@@ -231,50 +297,96 @@ def _homes(goal, thing, places):
 def _choose_home(rng, homes, hidden):
     closed = [i for place, i in homes if place in constants.OPENABLE_CLASS_SET]
     open_ = [i for place, i in homes if place not in constants.OPENABLE_CLASS_SET]
-    return rng.choice(closed if closed and (not open_ or rng.random() < hidden) else open_)
+    hide = closed and (not open_ or rng.random() < hidden)
+    return rng.choice(closed if hide else open_)
+
+
+# ---- a game's PDDL
+
+PROBLEM = """\
+(define (problem plan_{kind})
+    (:domain alfred)
+    (:objects
+        {objects}
+    )
+    (:init
+        {facts}
+    )
+{wish}
+"""
 
 
 def _problem(goal, places, things):
     """The PDDL problem: every receptacle has a location of its own, and the agent starts at one more."""
     location = {identifier: f"loc_bar_{n}" for n, (_, identifier) in enumerate(places)}
     start = f"loc_bar_{len(places)}"
-    thing_types = sorted({thing for thing, *_ in things} | {goal.thing})
-    place_types = sorted({place for place, _ in places})
-    objects = (["agent1 - agent"] + [f"{t}Type - otype" for t in thing_types] + [f"{p}Type - rtype" for p in place_types]
-               + [f"{i} - object" for _, i, _ in things] + [f"{i} - receptacle" for _, i in places]
-               + [f"{loc} - location" for loc in (*location.values(), start)])
-    facts = ["(= (total-cost) 0)", f"(atLocation agent1 {start})"]
-    for place, i in places:
-        facts += [f"(receptacleType {i} {place}Type)", f"(receptacleAtLocation {i} {location[i]})"]
-        facts += [f"(openable {i})"] * (place in constants.OPENABLE_CLASS_SET)
-    for thing, i, home in things:
-        facts += [f"(objectType {i} {thing}Type)", f"(inReceptacle {i} {home})",
-                  f"(objectAtLocation {i} {location[home]})"] + _abilities(thing, i)
-    facts += [f"(canContain {p}Type {t}Type)" for p in place_types for t in thing_types if t in MAY_LIE[p]]
-    wish = gdict[goal.kind]["pddl"].replace("#", "-").format(obj=goal.thing, recep=goal.parent, toggle=goal.lamp)
-    lines = "\n        ".join
+    objects = ["agent1 - agent", *_types(goal, places, things)]
+    objects += [f"{i} - object" for _, i, _ in things]
+    objects += [f"{i} - receptacle" for _, i in places]
+    objects += [f"{loc} - location" for loc in (*location.values(), start)]
+    facts = ["(= (total-cost) 0)", f"(atLocation agent1 {start})", *_facts(goal, places, things, location)]
+    wish = gdict[goal.kind]["pddl"].replace("#", "-")
+    wish = wish.format(obj=goal.thing, recep=goal.parent, toggle=goal.lamp)
+    lines = "\n        "
     # A leading (:metric ...) would break the engine's parser; the wish closes the definition itself.
-    return (f"(define (problem plan_{goal.kind})\n    (:domain alfred)\n    (:objects\n        {lines(objects)}\n    )\n"
-            f"    (:init\n        {lines(facts)}\n    )\n{wish.rstrip()}\n")
+    return PROBLEM.format(
+        kind=goal.kind, objects=lines.join(objects), facts=lines.join(facts), wish=wish.rstrip())
 
 
-def _abilities(thing, identifier):
+def _classes(goal, places, things):
+    """(classes of places, classes of things) in a game, sorted."""
+    return sorted({place for place, _ in places}), sorted({thing for thing, *_ in things} | {goal.thing})
+
+
+def _types(goal, places, things):
+    place_classes, thing_classes = _classes(goal, places, things)
+    yield from (f"{thing}Type - otype" for thing in thing_classes)
+    yield from (f"{place}Type - rtype" for place in place_classes)
+
+
+def _facts(goal, places, things, location):
+    """What is true at the start, but for the agent. location: a receptacle's identifier -> its location."""
+    for place, i in places:
+        yield f"(receptacleType {i} {place}Type)"
+        yield f"(receptacleAtLocation {i} {location[i]})"
+        if place in constants.OPENABLE_CLASS_SET:
+            yield f"(openable {i})"
+    for thing, i, home in things:
+        yield f"(objectType {i} {thing}Type)"
+        yield f"(inReceptacle {i} {home})"
+        yield f"(objectAtLocation {i} {location[home]})"
+        yield from (f"({ability} {i})" for ability in _abilities(thing))
+    place_classes, thing_classes = _classes(goal, places, things)
+    for place in place_classes:
+        for thing in thing_classes:
+            if thing in MAY_LIE[place]:
+                yield f"(canContain {place}Type {thing}Type)"
+
+
+def _abilities(thing):
     if thing == LAMP:
-        return [f"(toggleable {identifier})"]
-    able = ["pickupable"] + [ability.lower() for ability in ("Cleanable", "Heatable", "Coolable", "Sliceable")
-                             if thing in constants.VAL_ACTION_OBJECTS[ability]]
-    able += ["isReceptacleObject"] * (thing in constants.MOVABLE_RECEPTACLES_SET)
-    return [f"({ability} {identifier})" for ability in able]
+        return ["toggleable"]
+    able = ["pickupable"]
+    able += [name.lower() for name in ABILITIES if thing in constants.VAL_ACTION_OBJECTS[name]]
+    if thing in constants.MOVABLE_RECEPTACLES_SET:
+        able.append("isReceptacleObject")
+    return able
 
 
 # ---- the expert
 
 NAME = r"(\w+ \d+)"
-OBSERVED = {name: re.compile(pattern.replace("NAME", NAME)) for name, pattern in {
-    "arrive": r"You arrive at NAME\.", "take": r"You pick up the NAME from the NAME\.",
-    "move": r"You move the NAME to the NAME\.", "treat": r"You (clean|heat|cool) the NAME using",
-    "shut": r"You close the NAME\.|The NAME is closed\.", "open": r"The NAME is open\.",
-    "contents": r"(?:On the NAME|The NAME is open\. In it), you see (.*?)\."}.items()}
+SENTENCES = {
+    "arrive": r"You arrive at NAME\.",
+    "take": r"You pick up the NAME from the NAME\.",
+    "move": r"You move the NAME to the NAME\.",
+    "treat": r"You (clean|heat|cool) the NAME using",
+    "shut": r"You close the NAME\.|The NAME is closed\.",
+    "open": r"The NAME is open\.",
+    "contents": r"(?:On the NAME|The NAME is open\. In it), you see (.*?)\."}
+OBSERVED = {name: re.compile(pattern.replace("NAME", NAME)) for name, pattern in SENTENCES.items()}
+MOVES = ("arrive", "take", "move", "shut", "open")  # what makes the state another one
+TWO = "pick_two_obj_and_place"
 
 
 def class_of(name):
@@ -283,7 +395,10 @@ def class_of(name):
 
 
 def goal_of(task):
-    """The Goal of a task's sentence, its classes in lower case; ValueError if no template of the benchmark made it."""
+    """The Goal of a task's sentence, its classes in lower case.
+
+    Raises ValueError if no template of the benchmark made it.
+    """
     for kind in TASKS:
         for template in gdict[kind]["templates"]:
             pattern = re.sub(r"{(\w+)}", r"(?P<\1>\\w+)", template)
@@ -299,11 +414,12 @@ class TextExpert:
 
         expert = TextExpert(intro); action = expert.act(); expert.observe(action, observation)
 
-    observe() takes every action really played, whoever chose it; act() depends on that history only and changes
-    nothing. It walks the receptacles in the intro's order, opens what is closed, remembers what lies where, puts a
-    wrong object back, and does not repeat an action that was just answered with "Nothing happens.".
-    revisit=True searches on in the intro's order even past receptacles already seen: longer episodes, but a rule that
-    needs no memory, so easier to clone. goal: for tasks whose sentence comes from no template.
+    observe() takes every action really played, whoever chose it; act() depends on that history only and
+    changes nothing. It walks the receptacles in the intro's order, opens what is closed, remembers what lies
+    where, puts a wrong object back, and does not repeat an action that was just answered with "Nothing
+    happens.". revisit=True searches on in the intro's order even past receptacles already seen: longer
+    episodes, but a rule that needs no memory, so easier to clone. goal: for tasks whose sentence comes from
+    no template.
     """
 
     def __init__(self, intro, revisit=False, goal=None):
@@ -311,19 +427,26 @@ class TextExpert:
         self.goal = goal or goal_of(task)
         self.places = re.findall(rf"an? {NAME}", listed.partition("you see")[2])
         self.revisit = revisit
-        self.at = self.carried = self.origin = None     # place, object, the place where the object was taken
-        self.seen = {}                                  # place -> objects that lie there, as far as known
-        self.spots = {}                                 # place -> the places that are reached together with it
-        self.closed, self.ready, self.refused = set(), set(), set()
-        self.fits, self.unfit = set(), set()            # (object class, place class) seen to work, or refused
+        self.at = None          # the place where the agent stands
+        self.carried = None     # the object in its hands
+        self.origin = None      # the place where that was taken
+        self.seen = {}          # place -> objects that lie there, as far as known
+        self.spots = {}         # place -> the places that are reached together with it
+        self.closed = set()     # places
+        self.ready = set()      # objects that were treated as the task wants
+        self.refused = set()    # actions that do nothing in the present state
+        self.fits = set()       # (object class, place class) seen to work
+        self.unfit = set()      # the same, refused
+
+    # -- what it learns
 
     def observe(self, action, observation):
         """Take in what an action, by whoever, was answered with."""
         if observation.startswith("Nothing happens"):
             return self._was_refused(action)
         found = {name: pattern.search(observation) for name, pattern in OBSERVED.items()}
-        if any(found[name] for name in ("arrive", "take", "move", "shut", "open")):
-            self.refused.clear()                        # the state is another one: what was refused may work now
+        if any(found[name] for name in MOVES):
+            self.refused.clear()                        # what was refused may work now
         for name, match in found.items():
             if match:
                 getattr(self, f"_saw_{name}")(*(group for group in match.groups() if group))
@@ -333,10 +456,11 @@ class TextExpert:
         place = " ".join(action.split()[-2:])
         if place not in self.places or not self.at:
             return
-        if action == f"go to {place}" and not self._here(place):    # the way to where one stands is no way
+        here = self._here(place)
+        if action == f"go to {place}" and not here:     # the way to where one stands is no way
             spot = {place, self.at} | self.spots.get(place, set()) | self.spots.get(self.at, set())
             self.spots.update(dict.fromkeys(spot, spot))
-        if action == f"move {self.carried} to {place}" and self._here(place) and place not in self.closed:
+        if action == f"move {self.carried} to {place}" and here and place not in self.closed:
             self.unfit.add((class_of(self.carried), class_of(place)))
 
     def _saw_arrive(self, place):
@@ -367,8 +491,7 @@ class TextExpert:
         self.seen[place] = set(re.findall(rf"an? {NAME}", listed))
         self.fits.update((class_of(thing), class_of(place)) for thing in self.seen[place])
 
-    def _verb(self):
-        return self.goal.station[0]
+    # -- what it does
 
     def act(self):
         """The next action."""
@@ -389,22 +512,31 @@ class TextExpert:
 
     def _fetch(self):
         known = self._known(self.goal.thing)
-        if self.goal.kind == "pick_two_obj_and_place":      # both must lie in one receptacle
+        if self.goal.kind == TWO:                       # both must lie in one receptacle
             known = [(place, thing) for place, thing in known if place != self._destination()]
         if not known:
             return self._search()
-        place, thing = min(known, key=lambda k: (k[1] not in self.ready, k[0] != self.at))
+
+        def rank(found):
+            place, thing = found
+            return thing not in self.ready, place != self.at
+
+        place, thing = min(known, key=rank)
         return self._into(place, "take {} from {}", thing)
 
     def _put_back(self):
         kind = class_of(self.carried)
-        works = [p for p in (self.at, self.origin) if p and (kind, class_of(p)) in self.fits - self.unfit]
-        may = [p for p in self._onward() if (kind, class_of(p)) not in self.unfit]
+        good = self.fits - self.unfit
+        works = [place for place in (self.at, self.origin) if place and (kind, class_of(place)) in good]
+        may = [place for place in self._onward() if (kind, class_of(place)) not in self.unfit]
         return self._into((works or may or [self.at])[0], "move {} to {}", self.carried)
 
     def _light(self):
         lamps = self._known(self.goal.lamp)
-        return self._there(lamps[0][0], f"use {lamps[0][1]}") if lamps else self._search()
+        if not lamps:
+            return self._search()
+        place, lamp = lamps[0]
+        return self._there(place, f"use {lamp}")
 
     def _search(self):
         new = [place for place in self._onward() if place not in self.seen]
@@ -414,7 +546,13 @@ class TextExpert:
         return self._walk() if self.revisit or not new else f"go to {new[0]}"
 
     def _walk(self):
-        return "go to " + next((place for place in self._onward() if not self._here(place)), self.places[0])
+        elsewhere = (place for place in self._onward() if not self._here(place))
+        return "go to " + next(elsewhere, self.places[0])
+
+    # -- what it knows
+
+    def _verb(self):
+        return self.goal.station[0]
 
     def _here(self, place):
         """Whether the agent stands there: in some floor plans a place is reached together with another."""
@@ -426,18 +564,23 @@ class TextExpert:
         return self.places[start:] + self.places[:start]
 
     def _known(self, kind):
-        return [(place, thing) for place in self.places for thing in sorted(self.seen.get(place, ()))
-                if class_of(thing) == kind]
+        """[(place, object)] of the objects of a class, as far as known."""
+        lying = [(place, thing) for place in self.places for thing in sorted(self.seen.get(place, ()))]
+        return [(place, thing) for place, thing in lying if class_of(thing) == kind]
 
     def _first(self, kind):
         return next(place for place in self.places if class_of(place) == kind)
 
     def _destination(self):
         """Where targets go: for two of them the receptacle that has most of them already."""
+
         def rank(place):
-            there = sum(class_of(thing) == self.goal.thing for thing in self.seen.get(place, ()))
-            return (there, place == self.at) if self.goal.kind == "pick_two_obj_and_place" else (0, place == self.at)
-        return max((place for place in self.places if class_of(place) == self.goal.parent), key=rank)
+            things = self.seen.get(place, ()) if self.goal.kind == TWO else ()
+            there = sum(class_of(thing) == self.goal.thing for thing in things)
+            return there, place == self.at
+
+        fitting = [place for place in self.places if class_of(place) == self.goal.parent]
+        return max(fitting, key=rank)
 
     def _there(self, place, action):
         return action if self._here(place) else f"go to {place}"
@@ -452,7 +595,7 @@ class TextExpert:
 
 
 def solve(engine, game, horizon):
-    """Actions with which the expert wins a game (a dictionary) from its start, or None within `horizon` turns."""
+    """Actions with which the expert wins a game (a dictionary); None if not within `horizon` turns."""
     engine.load(game)
     state, actions = engine.reset(), []
     expert = TextExpert(state.feedback)
@@ -479,9 +622,9 @@ def write_splits(folder, level, sizes=SIZES):
 def write_game(folder, trial, game):
     """folder/<task>-<object>-<movable>-<receptacle>-<scene>/<trial>/, the data set's names."""
     params = game.traj["pddl_params"]
-    name = "-".join([game.traj["task_type"], params["object_target"], "None",
-                     params["parent_target"] or params["toggle_target"], str(game.traj["scene"]["scene_num"])])
-    path = folder / name / trial
+    where = params["parent_target"] or params["toggle_target"]
+    scene = game.traj["scene"]["scene_num"]
+    path = folder / f"{game.traj['task_type']}-{params['object_target']}-None-{where}-{scene}" / trial
     path.mkdir(parents=True)
     (path / "game.tw-pddl").write_text(json.dumps(game.data))
     (path / "traj_data.json").write_text(json.dumps({**game.traj, "task_id": trial}, indent=1))
@@ -492,45 +635,43 @@ def write_game(folder, trial, game):
 def cached_splits(level):
     """The folder of a level's games, made once per machine; processes that start together wait for the first.
 
-    It lies in $TCOD_CACHE, or ~/.cache/tcod. Written beside and moved into place: a killed process leaves no half of it.
+    Raises UserError for a level that does not exist.
     """
-    cache = Path(os.environ.get("TCOD_CACHE") or "~/.cache/tcod").expanduser()
-    cache.mkdir(parents=True, exist_ok=True)
-    folder = cache / f"alfworld-{level}-{VERSION}"
-    if os.environ.get("RANK", "0") == "0":
-        print(f"ALFWorld: generated games of level '{level}' are used ({folder}); "
-              "`alfworld-download` fetches the data set.", file=sys.stderr)
-    with open(cache / f"{folder.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache))
-            try:
-                write_splits(beside, level)
-                beside.chmod(0o755)             # mkdtemp makes a private folder
-                beside.rename(folder)
-            finally:
-                shutil.rmtree(beside, ignore_errors=True)
-    return folder
+    named_level(level)
+    folder = cache_home() / f"alfworld-{level}-{VERSION}"
+    say("ALFWorld", f"generated games of level '{level}' are used ({folder}); "
+        "`alfworld-download` fetches the data set.")
+    return once(folder, lambda new: write_splits(new, level))
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Write generated ALFWorld games in the data set's own layout.")
+# ---- the command
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="folder to write json_2.1.1 into")
     parser.add_argument("--level", choices=LEVELS, default="small")
     for split, size in SIZES.items():
         parser.add_argument(f"--{split.replace('_', '-')}", type=int, default=size, help="number of games")
+    own = "instead of the level's"
     for knob in ("receptacles", "per_class", "copies", "horizon"):
-        parser.add_argument(f"--{knob.replace('_', '-')}", type=int, help="instead of the level's")
-    parser.add_argument("--objects", type=int, nargs=2, metavar=("FEWEST", "MOST"), help="instead of the level's")
-    parser.add_argument("--hidden", type=float, help="probability of a closed receptacle, instead of the level's")
-    args = vars(parser.parse_args())
-    knobs = {field.name: args[field.name] for field in dataclasses.fields(Level) if args.get(field.name) is not None}
+        parser.add_argument(f"--{knob.replace('_', '-')}", type=int, help=own)
+    parser.add_argument("--objects", type=int, nargs=2, metavar=("FEWEST", "MOST"), help=own)
+    parser.add_argument("--hidden", type=float, help=f"probability of a closed receptacle, {own}")
+    return parser, vars(parser.parse_args())
+
+
+def main():
+    parser, args = parse_args()
+    names = [field.name for field in dataclasses.fields(Level)]
+    knobs = {name: args[name] for name in names if args.get(name) is not None}
     if "objects" in knobs:
         knobs["objects"] = tuple(knobs["objects"])
     if Path(args["out"], "json_2.1.1").exists():
         parser.error(f"{args['out']} holds a data set already; choose another folder")
+    level = dataclasses.replace(LEVELS[args["level"]], **knobs)
     try:
-        write_splits(args["out"], dataclasses.replace(LEVELS[args["level"]], **knobs), {s: args[s] for s in SIZES})
+        write_splits(args["out"], level, {split: args[split] for split in SIZES})
     except ValueError as error:
         parser.error(str(error))
 

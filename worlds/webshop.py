@@ -29,7 +29,9 @@ from functools import lru_cache
 import numpy as np
 from rapidfuzz import fuzz, utils as fuzz_utils
 
-from worlds.webshop_data import FILES, SOURCE, VERSION, Catalogue, DataError, alone, price_tag, say
+from harness.folder import write_json
+from worlds.cache import alone, say
+from worlds.webshop_data import FILES, SOURCE, VERSION, Catalogue, DataError, price_tag
 from worlds.webshop_search import STOP
 
 PER_PAGE = 10  # products on a results page
@@ -67,7 +69,7 @@ def cap_text(cap):
 
 
 def official_order(number, cache):
-    """The benchmark's order of so many goals, by its own seed; kept on disk: to shuffle millions takes seconds."""
+    """The benchmark's order of so many goals, by its own seed; kept on disk: millions take seconds."""
     path = cache / f"order-{number}.npy"
     with alone(path):
         if not path.exists():
@@ -83,25 +85,41 @@ class Shop:
 
     Goals are stored by family (a product for synthetic goals, an instruction for human ones) and put
     together when asked for: the full catalogue has millions. `prices` (products,) and `caps` (families,)
-    are what the original draws unseeded; assign to them to replay a recording."""
+    are what the original draws unseeded; assign to them to replay a recording.
+    """
 
     def __init__(self, catalogue, goals="synthetic", seed=0, nouns=None):
-        self.catalogue, self.index, self.kind, self.seed = catalogue, catalogue.index, goals, seed
-        self.tagger, self.nouns = (getattr(nouns, "__name__", "given"), nouns) if nouns else noun_tagger()
-        rng = random.Random(f"prices {seed}")
-        self.prices = np.array(catalogue.low)
-        for i in np.flatnonzero(catalogue.low != catalogue.high):
-            self.prices[i] = rng.uniform(float(catalogue.low[i]), float(catalogue.high[i]))
-        synthetic = goals == "synthetic"
-        counts = np.asarray(catalogue.combinations if synthetic else catalogue.human)
-        owners = np.flatnonzero(counts)
-        self.family = owners if synthetic else np.repeat(owners, counts[owners])  # family -> product
-        sizes = counts[owners] if synthetic else np.ones(len(self.family), np.int64)
-        self.first = np.concatenate([[0], np.cumsum(sizes)])  # family -> its first goal, before the shuffle
-        self.family_weight = catalogue.weights[owners] if synthetic else np.ones(len(self.family))
+        self.catalogue = catalogue
+        self.index = catalogue.index
+        self.kind = goals
+        self.seed = seed
+        given = getattr(nouns, "__name__", "given"), nouns
+        self.tagger, self.nouns = given if nouns else noun_tagger()
+        self.prices = self._draw_prices()
+        self._find_families()
         rng = random.Random(f"caps {seed}")
-        self.caps = np.array([price_cap(float(self.prices[i]), rng) for i in self.family], np.float64)
+        caps = [price_cap(float(self.prices[product]), rng) for product in self.family]
+        self.caps = np.array(caps, np.float64)
         self.order = official_order(int(self.first[-1]), catalogue.cache)
+
+    def _draw_prices(self):
+        """(products,) the sale price: between the lowest and the highest, where they differ."""
+        rng = random.Random(f"prices {self.seed}")
+        low, high = self.catalogue.low, self.catalogue.high
+        prices = np.array(low)
+        for i in np.flatnonzero(low != high):
+            prices[i] = rng.uniform(float(low[i]), float(high[i]))
+        return prices
+
+    def _find_families(self):
+        """family (families,): its product; first (families + 1,): its first goal, before the shuffle."""
+        synthetic = self.kind == "synthetic"
+        counts = np.asarray(self.catalogue.combinations if synthetic else self.catalogue.human)
+        owners = np.flatnonzero(counts)
+        self.family = owners if synthetic else np.repeat(owners, counts[owners])
+        sizes = counts[owners] if synthetic else np.ones(len(self.family), np.int64)
+        self.first = np.concatenate([[0], np.cumsum(sizes)])
+        self.family_weight = self.catalogue.weights[owners] if synthetic else np.ones(len(self.family))
 
     def __len__(self):
         """Number of goals."""
@@ -111,16 +129,17 @@ class Shop:
         """Goal `index` of the official order."""
         place = int(self.order[index])
         family = int(np.searchsorted(self.first, place, "right")) - 1
-        number, cap = int(self.family[family]), float(self.caps[family])
-        product, weight = self.catalogue.product(number), float(self.family_weight[family])
+        number = int(self.family[family])
+        cap = float(self.caps[family])
+        product = self.catalogue.product(number)
         if self.kind == "human":
-            text, attributes, options = product["human"][family - int(np.searchsorted(self.family, number))]
+            wish = family - int(np.searchsorted(self.family, number))
+            text, attributes, options = product["human"][wish]
         else:
-            names, attributes = sorted(product["options"]), product["instruction_attributes"]
-            combinations = itertools.product(*(product["options"][name] for name in names))
-            chosen = next(itertools.islice(combinations, place - int(self.first[family]), None))
-            options, text = dict(zip(names, chosen)), product["instruction"]
-            text += " with " * bool(options) + ", and ".join(f"{k}: {v}" for k, v in options.items())
+            options = _combination(product["options"], place - int(self.first[family]))
+            text = product["instruction"] + _options_text(options)
+            attributes = product["instruction_attributes"]
+        weight = float(self.family_weight[family])
         return Goal(index, number, product, text + cap_text(cap), attributes, options, cap, weight)
 
     def split(self, name):
@@ -136,7 +155,8 @@ class Shop:
     def draw(self, split, uniform):
         """A goal index of the split (a range), rare attributes first; `uniform` in [0, 1) decides."""
         weights = self._cumulative(split)
-        return split[min(int(np.searchsorted(weights, uniform * weights[-1], "right")), len(split) - 1)]
+        place = int(np.searchsorted(weights, uniform * weights[-1], "right"))
+        return split[min(place, len(split) - 1)]
 
     def experts(self, indices):
         """{goal index: actions of the scripted shopper's session that rewards 1}; without an entry: none.
@@ -146,16 +166,30 @@ class Shop:
         key = f"{VERSION} {self.tagger} {drawn}"
         with alone(path):
             known = json.loads(path.read_text()) if path.exists() else {}
-            known = known if known.get("key") == key else {"key": key}
+            if known.get("key") != key:
+                known = {"key": key}
             missing = [i for i in indices if str(i) not in known]
             if len(missing) > 1000:
-                say(f"the scripted shopper plays {len(missing):,} goals, once; {path} keeps its actions.")
-            known.update((str(i), solve(self, i)) for i in missing)
+                say("WebShop", f"the scripted shopper plays {len(missing):,} goals, once; {path} keeps its "
+                    "actions.")
+            for i in missing:
+                known[str(i)] = solve(self, i)
             if missing:
-                new = path.with_suffix(".new")
-                new.write_text(json.dumps(known))
-                os.replace(new, path)
+                write_json(path, known)
         return {i: tuple(known[str(i)]) for i in indices if known[str(i)]}
+
+
+def _combination(options, number):
+    """{name: value}, the number-th way to choose a value for each option, names sorted."""
+    names = sorted(options)
+    combinations = itertools.product(*(options[name] for name in names))
+    return dict(zip(names, next(itertools.islice(combinations, number, None))))
+
+
+def _options_text(options):
+    if not options:
+        return ""
+    return " with " + ", and ".join(f"{name}: {value}" for name, value in options.items())
 
 
 @lru_cache(8)
@@ -172,24 +206,25 @@ def open_shop(folder, goals="synthetic", seed=0):
     if not len(shop):
         file = FILES["human" if goals == "human" else "attributes"][0]
         raise DataError(f"{folder} has no {goals} goals: no product has an instruction in {file}; {SOURCE}.")
-    say(f"{len(shop.catalogue):,} products, {len(shop):,} {goals} goals; title nouns by {shop.tagger}.")
+    products, number = len(shop.catalogue), len(shop)
+    say("WebShop", f"{products:,} products, {number:,} {goals} goals; title nouns by {shop.tagger}.")
     return shop
 
 
 # ---------------------------------------------------------------- reward
 
 COLOURS = tuple(  # the benchmark's colour words: the first one that an option contains stands for it
-    "alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy camel camo "
-    "caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry cream crystal "
-    "dark denim eggplant elephant espresso fuchsia gold granite grape graphite grass gray green grey heather indigo "
-    "ivory ivy khaki lavender lemon leopard light lilac lime magenta maroon mauve merlot midnight mint mocha "
-    "multicolor mushroom mustard natural navy nude olive orange peach pewter pink plum purple rainbow red rose royal "
-    "rust sand sapphire seashell silver skull slate steel stone stonewash sunflower tan taupe teal tiger turquoise "
-    "violet walnut wheat white wine yellow".split())
+    "alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy "
+    "camel camo caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper coral "
+    "cranberry cream crystal dark denim eggplant elephant espresso fuchsia gold granite grape graphite grass "
+    "gray green grey heather indigo ivory ivy khaki lavender lemon leopard light lilac lime magenta maroon "
+    "mauve merlot midnight mint mocha multicolor mushroom mustard natural navy nude olive orange peach "
+    "pewter pink plum purple rainbow red rose royal rust sand sapphire seashell silver skull slate steel "
+    "stone stonewash sunflower tan taupe teal tiger turquoise violet walnut wheat white wine yellow".split())
 LATIN_1 = dict.fromkeys(range(128, 256))
 NOT_NOUNS = STOP | frozenset(
-    "from up out off over under our your you my its his her we i all any each more most very new great best good "
-    "only so than too can has have had do does made make makes per w x".split())
+    "from up out off over under our your you my its his her we i all any each more most very new great best "
+    "good only so than too can has have had do does made make makes per w x".split())
 
 
 @lru_cache(4096)
@@ -209,14 +244,21 @@ def noun_tagger():
         return "a stop-word list (spaCy's en_core_web_sm is not installed)", title_words
     import spacy
     tag = spacy.load("en_core_web_sm")
-    nouns = lru_cache(4096)(lambda title: [w.text.lower() for w in tag(title) if w.pos_ in ("NOUN", "PROPN")])
+
+    @lru_cache(4096)
+    def nouns(title):
+        return [word.text.lower() for word in tag(title) if word.pos_ in ("NOUN", "PROPN")]
+
     return "spaCy's en_core_web_sm", nouns
 
 
 def similar(a, b):
     """thefuzz's token_set_ratio > 85. Anything but a str is compared as it prints."""
-    clean = lambda x: fuzz_utils.default_process(str(x).translate(LATIN_1))
-    return round(fuzz.token_set_ratio(clean(a), clean(b))) > 85
+    return round(fuzz.token_set_ratio(_clean(a), _clean(b))) > 85
+
+
+def _clean(value):
+    return fuzz_utils.default_process(str(value).translate(LATIN_1))
 
 
 def plain_colour(option):
@@ -225,27 +267,36 @@ def plain_colour(option):
     return next((colour for colour in COLOURS if colour in option), option)
 
 
+def _shelves(product):
+    return {part.strip() for part in product["product_category"].split("›")}
+
+
 def type_reward(product, goal_product, nouns):
     """(r_type, its details): whether the right kind of thing was bought."""
     wanted, got = nouns(goal_product["title"]), nouns(product["title"])
     title = len(set(wanted) & set(got)) / len(wanted) if wanted else 0.2
-    shelves = [{part.strip() for part in p["product_category"].split("›")} for p in (product, goal_product)]
-    query, category = product["query"] == goal_product["query"], len(shelves[0] & shelves[1]) >= 2
+    query = product["query"] == goal_product["query"]
+    category = len(_shelves(product) & _shelves(goal_product)) >= 2
     r_type = 1.0 if query or category or title > 0.2 else 0.5
-    r_type = 0.0 if title == 0 else 0.1 if title < 0.1 else r_type
+    if title < 0.1:
+        r_type = 0.1 if title else 0.0
     return r_type, {"query_match": query, "category_match": category, "title_score": title}
 
 
 def attribute_hits(product, attributes):
     """How many of the goal's attributes the product has, listed or in its text."""
     texts = [product["title"].lower(), " ".join(product["bullets"]).lower(), product["description"].lower()]
-    return sum(any(similar(own, wanted) for own in product["attributes"]) or any(wanted in text for text in texts)
-               for wanted in attributes)
+    hits = 0
+    for wanted in attributes:
+        listed = any(similar(own, wanted) for own in product["attributes"])
+        hits += listed or any(wanted in text for text in texts)
+    return hits
 
 
 def option_hits(bought, wanted):
     """How many of the goal's options (values, or (name, value) pairs) are among the values bought."""
-    bought, wanted = [plain_colour(o) for o in bought], [plain_colour(o) for o in wanted]
+    bought = [plain_colour(option) for option in bought]
+    wanted = [plain_colour(option) for option in wanted]
     return sum(any(similar(own, option) for own in bought) for option in wanted)
 
 
@@ -253,15 +304,22 @@ def reward(product, goal, price, options, nouns):
     """(reward in [0, 1], details) of buying `product` at `price` with `options` {name: value} for `goal`.
 
     r_type · (attribute hits + option hits + [price ≤ cap]) / (attributes + options + 1); the details carry
-    the official names."""
+    the official names.
+    """
     wanted = list(goal.options.items()) if isinstance(goal.options, dict) else goal.options
     r_type, details = type_reward(product, goal.product, nouns)
-    attributes, chosen = attribute_hits(product, goal.attributes), option_hits(options.values(), wanted)
-    total, cheap = len(goal.attributes) + len(wanted) + 1, bool(price <= goal.price_upper)
-    details.update(r_type=r_type, r_att=attributes / len(goal.attributes), w_att=len(goal.attributes) / total,
-                   r_price=cheap, w_price=1 / total)
+    attributes = attribute_hits(product, goal.attributes)
+    chosen = option_hits(options.values(), wanted)
+    cheap = bool(price <= goal.price_upper)
+    total = len(goal.attributes) + len(wanted) + 1
+    details["r_type"] = r_type
+    details["r_att"] = attributes / len(goal.attributes)
+    details["w_att"] = len(goal.attributes) / total
+    details["r_price"] = cheap
+    details["w_price"] = 1 / total
     if wanted:
-        details.update(r_option=chosen / len(wanted), w_option=len(wanted) / total)
+        details["r_option"] = chosen / len(wanted)
+        details["w_option"] = len(wanted) / total
     return (attributes + chosen + cheap) / total * r_type, details
 
 
@@ -269,10 +327,11 @@ def reward(product, goal, price, options, nouns):
 
 TEXT, BUTTON, OPTION, PRODUCT = "text", "button", "option", "product"
 SUBPAGES = ("description", "features", "reviews", "attributes")
-DONE_ROWS = ("Thank you for shopping with us!|Your code: |None| (Paste it in your MTurk interface.)|Purchased|asin|{}|"
-             "options|{}|attrs|None|category|None|query|None|product category|None|Target|asin|options|attrs|"
-             "price upper|instuction text|category|product category|query|Goal |None|Reward|"
-             "Your score (min 0.0, max 1.0)|{}|Reward Details |None").split("|")
+DONE_ROWS = (
+    "Thank you for shopping with us!|Your code: |None| (Paste it in your MTurk interface.)|Purchased|asin|{}|"
+    "options|{}|attrs|None|category|None|query|None|product category|None|Target|asin|options|attrs|"
+    "price upper|instuction text|category|product category|query|Goal |None|Reward|"
+    "Your score (min 0.0, max 1.0)|{}|Reward Details |None").split("|")
 
 
 def parse(action):
@@ -296,18 +355,34 @@ def _shown(text):
 class Session:
     """One visit: the page that is open and what has been chosen. `step` acts, `rich` and `plain` show.
 
-    page: search -> results -> item -> sub (description, features, reviews) -> … -> done."""
+    page: search -> results -> item -> sub (description, features, reviews) -> … -> done.
+    """
 
     def __init__(self, shop, goal):
-        self.shop, self.goal, self.reward, self.details = shop, goal, 0.0, None
+        self.shop = shop
+        self.goal = goal
+        self.reward = 0.0
+        self.details = None         # of the reward
         self._home()
 
     def _home(self):
-        self.page, self.words, self.number, self.hits = "search", [], 0, ()
-        self.product, self.bought, self.options, self.seen, self.sub = None, None, {}, set(), ""
+        self.page = "search"
+        self.words = []             # of the query
+        self.number = 0             # of the results page
+        self.hits = ()              # numbers of the products found
+        self.product = None         # the product that is open
+        self.bought = None          # its number
+        self.options = {}           # what was chosen
+        self.seen = set()           # asins of the products opened
+        self.sub = ""               # the sub-page that is open
+
+    # -- what a page shows
 
     def _results(self, number):
-        self.page, self.number, self.product, self.options = "results", number, None, {}
+        self.page = "results"
+        self.number = number
+        self.product = None
+        self.options = {}
         self.hits = self.shop.index.search(" ".join(self.words))
 
     def shelf(self):
@@ -341,8 +416,10 @@ class Session:
     def _item_rows(self):
         rows = []
         for name, values in self.product["options"].items():
-            rows += [(TEXT, name), *((OPTION, value) for value in values)]
-        rows += [(TEXT, text) for text in (self.product["title"], f"Price: {price_tag(self.product)}", "Rating: N.A.")]
+            rows.append((TEXT, name))
+            rows += [(OPTION, value) for value in values]
+        price = f"Price: {price_tag(self.product)}"
+        rows += [(TEXT, text) for text in (self.product["title"], price, "Rating: N.A.")]
         return rows + [(BUTTON, name) for name in ("Description", "Features", "Reviews", "Buy Now")]
 
     def _done_rows(self):
@@ -362,15 +439,19 @@ class Session:
         """The page in the benchmark's rich text, its observation for agents.
 
         An option counts as chosen when "value" occurs, with its quotes, in the page's address, which ends
-        in the options as JSON; so values with quotes or letters beyond ASCII never show as chosen."""
+        in the options as JSON; so values with quotes or letters beyond ASCII never show as chosen.
+        """
         lines, chosen = [], []
         address = f"{'+'.join(self.words)}/{self.number}/{json.dumps(self.options)}"
         for kind, text in self._visible():
-            clicked = text in self.seen if kind == PRODUCT else kind == OPTION and f'"{text}"' in address
-            if kind == OPTION and clicked:
+            clicked = kind == OPTION and f'"{text}"' in address
+            if clicked:
                 chosen.append(f"You have clicked {text}.")
+            if kind == PRODUCT:
+                clicked = text in self.seen
             if kind != TEXT:
-                text = f"[clicked button] {text} [clicked button_]" if clicked else f"[button] {text} [button_]"
+                button = "clicked button" if clicked else "button"
+                text = f"[{button}] {text} [{button}_]"
             lines.append({OPTION: "  ", PRODUCT: "\n"}.get(kind, "") + text)
         return "\n".join([*reversed(chosen), *lines, ""])
 
@@ -381,8 +462,12 @@ class Session:
     def targets(self):
         """{what a click may name: kind}, in the official order: buttons, products, options."""
         rows = [] if self.page == "done" else self.rows()
-        return {text if kind == OPTION else text.lower(): kind
-                for wanted in (BUTTON, PRODUCT, OPTION) for kind, text in rows if kind == wanted}
+        targets = {}
+        for wanted in (BUTTON, PRODUCT, OPTION):
+            for kind, text in rows:
+                if kind == wanted:
+                    targets[text if kind == OPTION else text.lower()] = kind
+        return targets
 
     def available(self):
         """The benchmark's get_available_actions()."""
@@ -393,9 +478,11 @@ class Session:
         clicks = [f"click[{name}]" for name in self.targets() if name != "search"]
         return ["search[<query>]"] * (self.page == "search") + clicks
 
+    # -- what an action does
+
     def step(self, action):
-        """Acts; returns whether the action was understood. What is not understood changes nothing; a purchase
-        sets `reward` and ends the visit (page "done")."""
+        """Acts; returns whether the action was understood. What is not understood changes nothing; a
+        purchase sets `reward` and ends the visit (page "done")."""
         name, argument = parse(action)
         if self.page == "done" or not argument:
             return False
@@ -427,12 +514,13 @@ class Session:
     def _choose(self, name, kind):
         """Opens a product, chooses an option (of the last name that has it), or leaves a sub-page."""
         if kind == PRODUCT:
-            named = (n for n in self.shelf() if self.shop.catalogue.product(n)["asin"].lower() == name)
-            self.bought = next(named)
+            asins = [self.shop.catalogue.product(number)["asin"].lower() for number in self.shelf()]
+            self.bought = self.shelf()[asins.index(name)]
             self.product = self.shop.catalogue.product(self.bought)
             self.seen.add(self.product["asin"])
         elif kind == OPTION:
-            self.options[[key for key, values in self.product["options"].items() if name in values][-1]] = name
+            having = [key for key, values in self.product["options"].items() if name in values]
+            self.options[having[-1]] = name
         self.page = "item"
 
     def _buy(self):
@@ -448,31 +536,41 @@ class Session:
 
 # ---------------------------------------------------------------- the scripted shopper
 
+OPENING = re.compile(r"^(find me|i want|i need|i am looking for|i'm looking for) (an? )?")
+
+
 def _queries(goal):
     """Search texts for a goal's product, the first that finds it is used: what the instruction asks for
     without its options and its cap (words that an agent can see), that with the options, the title."""
-    asked = goal.text.removesuffix(cap_text(goal.price_upper)).lower()
-    values = list(goal.options.values()) if isinstance(goal.options, dict) else goal.options
     if isinstance(goal.options, dict):
-        asked = goal.product["instruction"].lower()
-    asked = re.sub(r"^(find me|i want|i need|i am looking for|i'm looking for) (an? )?", "", asked).strip(" .")
+        asked, values = goal.product["instruction"], goal.options.values()
+    else:
+        asked, values = goal.text.removesuffix(cap_text(goal.price_upper)), goal.options
+    asked = OPENING.sub("", asked.lower()).strip(" .")
     return asked, " ".join([asked, *values]).lower(), goal.product["title"].lower()
 
 
 def _options_wanted(goal):
-    """The values to click on the goal's product, in the order of the instruction; for a human goal the offered
-    value that is or resembles each wish, if there is one."""
+    """The values to click on the goal's product, in the order of the instruction; for a human goal the
+    offered value that is or resembles each wish, if there is one."""
     if isinstance(goal.options, dict):
         return list(goal.options.values())
     offered = [value for values in goal.product["options"].values() for value in values]
-    resembling = lambda wish: (v for v in offered if similar(plain_colour(v), plain_colour(wish)))
-    found = [wish if wish in offered else next(resembling(wish), None) for wish in goal.options]
+    found = [_best_offer(wish, offered) for wish in goal.options]
     return [value for value in found if value is not None]
 
 
+def _best_offer(wish, offered):
+    """The value that is the wish, else the first one that resembles it; None if none does."""
+    if wish in offered:
+        return wish
+    alike = (value for value in offered if similar(plain_colour(value), plain_colour(wish)))
+    return next(alike, None)
+
+
 class Shopper:
-    """Knows the goal's product and buys it: `act()` is the next action in whatever state the session is, also one
-    that somebody else brought about. It holds nothing between calls."""
+    """Knows the goal's product and buys it: `act()` is the next action in whatever state the session is, also
+    one that somebody else brought about. It holds nothing between calls."""
 
     def __init__(self, session):
         self.session = session
@@ -497,7 +595,8 @@ class Shopper:
             return self._on_results(session)
         if session.page == "sub" or session.bought != session.goal.target:
             return "click[< prev]"
-        missing = [value for value in _options_wanted(session.goal) if value not in session.options.values()]
+        chosen = session.options.values()
+        missing = [value for value in _options_wanted(session.goal) if value not in chosen]
         return f"click[{missing[0]}]" if missing else "click[buy now]"
 
     def _on_results(self, session):
@@ -506,7 +605,8 @@ class Shopper:
             return f"click[{session.goal.product['asin'].lower()}]"
         if target not in session.hits or " ".join(session.words) != self.query():
             return "click[back to search]"  # turning the pages of somebody else's query would be a guess
-        return "click[next >]" if session.hits.index(target) // PER_PAGE >= session.number else "click[< prev]"
+        ahead = session.hits.index(target) // PER_PAGE >= session.number
+        return "click[next >]" if ahead else "click[< prev]"
 
 
 def solve(shop, index, turns=15):

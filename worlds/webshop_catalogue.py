@@ -13,14 +13,12 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import random
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
-from worlds.webshop_data import cache_home
+from harness.folder import cache_home
+from worlds.cache import once
 
 VERSION = 1  # raise it when the same recipe gives another catalogue
 
@@ -38,23 +36,27 @@ class Recipe:
     prose: int = 0              # words of prose per description, Zipf-distributed
 
 
-# category: (things, adjectives, the option besides the size-like one, the size-like one)
 COLOURS = ("color", "red blue green black white yellow pink brown".split())
+SCENTS = ("scent", "rose lemon vanilla cedar mint lavender".split())
+FLAVORS = ("flavor", "apple cherry mint vanilla ginger lemon".split())
 SIZES = ("size", "small medium large".split())
-SHELVES = {
-    "fashion": ("shirt jacket scarf skirt sweater sandal glove hat",
-                "soft warm striped stretchy washable thick casual formal", COLOURS, SIZES),
-    "beauty": ("soap shampoo lotion balm brush perfume mask comb",
-               "gentle vegan organic fragrant creamy soothing fresh mild",
-               ("scent", "rose lemon vanilla cedar mint lavender".split()), SIZES),
-    "electronics": ("cable charger speaker headset camera keyboard mouse router",
-                    "wireless portable fast compact durable waterproof foldable quiet",
-                    COLOURS, ("length", "short middle long".split())),
-    "garden": ("lamp chair table rug vase shelf curtain pillow",
-               "wooden modern rustic sturdy round tall handmade simple", COLOURS, SIZES),
-    "grocery": ("tea honey cookie soup cereal jam noodle cracker",
-                "sweet salty spicy crunchy roasted raw smoked tangy",
-                ("flavor", "apple cherry mint vanilla ginger lemon".split()), SIZES),
+LENGTHS = ("length", "short middle long".split())
+SHELVES = {  # category: (things, adjectives, the option besides the size-like one, the size-like one)
+    "fashion": (
+        "shirt jacket scarf skirt sweater sandal glove hat",
+        "soft warm striped stretchy washable thick casual formal", COLOURS, SIZES),
+    "beauty": (
+        "soap shampoo lotion balm brush perfume mask comb",
+        "gentle vegan organic fragrant creamy soothing fresh mild", SCENTS, SIZES),
+    "electronics": (
+        "cable charger speaker headset camera keyboard mouse router",
+        "wireless portable fast compact durable waterproof foldable quiet", COLOURS, LENGTHS),
+    "garden": (
+        "lamp chair table rug vase shelf curtain pillow",
+        "wooden modern rustic sturdy round tall handmade simple", COLOURS, SIZES),
+    "grocery": (
+        "tea honey cookie soup cereal jam noodle cracker",
+        "sweet salty spicy crunchy roasted raw smoked tangy", FLAVORS, SIZES),
 }
 PACKS = ("pack", "single double triple".split())
 BRANDS = "norva talbin quessa ridlow mavenko pellune".split()
@@ -85,18 +87,26 @@ def _adjectives(rng, words):
 
 def _identities(recipe):
     """(category, thing, two adjectives) per product: the things in turn, so that all have equally many."""
-    things = [(category, thing, _adjectives(random.Random(f"{recipe.seed} {thing}"), shelf[1]))
-              for category, shelf in SHELVES.items() for thing in shelf[0].split()]
+    things = []
+    for category, shelf in SHELVES.items():
+        for thing in shelf[0].split():
+            rng = random.Random(f"{recipe.seed} {thing}")
+            things.append((category, thing, _adjectives(rng, shelf[1])))
     random.Random(recipe.seed).shuffle(things)
     for category, thing, pairs in itertools.islice(itertools.cycle(things), recipe.products):
         yield category, thing, next(pairs)
 
 
 def _options(rng, recipe, category):
-    """[(name, values)] of a product, by name as in instructions; the values keep their usual order."""
-    offered = sorted([*SHELVES[category][2:], *([PACKS] if rng.random() < recipe.third_option else [])])
-    return [(name, sorted(rng.sample(values, min(recipe.values, len(values))), key=values.index))
-            for name, values in offered]
+    """{name: values} of a product, by name as in instructions; the values keep their usual order."""
+    offered = list(SHELVES[category][2:])
+    if rng.random() < recipe.third_option:
+        offered.append(PACKS)
+    options = {}
+    for name, values in sorted(offered):
+        some = rng.sample(values, min(recipe.values, len(values)))
+        options[name] = sorted(some, key=values.index)
+    return options
 
 
 def _pricing(rng, recipe):
@@ -106,57 +116,86 @@ def _pricing(rng, recipe):
     return f"${rng.choice(PRICES)}"
 
 
+def _customization(options):
+    return {name: [{"value": value} for value in values] for name, values in options.items()}
+
+
 def make_products(recipe):
     """(item, attribute entry, human instructions) of every product, in the official formats."""
     width = max(4, len(str(recipe.products)) + 1)
     for number, (category, thing, pair) in enumerate(_identities(recipe)):
         rng = random.Random(f"{recipe.seed} {number}")
         asin = str(10 ** (width - 1) + number)
-        brand = made_up_word(rng.randrange(recipe.words)) if recipe.words else rng.choice(BRANDS)
-        what, options = f"{' '.join(pair)} {thing}", _options(rng, recipe, category)
-        prose = ["a", *pair, thing, "from", brand, *_zipf_words(rng, recipe, recipe.prose)]
-        item = {
-            "asin": asin, "name": f"{brand} {what}", "full_description": " ".join(prose) + ".",
-            "small_description": [f"{pair[0]} {thing}", f"{pair[1]} as well"], "pricing": _pricing(rng, recipe),
-            "customization_options": {name: [{"value": value} for value in values] for name, values in options},
-            "category": category, "query": thing, "product_category": f"{category} › {thing}",
-        }
-        entry = {"attributes": list(pair), "instruction": f"find me a {what}", "instruction_attributes": list(pair)}
-        wish = {"asin": asin, "instruction": f"i need a {what}, please make it {options[0][1][0]}.",
-                "instruction_attributes": list(pair), "instruction_options": [options[0][1][0]]}
-        yield item, entry, [wish] * (rng.random() < recipe.human)
+        yield _make_product(rng, recipe, asin, category, thing, list(pair))
+
+
+def _make_product(rng, recipe, asin, category, thing, pair):
+    """pair: its two adjectives. The order in which `rng` is asked is part of the recipe."""
+    brand = made_up_word(rng.randrange(recipe.words)) if recipe.words else rng.choice(BRANDS)
+    what = f"{' '.join(pair)} {thing}"
+    options = _options(rng, recipe, category)
+    prose = ["a", *pair, thing, "from", brand, *_zipf_words(rng, recipe, recipe.prose)]
+    item = {
+        "asin": asin,
+        "name": f"{brand} {what}",
+        "full_description": " ".join(prose) + ".",
+        "small_description": [f"{pair[0]} {thing}", f"{pair[1]} as well"],
+        "pricing": _pricing(rng, recipe),
+        "customization_options": _customization(options),
+        "category": category,
+        "query": thing,
+        "product_category": f"{category} › {thing}",
+    }
+    entry = {"attributes": pair, "instruction": f"find me a {what}", "instruction_attributes": pair}
+    first = next(iter(options.values()))[0]
+    wish = {
+        "asin": asin,
+        "instruction": f"i need a {what}, please make it {first}.",
+        "instruction_attributes": pair,
+        "instruction_options": [first],
+    }
+    return item, entry, [wish] if rng.random() < recipe.human else []
+
+
+# ---------------------------------------------------------------- files
+
+class JsonFile:
+    """A JSON list or object, written element by element."""
+
+    def __init__(self, path, brackets):
+        self.file = open(path, "w")
+        self.end = brackets[1]
+        self.file.write(brackets[0])
+        self.separator = ""
+
+    def add(self, text):
+        self.file.write(self.separator + text)
+        self.separator = ",\n"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.write(self.end)
+        self.file.close()
 
 
 def write(folder, recipe=Recipe()):
     """Writes the three official files of a catalogue into `folder`, product by product."""
-    folder = Path(folder)
-    with open(folder / "items_shuffle.json", "w") as items, open(folder / "items_ins_v2.json", "w") as attributes, \
-            open(folder / "items_human_ins.json", "w") as human:
-        separator, human_separator = "", ""
-        items.write("["), attributes.write("{"), human.write("{")
+    with JsonFile(Path(folder, "items_shuffle.json"), "[]") as items, \
+            JsonFile(Path(folder, "items_ins_v2.json"), "{}") as attributes, \
+            JsonFile(Path(folder, "items_human_ins.json"), "{}") as human:
         for item, entry, wishes in make_products(recipe):
-            items.write(separator + json.dumps(item))
-            attributes.write(f'{separator}"{item["asin"]}": {json.dumps(entry)}')
-            separator = ",\n"
+            items.add(json.dumps(item))
+            attributes.add(f'"{item["asin"]}": {json.dumps(entry)}')
             if wishes:
-                human.write(f'{human_separator}"{item["asin"]}": {json.dumps(wishes)}')
-                human_separator = ",\n"
-        items.write("]"), attributes.write("}"), human.write("}")
+                human.add(f'"{item["asin"]}": {json.dumps(wishes)}')
 
 
 def default_folder(recipe=Recipe()):
-    """The folder with the recipe's files, in this project's cache; made on first use (0.1 s for the default)."""
+    """The folder with the recipe's files, in this project's cache; made on first use, in 0.1 s by default."""
     key = hashlib.sha256(f"{VERSION} {recipe}".encode()).hexdigest()[:12]
-    folder = cache_home() / f"webshop-made-up-{key}"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = tempfile.mkdtemp(dir=folder.parent)
-        write(new, recipe)
-        try:
-            os.rename(new, folder)  # whole or not at all; another process may have been first
-        except OSError:
-            shutil.rmtree(new)
-    return folder
+    return once(cache_home() / f"webshop-made-up-{key}", lambda new: write(new, recipe))
 
 
 def main(folder, products=300, words=0, prose=0):

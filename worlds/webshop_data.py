@@ -1,21 +1,18 @@
-"""WebShop's data: the benchmark's official files, read once into a catalogue on disk that is opened memory-mapped.
+"""WebShop's data: the benchmark's official files, read once into a catalogue that is opened memory-mapped.
 
-The full catalogue has 1.18 million products and 5 GB of JSON. It is read as a stream; products, search index and
-what goals and prices are made of go into a cache beside the data, with a version and checksums of its inputs. After
-that a process opens the cache in milliseconds, and all processes share its pages.
+The full catalogue has 1.18 million products and 5 GB of JSON. It is read as a stream; products, search index
+and what goals and prices are made of go into a cache beside the data, with a version and checksums of its
+inputs. After that a process opens the cache in milliseconds, and all processes share its pages.
 
     catalogue = Catalogue("data/")      # DataError, in one sentence, when a file is missing or broken
     catalogue.product(0)["title"]; catalogue.index.search("red shoes")
 """
 
-import fcntl
 import hashlib
 import json
 import math
 import os
 import re
-import shutil
-import sys
 from array import array
 from collections import Counter
 from contextlib import contextmanager
@@ -24,18 +21,29 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.cli import UserError
+from harness.folder import cache_home
+from worlds.cache import once
 from worlds.webshop_search import Blobs, Index, write_index
 
 VERSION = 1  # of what is cached on disk: raise it when the layout or the analyser changes
-SOURCE = "the benchmark publishes it: run setup.sh of github.com/princeton-nlp/WebShop, or fetch the links in it"
+SOURCE = (
+    "the benchmark publishes it: run setup.sh of github.com/princeton-nlp/WebShop, or fetch the links in it")
 FILES = {  # role: names in the order of preference; the first is the full catalogue
     "items": ("items_shuffle.json", "items_shuffle_1000.json"),
     "attributes": ("items_ins_v2.json", "items_ins_v2_1000.json"),
     "human": ("items_human_ins.json",),
 }
+TEXTS = {  # what a product calls a text: what the files call it
+    "title": "name",
+    "description": "full_description",
+    "category": "category",
+    "query": "query",
+    "product_category": "product_category",
+}
 
 
-class DataError(Exception):
+class DataError(UserError):
     """The data cannot be used; the text is one sentence that says which file and what to do."""
 
 
@@ -44,8 +52,10 @@ class DataError(Exception):
 def elements(file, chunk=1 << 24, longest=1 << 26):
     """The elements of a JSON array in an open text file, one by one: 5 GB never stand in memory at once.
 
-    `longest` (characters) ends the search for the end of a broken element. Raises ValueError."""
-    decode, separator = json.JSONDecoder().raw_decode, re.compile(r"[\s,]*")
+    `longest` (characters) ends the search for the end of a broken element. Raises ValueError.
+    """
+    decode = json.JSONDecoder().raw_decode
+    separator = re.compile(r"[\s,]*")
     text, at = file.read(chunk).lstrip(), 1
     if not text.startswith("["):
         raise ValueError("it is not a list of products")
@@ -66,12 +76,14 @@ def elements(file, chunk=1 << 24, longest=1 << 26):
 
 def find_files(folder):
     """The official files in `folder` by role; human instructions may be missing. Raises DataError."""
-    folder, found = Path(folder), {}
+    found = {}
     for role, names in FILES.items():
-        found[role] = next((folder / name for name in names if (folder / name).is_file()), None)
-        if found[role] is None and role != "human":
-            raise DataError(f"WebShop needs {' or '.join(names)} in {folder}; {SOURCE}.")
-    return {role: path for role, path in found.items() if path}
+        present = [Path(folder, name) for name in names if Path(folder, name).is_file()]
+        if present:
+            found[role] = present[0]
+        elif role != "human":
+            raise DataError(f"WebShop needs {' or '.join(names)} in {Path(folder)}; {SOURCE}.")
+    return found
 
 
 @contextmanager
@@ -97,14 +109,19 @@ def _json_object(path):
 
 def _prices(pricing):
     """"$20.00 - $35.50" -> [20.0, 35.5]; no price at all -> [100.0]; more than two: the first two."""
-    numbers = [float(re.sub(r"[^\d.]", "", part)) for part in (pricing or "").split("$")[1:]]
+    parts = (pricing or "").split("$")[1:]
+    numbers = [float(re.sub(r"[^\d.]", "", part)) for part in parts]
     return numbers[:2] or [100.0]
 
 
 def _options(customization):
     """{"Color": [{"value": "Navy/Red"}]} -> {"color": ["navy | red"]}; lists that are null are skipped."""
-    return {name.lower(): [choice["value"].strip().replace("/", " | ").lower() for choice in choices]
-            for name, choices in (customization or {}).items() if choices is not None}
+    options = {}
+    for name, choices in (customization or {}).items():
+        if choices is not None:
+            values = [choice["value"].strip() for choice in choices]
+            options[name.lower()] = [value.replace("/", " | ").lower() for value in values]
+    return options
 
 
 def _texts(value):
@@ -114,28 +131,49 @@ def _texts(value):
     return value
 
 
+def _bullets(value):
+    """The texts of a product's short description, which may be one text or missing."""
+    return [str(bullet) for bullet in value] if isinstance(value, list) else [str(value or "")]
+
+
+def _wishes(human):
+    """[text, attributes, options] of every human instruction that names an attribute."""
+    wishes = []
+    for wish in human:
+        if wish["instruction_attributes"]:
+            text = wish["instruction"].strip(".")
+            wishes.append([text, _texts(wish["instruction_attributes"]), _texts(wish["instruction_options"])])
+    return wishes
+
+
 def _product(record, details, human):
-    """One product as the official loader leaves it. Raises ValueError, KeyError, TypeError, AttributeError."""
-    bullets, instruction = record.get("small_description"), details.get("instruction")
-    texts = {key: record.get(source) or "" for key, source in (
-        ("title", "name"), ("description", "full_description"), ("category", "category"),
-        ("query", "query"), ("product_category", "product_category"))}
+    """One product as the official loader leaves it.
+
+    Raises ValueError, KeyError, TypeError, AttributeError.
+    """
+    instruction = details.get("instruction")
+    texts = {key: record.get(source) or "" for key, source in TEXTS.items()}
     wanted = _texts(details.get("instruction_attributes") or [])
     _texts([*texts.values(), instruction or ""])
     return {
-        **texts, "asin": record["asin"], "query": texts["query"].lower().strip(),
-        "bullets": [str(b) for b in bullets] if isinstance(bullets, list) else [str(bullets or "")],
-        "prices": _prices(record.get("pricing")), "options": _options(record.get("customization_options")),
+        **texts,
+        "asin": record["asin"],
+        "query": texts["query"].lower().strip(),
+        "bullets": _bullets(record.get("small_description")),
+        "prices": _prices(record.get("pricing")),
+        "options": _options(record.get("customization_options")),
         "attributes": _texts(details.get("attributes", ["DUMMY_ATTR"])),
-        "instruction": instruction if wanted else None, "instruction_attributes": wanted,
-        "human": [[h["instruction"].strip("."), _texts(h["instruction_attributes"]), _texts(h["instruction_options"])]
-                  for h in human if h["instruction_attributes"]],
+        "instruction": instruction if wanted else None,
+        "instruction_attributes": wanted,
+        "human": _wishes(human),
     }
 
 
 def read_products(files):
     """Every product of the files, in document order. Raises DataError."""
-    attributes, human, seen = _json_object(files["attributes"]), _json_object(files.get("human")), set()
+    attributes = _json_object(files["attributes"])
+    human = _json_object(files.get("human"))
+    seen = set()
     with _reading(files["items"]), open(files["items"], encoding="utf-8") as file:
         for record in elements(file):
             asin = record.get("asin") if isinstance(record, dict) else None
@@ -157,30 +195,77 @@ def price_tag(product):
 
 def document(product):
     """The text that is indexed: title, description, first bullet, options."""
-    options = ", and ".join(f"{name}: {', '.join(values)}" for name, values in product["options"].items())
-    return " ".join([product["title"], product["description"], *product["bullets"][:1], options]).lower()
+    named = [f"{name}: {', '.join(values)}" for name, values in product["options"].items()]
+    parts = [product["title"], product["description"], *product["bullets"][:1], ", and ".join(named)]
+    return " ".join(parts).lower()
 
 
 # ---------------------------------------------------------------- the catalogue on disk
 
-def cache_home():
-    """Where this project keeps what it makes itself: $TCOD_CACHE, or ~/.cache/tcod."""
-    return Path(os.environ.get("TCOD_CACHE") or "~/.cache/tcod").expanduser()
+class Columns:
+    """What goals and prices are made of, a value per product."""
+
+    def __init__(self):
+        self.asins = []
+        self.low = array("d")               # prices
+        self.high = array("d")
+        self.combinations = array("q")      # synthetic goals
+        self.human = array("i")             # human goals
+        self.attributes = []                # of the synthetic instruction
+        self.ends = array("q", [0])         # boundaries of the products' JSON in products.bin
+
+    def add(self, product, length):
+        """length: bytes of the product's JSON."""
+        values = math.prod(len(choices) for choices in product["options"].values())
+        self.asins.append(product["asin"])
+        self.low.append(product["prices"][0])
+        self.high.append(product["prices"][-1])
+        self.combinations.append(values if product["instruction"] is not None else 0)
+        self.human.append(len(product["human"]))
+        self.attributes.append(product["instruction_attributes"])
+        self.ends.append(self.ends[-1] + length)
+
+    def write(self, folder):
+        """A .npy file per column."""
+        for name in ("asins", "low", "high", "combinations", "human"):
+            np.save(folder / f"{name}.npy", np.array(getattr(self, name)))
+        np.save(folder / "products.npy", np.array(self.ends))
+        np.save(folder / "weights.npy", np.array(self.weights()))
+
+    def weights(self):
+        """Per product the weight of each of its synthetic goals: the mean over its attributes of
+        1 / (number of synthetic goals with that attribute)."""
+        goals, weights = Counter(), []
+        for names, number in zip(self.attributes, self.combinations):
+            for name in names:
+                goals[name] += number
+        for names, number in zip(self.attributes, self.combinations):
+            weights.append(sum(1 / goals[name] for name in names) / len(names) if number else 0.0)
+        return weights
 
 
-@contextmanager
-def alone(path):
-    """Lets one process at a time make `path`; the ranks of a run wait for the first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{path}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _store(products, columns, file):
+    """Writes products as they come, and yields their text for the index."""
+    for product in products:
+        columns.add(product, file.write(json.dumps(product).encode()))
+        yield document(product)
 
 
-def say(text):
-    """A line on the screen, from one rank only."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"WebShop: {text}", file=sys.stderr)
+def _build(files, folder):
+    """Products, index and columns of the files, in the new folder `folder`."""
+    columns = Columns()
+    with open(folder / "products.bin", "wb") as file:
+        write_index(_store(read_products(files), columns, file), folder)
+    if not columns.asins:
+        raise DataError(f"{files['items']} holds no product; {SOURCE}.")
+    columns.write(folder)
+    inputs = {path.name: [*_size_and_time(path), _fingerprint(path)] for path in files.values()}
+    (folder / "meta.json").write_text(json.dumps({"version": VERSION, "inputs": inputs}))
+
+
+def _size_and_time(path):
+    known = path.stat()
+    return [known.st_size, known.st_mtime_ns]
 
 
 def _fingerprint(path):
@@ -196,89 +281,52 @@ def _is_fresh(folder, files):
         if meta["version"] != VERSION or set(meta["inputs"]) != {path.name for path in files.values()}:
             return False
         for path in files.values():
-            known, now = meta["inputs"][path.name], path.stat()
-            if [now.st_size, now.st_mtime_ns] != known[:2] and _fingerprint(path) != known[2]:
+            *known, fingerprint = meta["inputs"][path.name]
+            if _size_and_time(path) != known and _fingerprint(path) != fingerprint:
                 return False
         return True
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _build(files, folder):
-    """Products, index and per-product columns of the files, in the new folder `folder`."""
-    columns = {"asins": [], "low": array("d"), "high": array("d"), "combinations": array("q"), "human": array("i")}
-    attributes = []
-
-    def store(products, file, ends):
-        for product in products:
-            ends.append(ends[-1] + file.write(json.dumps(product).encode()))
-            values = math.prod(len(choices) for choices in product["options"].values())
-            columns["asins"].append(product["asin"])
-            columns["low"].append(product["prices"][0])
-            columns["high"].append(product["prices"][-1])
-            columns["combinations"].append(values if product["instruction"] is not None else 0)
-            columns["human"].append(len(product["human"]))
-            attributes.append(product["instruction_attributes"])
-            yield document(product)
-
-    ends = array("q", [0])
-    with open(folder / "products.bin", "wb") as file:
-        write_index(store(read_products(files), file, ends), folder)
-    if len(ends) == 1:
-        raise DataError(f"{files['items']} holds no product; {SOURCE}.")
-    np.save(folder / "products.npy", np.array(ends))
-    for name, column in columns.items():
-        np.save(folder / f"{name}.npy", np.array(column))
-    np.save(folder / "weights.npy", _goal_weights(attributes, columns["combinations"]))
-    inputs = {path.name: [path.stat().st_size, path.stat().st_mtime_ns, _fingerprint(path)] for path in files.values()}
-    (folder / "meta.json").write_text(json.dumps({"version": VERSION, "inputs": inputs}))
-
-
-def _goal_weights(attributes, combinations):
-    """Per product the weight of each of its synthetic goals: the mean over its attributes of
-    1 / (number of synthetic goals with that attribute)."""
-    goals = Counter()
-    for names, number in zip(attributes, combinations):
-        for name in names:
-            goals[name] += number
-    return np.array([sum(1 / goals[name] for name in names) / len(names) if number else 0.0
-                     for names, number in zip(attributes, combinations)])
-
-
 def cached(folder):
     """The folder with the up-to-date cache of the data in `folder`; made when it is not there.
 
-    It stands beside the data, or under `cache_home()` when the data cannot be written to. Raises DataError."""
+    It stands beside the data, or under `cache_home()` when the data cannot be written to. Raises DataError.
+    """
     folder = Path(folder).resolve()
     files = find_files(folder)
     name = "webshop-" + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
     cache = folder / ".tcod" if os.access(folder, os.W_OK) else cache_home() / name
-    if _is_fresh(cache, files):
-        return cache
-    with alone(cache):
-        if not _is_fresh(cache, files):
-            new = Path(f"{cache}.new")
-            shutil.rmtree(new, ignore_errors=True)
-            new.mkdir()
-            _build(files, new)
-            shutil.rmtree(cache, ignore_errors=True)
-            new.rename(cache)
-    return cache
+    return once(cache, lambda new: _build(files, new), lambda made: _is_fresh(made, files))
 
 
 class Catalogue:
-    """The products of a data folder: `product(i)` reads one from disk, `index` searches them. Raises DataError."""
+    """The products of a data folder: `product(i)` reads one from disk, `index` searches them.
+
+    Raises DataError.
+    """
 
     def __init__(self, folder):
         self.cache = cached(folder)
-        load = lambda name: np.load(self.cache / f"{name}.npy", mmap_mode="r")
         try:
-            self.low, self.high, self.weights = map(load, ("low", "high", "weights"))
-            self.combinations, self.human = map(load, ("combinations", "human"))
-            self.index, self._records = Index(self.cache), Blobs(self.cache / "products")
+            self.low = self._column("low")
+            self.high = self._column("high")
+            self.weights = self._column("weights")
+            self.combinations = self._column("combinations")
+            self.human = self._column("human")
+            self.index = Index(self.cache)
+            self._records = Blobs(self.cache / "products")
         except (OSError, EOFError, ValueError) as error:
-            raise DataError(f"The cache {self.cache} is damaged ({error}); remove it, it will be made again.") from None
-        self.product = lru_cache(4096)(lambda i: json.loads(self._records[i]))
+            mend = "remove it, it will be made again"
+            raise DataError(f"The cache {self.cache} is damaged ({error}); {mend}.") from None
+        self.product = lru_cache(4096)(self._read)
+
+    def _column(self, name):
+        return np.load(self.cache / f"{name}.npy", mmap_mode="r")
+
+    def _read(self, number):
+        return json.loads(self._records[number])
 
     def __len__(self):
         return len(self._records)

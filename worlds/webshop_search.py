@@ -1,10 +1,10 @@
 """WebShop's search: Lucene's BM25 over numpy arrays, without Lucene.
 
-The same hits in the same order as the benchmark's index (Anserini 0.14.3, Lucene 8): all 50 of 1,200 queries
-on the 1,000-product set, word for word the same terms in every document. The index is a folder of .npy files
-that are opened memory-mapped, so processes share its pages and an unused part costs nothing.
+The same hits in the same order as the benchmark's index (Anserini 0.14.3, Lucene 8): all 50 of 1,200
+queries on the 1,000-product set, word for word the same terms in every document. The index is a folder of
+.npy files that are opened memory-mapped, so processes share its pages and an unused part costs nothing.
 
-    write_index(["red shoes", "blue shoes"], folder)        # folder also needs asins.npy, the documents' names
+    write_index(["red shoes", "blue shoes"], folder)    # folder also needs asins.npy, the documents' names
     Index(folder).search("red shoe") -> (0, 1)
 """
 
@@ -23,47 +23,73 @@ from nltk.stem.porter import PorterStemmer
 
 HITS = 50         # documents that a search returns
 MAX_TERMS = 1024  # Lucene's limit of distinct words in a query; what comes after is dropped
-STOP = frozenset("a an and are as at be but by for if in into is it no not of on or such that the their then "
-                 "there these they this to was will with".split())
+STOP = frozenset(
+    "a an and are as at be but by for if in into is it no not of on or such that the their then there these "
+    "they this to was will with".split())
 # Words by Unicode's default boundaries (UAX 29), as far as Lucene's StandardTokenizer keeps them: runs of
 # letters, digits and underscores, held together by . ' : between letters and by . , ' ; between digits; runs
-# of Katakana or of a script without spaces; single Han or Hiragana characters; flags; emoji, which at the time
-# of that Unicode version meant stars, chess pieces and the like too. A mark belongs to what it follows.
-LETTER, DIGIT = r"[\p{WB=ALetter}\p{WB=Hebrew_Letter}]", r"\p{WB=Numeric}"
+# of Katakana or of a script without spaces; single Han or Hiragana characters; flags; emoji, which at the
+# time of that Unicode version meant stars, chess pieces and the like too. A mark belongs to what it follows.
+LETTER = r"[\p{WB=ALetter}\p{WB=Hebrew_Letter}]"
+DIGIT = r"\p{WB=Numeric}"
 MARKS = r"[\p{WB=Extend}\p{WB=Format}\p{WB=ZWJ}]*"
-PICTURE = (r"[\p{Extended_Pictographic}\u2388\u2605\u2607-\u2612\u2616-\u2685\u2690-\u2705\u2708-\u2712\u2763-\u2767"
-           r"\U0001F000-\U0001F0FF\U0001F10D-\U0001F10F\U0001F249-\U0001F53D\U0001F546-\U0001F64F\U0001F680-\U0001F6FF]")
+PICTURE = (
+    r"[\p{Extended_Pictographic}\u2388\u2605\u2607-\u2612\u2616-\u2685\u2690-\u2705\u2708-\u2712\u2763-\u2767"
+    r"\U0001F000-\U0001F0FF\U0001F10D-\U0001F10F\U0001F249-\U0001F53D\U0001F546-\U0001F64F"
+    r"\U0001F680-\U0001F6FF]")
+RUN = (
+    "(?:"
+    rf"(?:{LETTER}|{DIGIT}|\p{{WB=ExtendNumLet}}){MARKS}"
+    rf"|(?<={LETTER})[\p{{WB=MidLetter}}\p{{WB=MidNumLet}}'](?={LETTER})"
+    rf"|(?<={DIGIT})[\p{{WB=MidNum}}\p{{WB=MidNumLet}}'](?={DIGIT})"
+    ")+")
 WORD = regex.compile("|".join((
-    "(?:" + "(?:" + LETTER + "|" + DIGIT + r"|\p{WB=ExtendNumLet})" + MARKS
-    + "|(?<=" + LETTER + r")[\p{WB=MidLetter}\p{WB=MidNumLet}'](?=" + LETTER + ")"
-    + "|(?<=" + DIGIT + r")[\p{WB=MidNum}\p{WB=MidNumLet}'](?=" + DIGIT + "))+",
-    r"(?:\p{WB=Katakana}" + MARKS + ")+", r"\p{LB=SA}+", r"[\p{Han}\p{Hiragana}]" + MARKS, r"\p{RI}{2}",
+    RUN,
+    rf"(?:\p{{WB=Katakana}}{MARKS})+",
+    r"\p{LB=SA}+",
+    rf"[\p{{Han}}\p{{Hiragana}}]{MARKS}",
+    r"\p{RI}{2}",
     PICTURE + r"\p{WB=Extend}*(?:\u200D\p{Extended_Pictographic}\p{WB=Extend}*)*")))
-ASCII_WORD = re.compile(r"\w+(?:(?:(?<=[A-Za-z])[.':](?=[A-Za-z])|(?<=\d)[.,;'](?=\d))\w+)*", re.ASCII)
+ASCII_WORD = re.compile(
+    r"\w+(?:(?:(?<=[A-Za-z])[.':](?=[A-Za-z])|(?<=\d)[.,;'](?=\d))\w+)*", re.ASCII)
 MARTIN = PorterStemmer(mode=PorterStemmer.MARTIN_EXTENSIONS)  # what Lucene's PorterStemFilter computes
 
+
+# ---------------------------------------------------------------- words
 
 @lru_cache(1 << 18)
 def _stem(word):
     return MARTIN.stem(word, to_lowercase=False) if len(word) > 2 else word
 
 
+def _words(text):
+    """Its words; those longer than 255 characters in pieces, as Lucene cuts them."""
+    words = (ASCII_WORD if text.isascii() else WORD).findall(text)
+    if max(map(len, words), default=0) < 256:
+        return words
+    return [word[start:start + 255] for word in words for start in range(0, len(word), 255)]
+
+
 def analyse(text):
     """The terms of a text by Lucene's English analyser: words, no possessive 's, lower case, no stop words,
-    Porter stems. Words longer than 255 characters are cut into pieces, as Lucene does."""
+    Porter stems."""
     terms = []
-    for word in (ASCII_WORD if text.isascii() else WORD).findall(text):
-        for piece in ([word] if len(word) < 256 else (word[i:i + 255] for i in range(0, len(word), 255))):
-            if piece[-1:] in "sS" and piece[-2:-1] in ("'", "’", "＇"):
-                piece = piece[:-2]
-            piece = piece.lower()
-            if piece.strip("_") and piece not in STOP:
-                terms.append(_stem(piece))
+    for word in _words(text):
+        if word[-1:] in "sS" and word[-2:-1] in ("'", "’", "＇"):
+            word = word[:-2]
+        word = word.lower()
+        if word.strip("_") and word not in STOP:
+            terms.append(_stem(word))
     return terms
 
 
+# ---------------------------------------------------------------- writing an index
+
 def one_byte(length):
-    """A document's length as Lucene stores it: exact below 40, then four significant bits (40 -> 40, 47 -> 46)."""
+    """A document's length as Lucene stores it: exact below 40, then four significant bits.
+
+    40 -> 40, 47 -> 46
+    """
     if length < 40:
         return length
     shift = (length - 24).bit_length() - 4
@@ -79,40 +105,66 @@ def length_factors(lengths, k1=0.9, b=0.4):
     return one / (k1 * ((one - b) + b * stored / mean))
 
 
+class Counts:
+    """The words of all documents, one document after the other."""
+
+    def __init__(self):
+        self.vocabulary = {}            # word -> its number, in the order of first sight
+        self.lengths = array("i")       # words per document
+        self.distinct = array("i")      # distinct words per document
+        self.terms = array("i")         # their numbers
+        self.counts = array("H")        # how often they occur
+
+    def add(self, text):
+        words = analyse(text)
+        found = Counter(words)
+        self.lengths.append(len(words))
+        self.distinct.append(len(found))
+        numbers = [self.vocabulary.setdefault(word, len(self.vocabulary)) for word in found]
+        self.terms.extend(numbers)
+        self.counts.extend([min(n, 65535) for n in found.values()])
+
+    def alphabet(self):
+        """(words as bytes, sorted; number of first sight -> place among them)"""
+        names = sorted(word.encode("utf-8", "surrogatepass") for word in self.vocabulary)
+        numbers = [self.vocabulary[name.decode("utf-8", "surrogatepass")] for name in names]
+        place = np.empty(len(names), np.int32)
+        place[numbers] = np.arange(len(names))
+        return names, place
+
+
 def write_index(texts, folder, block=1 << 22):
     """The inverted index of `texts` (iterable of str, in document order), as .npy files in `folder`.
 
     Per term t the postings starts[t]:starts[t+1]: the document and 1 + tf · (length factor), ascending by
-    document. They are placed block by block, a counting sort, so that the peak is 10 bytes a posting."""
-    vocabulary, lengths, distinct, terms, counts = {}, array("i"), array("i"), array("i"), array("H")
+    document. They are placed block by block, a counting sort, so that the peak is 10 bytes a posting.
+    """
+    seen = Counts()
     for text in texts:
-        words = analyse(text)
-        found = Counter(words)
-        lengths.append(len(words))
-        distinct.append(len(found))
-        terms.extend([vocabulary.setdefault(word, len(vocabulary)) for word in found])
-        counts.extend([min(n, 65535) for n in found.values()])
-    names = sorted(word.encode("utf-8", "surrogatepass") for word in vocabulary)
-    number = np.empty(len(names), np.int32)  # order of first sight -> order of the alphabet
-    number[[vocabulary[name.decode("utf-8", "surrogatepass")] for name in names]] = np.arange(len(names))
-    terms, counts = np.frombuffer(terms, np.int32), np.frombuffer(counts, np.uint16)
+        seen.add(text)
+    names, place = seen.alphabet()
+    terms = np.frombuffer(seen.terms, np.int32)
+    lengths = np.frombuffer(seen.lengths, np.int32)
     starts = np.zeros(len(names) + 1, np.int64)
-    starts[1:] = np.cumsum(np.bincount(number[terms], minlength=len(names)))
-    lengths = np.frombuffer(lengths, np.int32)
-    _place(terms, counts, number, starts, np.frombuffer(distinct, np.int32), length_factors(lengths), folder, block)
+    starts[1:] = np.cumsum(np.bincount(place[terms], minlength=len(names)))
+    _place(seen, place, starts, length_factors(lengths), folder, block)
     np.save(folder / "starts.npy", starts)
     np.save(folder / "lengths.npy", lengths)
     _write_blobs(names, folder / "terms")
 
 
-def _place(terms, counts, number, starts, distinct, factors, folder, block):
-    """Writes docs.npy and ratios.npy: the postings of `terms` (document by document) grouped by term."""
+def _place(seen, place, starts, factors, folder, block):
+    """Writes docs.npy and ratios.npy: the postings (document by document in `seen`) grouped by term."""
+    terms = np.frombuffer(seen.terms, np.int32)
+    counts = np.frombuffer(seen.counts, np.uint16)
+    distinct = np.frombuffer(seen.distinct, np.int32)
     docs = np.lib.format.open_memmap(folder / "docs.npy", "w+", np.int32, terms.shape)
     ratios = np.lib.format.open_memmap(folder / "ratios.npy", "w+", np.float32, terms.shape)
-    owner, free = np.repeat(np.arange(len(distinct), dtype=np.int32), distinct), starts[:-1].copy()
+    owner = np.repeat(np.arange(len(distinct), dtype=np.int32), distinct)  # posting -> its document
+    free = starts[:-1].copy()
     for low in range(0, len(terms), block):
         part = slice(low, low + block)
-        term = number[terms[part]]
+        term = place[terms[part]]
         order = np.argsort(term, kind="stable")
         term, doc = term[order], owner[part][order]
         present, first, size = np.unique(term, return_index=True, return_counts=True)
@@ -134,8 +186,10 @@ class Blobs:
 
     def __init__(self, stem):
         self.ends = np.asarray(np.load(f"{stem}.npy", mmap_mode="r"))
-        with open(f"{stem}.bin", "rb") as file:
-            self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if len(self) and self.ends[-1] else b""
+        self.bytes = b""
+        if len(self) and self.ends[-1]:     # nothing cannot be mapped
+            with open(f"{stem}.bin", "rb") as file:
+                self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def __len__(self):
         return len(self.ends) - 1
@@ -144,17 +198,23 @@ class Blobs:
         return self.bytes[self.ends[i]:self.ends[i + 1]]
 
 
+# ---------------------------------------------------------------- searching it
+
 class Index:
     """The search index of a catalogue: `search(query)` -> document numbers, best first.
 
     Scores are Lucene's: per term boost · idf · (1 - 1 / (1 + tf · length factor)) in float32, summed in
-    float64, rounded to float32; equal scores in the order of the asin, Anserini's rule."""
+    float64, rounded to float32; equal scores in the order of the asin, Anserini's rule.
+    """
 
     def __init__(self, folder):
-        load = lambda name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
-        self.starts, self.docs, self.ratios, self.asins = map(load, ("starts", "docs", "ratios", "asins"))
-        self.terms, self.size = Blobs(folder / "terms"), len(self.asins)
-        self.filled = int(np.count_nonzero(load("lengths")))
+        self.starts = _mapped(folder, "starts")
+        self.docs = _mapped(folder, "docs")
+        self.ratios = _mapped(folder, "ratios")
+        self.asins = _mapped(folder, "asins")
+        self.terms = Blobs(folder / "terms")
+        self.size = len(self.asins)
+        self.filled = int(np.count_nonzero(_mapped(folder, "lengths")))
         self.search = lru_cache(1024)(self._search)  # paging through results asks again and again
 
     def _postings(self, term):
@@ -182,32 +242,24 @@ class Index:
         the long lists, cannot lift a document into the hits any more, they are looked up only for the
         documents that are still in the running."""
         terms = self._terms(query)
-        total, floor, open_ = np.zeros(self.size), 0.0, sum(most for most, _, _ in terms)
-        done = 0
-        while done < len(terms) and open_ >= floor:
+        total = np.zeros(self.size)             # of each document
+        left = sum(most for most, _, _ in terms)    # the most that the terms to come may add
+        floor, done = 0.0, 0
+        while done < len(terms) and left >= floor:
             most, weight, span = terms[done]
             docs = self.docs[span].astype(np.intp)
             total[docs] += weight - weight / self.ratios[span]
-            done, open_ = done + 1, open_ - most
-            better = total[docs]
-            better = better[better > floor]
-            if len(better) >= HITS:  # at least so much is needed in the end: totals only grow
-                floor = np.partition(better, -HITS)[-HITS]
-        near = lambda totals: totals > max(0.0, (floor - open_) * (1 - 1e-6))  # float32 will round
-        found = np.flatnonzero(near(total)).astype(np.int32)
+            done, left = done + 1, left - most
+            floor = _raise(floor, total[docs])
+        found = np.flatnonzero(_near(total, floor, left)).astype(np.int32)
         for most, weight, span in terms[done:]:
             self._add(total, found, weight, span)
-            open_ -= most
-            found = found[near(total[found])]
-        scores = total[found].astype(np.float32)
-        if len(found) > HITS:
-            best = scores >= np.partition(scores, -HITS)[-HITS]
-            found, scores = found[best], scores[best]
-        ranked = sorted(zip((-scores).tolist(), self.asins[found].tolist(), found.tolist()))
-        return tuple(doc for _, _, doc in ranked[:HITS])
+            left -= most
+            found = found[_near(total[found], floor, left)]
+        return self._ranked(found, total[found].astype(np.float32))
 
     def _add(self, total, found, weight, span):
-        """A term's share for the documents `found` (ascending); others may get it too, where that is quicker."""
+        """A term's share for the documents `found` (ascending); also for others, where that is quicker."""
         docs, ratios = self.docs[span], self.ratios[span]
         if len(found) * 8 < len(docs):
             at = np.minimum(np.searchsorted(docs, found), len(docs) - 1)
@@ -215,3 +267,26 @@ class Index:
             docs, ratios = found[has], ratios[at[has]]
         docs = docs.astype(np.intp)
         total[docs] += weight - weight / ratios
+
+    def _ranked(self, found, scores):
+        """The best documents by score, then by name."""
+        if len(found) > HITS:
+            best = scores >= np.partition(scores, -HITS)[-HITS]
+            found, scores = found[best], scores[best]
+        ranked = sorted(zip((-scores).tolist(), self.asins[found].tolist(), found.tolist()))
+        return tuple(doc for _, _, doc in ranked[:HITS])
+
+
+def _mapped(folder, name):
+    return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
+
+
+def _raise(floor, totals):
+    """What a hit needs at least, now that one more term's documents have these totals (they only grow)."""
+    better = totals[totals > floor]
+    return np.partition(better, -HITS)[-HITS] if len(better) >= HITS else floor
+
+
+def _near(totals, floor, left):
+    """Which documents may still be among the hits."""
+    return totals > max(0.0, (floor - left) * (1 - 1e-6))  # float32 will round
