@@ -1,158 +1,142 @@
-"""The loss: the divergence of the teacher's and the student's distribution at every token that the student sampled.
+"""The loss: how far the student's distribution is from its target at every token that is trained.
 
-`token_loss` is the mathematics, on logits, with gradients in closed form. `ChunkedLoss` runs it over hidden states a chunk of tokens
-at a time, so that no [tokens × vocabulary] tensor lives beyond its chunk. The rest turns played episodes into its inputs.
+A loss is a function of log-probabilities to a value per token; autograd forms its gradient. `chunked` runs
+one over hidden states, a chunk of tokens at a time, so that no [tokens × vocabulary] tensor lives beyond its
+chunk. Nothing here knows of episodes.
 
-Notation: θ student, φ teacher; B = row, T = token, t = turn, V = vocabulary, N = trained response token of a micro-batch, D = width.
-"""
+Notation: θ student, φ teacher; n = token of a chunk, N = trained token of a micro-batch, V = vocabulary, D =
+width. logq (n, V) = log p_θ, logp (n, V) = log p_φ, both fp32 at the sampling temperature; token (n,): the
+token that was said. """
 
-import numpy as np
+import math
+
 import torch
 
-import envs
 import model as lm
-import rollout
+
+# A logit of −inf (an id that is excluded) becomes this: what both exclude then adds 0 · 0 to a divergence and
+# not 0 · (inf − inf).
+LOWEST = torch.finfo(torch.float32).min / 4
 
 
-def token_loss(kind, student, teacher, token, old_logp, ppo_clip=0.2):
-    """The loss at every token and its gradient with respect to the student's logits, in closed form.
+# ---- the losses: each is called as (logq, logp, token, beta) and takes what it needs
 
-    student, teacher  logits at the sampling temperature, (N, V) fp32;  q = softmax(student) = p_θ,  p = softmax(teacher) = p_φ
-    token, old_logp   the sampled tokens and their log-probabilities when sampled, (N,)
-    Returns value (N,), gradient (N, V), and for the log, whatever was trained, KL(p_θ ‖ p_φ) (N,), in nats.
-
-    forward  D_KL(p_φ ‖ p_θ), Eq. 2:        gradient q − p
-    reverse  D_KL(p_θ ‖ p_φ):               gradient q ⊙ (log q/p − KL)
-    jsd:β    β KL(p‖m) + (1−β) KL(q‖m), m = βp + (1−β)q:  gradient q ⊙ (g − E_q g) with g = (1−β) log q/m
-    k1       −min(r A, clip(r) A), r = q/q_old and A = log p − log q_old at the sampled token: PPO's surrogate as in the released
-             code; at r = 1 its expected gradient over the tokens is that of reverse
-    """
-    logq, logp = torch.log_softmax(student, -1), torch.log_softmax(teacher, -1)  # (N, V)
-    q, ratio = logq.exp(), logq - logp
-    kl = (q * ratio).sum(-1)  # (N,)
-    if kind == "reverse":
-        return kl, q * (ratio - kl[:, None]), kl
-    if kind == "forward":
-        p = logp.exp()
-        return (p * -ratio).sum(-1), q - p, kl
-    if kind == "k1":
-        new, reference = (x.gather(-1, token[:, None])[:, 0] for x in (logq, logp))  # (N,)
-        r, advantage = (new - old_logp).exp(), reference - old_logp
-        surrogate, bounded = r * advantage, r.clamp(1 - ppo_clip, 1 + ppo_clip) * advantage
-        slope = torch.where(surrogate <= bounded, -surrogate, 0.0)  # d(−r A)/d log q(token); no gradient where the clip acts
-        return -torch.minimum(surrogate, bounded), slope[:, None] * (one_hot(token, q) - q), kl
-    beta = jsd_beta(kind)
-    logm = torch.logaddexp(logp + np.log(beta), logq + np.log1p(-beta))
-    g = (1 - beta) * (logq - logm)
-    inner = (q * g).sum(-1)
-    return beta * (logp.exp() * (logp - logm)).sum(-1) + inner, q * (g - inner[:, None]), kl
+def at(logs, token):
+    """The entry of `token` in every row: (n, V), (n,) -> (n,)."""
+    return logs.gather(-1, token[:, None])[:, 0]
 
 
-def one_hot(token, like):
-    """(N,) ids -> (N, V)."""
-    return torch.zeros_like(like).scatter_(-1, token[:, None], 1.0)
+def reverse(logq, logp, *_):
+    """KL(θ‖φ) = Σ_v q (log q − log p)."""
+    return (logq.exp() * (logq - logp)).sum(-1)
 
 
-def jsd_beta(kind):
-    """β of 'jsd:β'; raises UserError for any loss that does not exist."""
-    name, _, beta = kind.partition(":")
-    try:
-        if name == "jsd" and 0 < float(beta) < 1:
-            return float(beta)
-    except ValueError:
-        pass
-    raise envs.UserError(f"unknown loss {kind!r}: reverse, forward, k1, or jsd:BETA with BETA between 0 and 1")
+def forward(logq, logp, *_):
+    """KL(φ‖θ) = Σ_v p (log p − log q), Eq. 2 as printed."""
+    return (logp.exp() * (logp - logq)).sum(-1)
 
 
-class ChunkedLoss(torch.autograd.Function):
-    """Σ_n weight_n · loss_n without an [N × V] tensor beyond one chunk: the gradient is formed inside the forward.
+def jsd(logq, logp, token, beta):
+    """β KL(p‖m) + (1 − β) KL(q‖m), m = β p + (1 − β) q."""
+    logm = torch.logaddexp(logp + math.log(beta), logq + math.log1p(-beta))
+    return beta * forward(logm, logp) + (1 - beta) * reverse(logq, logm)
 
-    hidden (N, D), head (V', D): the student's; teacher_hidden (N, D'), teacher_head (V'', D'). Only the first `vocabulary` ids are
-    compared, since checkpoints pad their heads differently. Returns the scalar loss and the KL per token (N,), not differentiable.
-    """
+
+def k1(logq, logp, token, *_):
+    """−r A at the sampled token, A = log p − log q, r = q / q held fixed: the released code's policy
+    gradient.
+
+    There is one update per batch, so that r is 1 and its clip would never act. Its expected gradient is that
+    of `reverse`. """
+    said = at(logq, token)
+    advantage = at(logp, token) - said.detach()
+    return -(said - said.detach()).exp() * advantage
+
+
+def nll(logq, logp, token, *_):
+    """−log q of the token that was said: supervised learning, no teacher."""
+    return -at(logq, token)
+
+
+LOSSES = {"reverse": reverse, "forward": forward, "jsd": jsd, "k1": k1, "nll": nll}
+WITHOUT_TEACHER = ("nll",)
+
+
+def explained():
+    """What --help says of the losses: the first line of each."""
+    return "; ".join(f"{name}: {loss.__doc__.splitlines()[0].rstrip('.')}" for name, loss in LOSSES.items())
+
+
+# ---- the gradient, a chunk at a time
+
+def at_temperature(logits, temperature):
+    """Logits divided by the temperature, −inf made finite (see LOWEST); in the same memory."""
+    return logits.div_(temperature).clamp_(min=LOWEST)
+
+
+def gradients(hidden, head, weight, value, chunks, vocabulary, temperature):
+    """Σ_n weight_n · value_n, and its gradients with respect to hidden (N, D) and head (V', D).
+
+    value: (name, n, logits (n, V)) -> (n,); chunks: pairs (name, n), n the index tensor (n,) of tokens of one
+    loss. """
+    d_hidden, d_head = torch.zeros_like(hidden), torch.zeros_like(head)
+    seen, total = head[:vocabulary], hidden.new_zeros((), dtype=torch.float32)  # (V, D), ()
+    for name, n in chunks:
+        logits = at_temperature(lm.logits(hidden[n], seen), temperature).requires_grad_()  # (n, V)
+        with torch.enable_grad():
+            loss = (value(name, n, logits) * weight[n]).sum()
+        slope = torch.autograd.grad(loss, logits)[0].div_(temperature)  # (n, V)
+        total += loss.detach()
+        d_hidden[n] = (slope @ seen.float()).to(d_hidden.dtype)
+        d_head[:vocabulary] += slope.T @ hidden[n].float()
+    return total, d_hidden, d_head
+
+
+class Chunked(torch.autograd.Function):
+    """The first of `gradients`, with the others as its gradients: they are formed inside the forward, chunk
+    by chunk."""
 
     @staticmethod
-    @torch.autocast("cuda", enabled=False)  # the logits and their gradient are formed in fp32
-    def forward(ctx, hidden, head, teacher_hidden, teacher_head, token, old_logp, weight, args, vocabulary):
-        d_hidden, d_head = torch.zeros_like(hidden), torch.zeros_like(head)
-        total, kls = hidden.new_zeros((), dtype=torch.float32), []
-        for n in torch.arange(len(token), device=token.device).split(args.chunk):
-            logits = lm.logits(hidden[n], head[:vocabulary]) / args.temperature  # (n, V)
-            teacher_logits = lm.logits(teacher_hidden[n], teacher_head[:vocabulary]) / args.temperature
-            value, gradient, kl = token_loss(args.loss, logits, teacher_logits, token[n], old_logp[n], args.ppo_clip)
-            gradient *= (weight[n] / args.temperature)[:, None]
-            total += (value * weight[n]).sum()
-            d_hidden[n] = (gradient @ head[:vocabulary].float()).to(d_hidden.dtype)
-            d_head[:vocabulary] += gradient.T @ hidden[n].float()
-            kls.append(kl)
-        ctx.save_for_backward(d_hidden, d_head)
-        kls = torch.cat(kls) if kls else hidden.new_zeros(0)
-        ctx.mark_non_differentiable(kls)
-        return total, kls
+    def forward(ctx, hidden, head, *rest):
+        with torch.autocast(hidden.device.type, enabled=False):  # logits and their gradient are fp32
+            total, *slopes = gradients(hidden, head, *rest)
+        ctx.save_for_backward(*slopes)
+        return total
 
     @staticmethod
-    def backward(ctx, d_total, _):
+    def backward(ctx, d_total):
         d_hidden, d_head = ctx.saved_tensors
-        return d_hidden * d_total, d_head * d_total, *[None] * 7
+        return d_hidden * d_total, d_head * d_total, None, None, None, None, None
 
 
-def token_weights(episodes, aggregate, totals):
-    """Weight of every trained token, per row: a list (T,) over each row's tokens, 0 where nothing is trained.
+def chunked(student, teacher, batch, *, beta, temperature, vocabulary, chunk):
+    """The loss of a micro-batch's trained tokens, and what the log says of each.
 
-    totals: numbers of episodes, turns and trained tokens over all ranks (`count`). With aggregate "episode" (Eq. 2) every token of
-    an episode weighs 1 / episodes; "token": 1 / tokens; "turn": every turn weighs the same, its tokens share it.
-    """
-    all_episodes, all_turns, all_tokens = totals
-    for episode in episodes:
-        for row in episode.rows:
-            length = np.bincount([t for t in row.turn if t >= 0], minlength=1)
-            share = {"episode": lambda t: 1 / all_episodes, "token": lambda t: 1 / all_tokens,
-                     "turn": lambda t: 1 / (all_turns * length[t])}[aggregate]
-            yield [share(t) if t >= 0 else 0.0 for t in row.turn]
+    student   (hidden (N, D), head (V', D))
+    teacher   the same of the teacher, widths of its own; None where no loss asks for it
+    batch     token, sampled_logp, weight (N,); loss {name: indices (n,)}: a chunk holds tokens of one loss
+    Only the first `vocabulary` ids are compared, since checkpoints pad their heads differently. Returns Σ
+    weight · value (), and for the log (3, N), not differentiable: the value; KL(θ‖φ) in nats, NaN without a
+    teacher; |log q − log q_sampled|, the mismatch of the learner and who played, NaN where the student did
+    not play. """
+    hidden, head = student
+    logged = torch.full((3, len(hidden)), torch.nan, device=hidden.device)
 
+    def teachers(n):
+        with torch.no_grad():
+            logits = lm.logits(teacher[0][n], teacher[1][:vocabulary])
+            return torch.log_softmax(at_temperature(logits, temperature), -1)  # (n, V)
 
-def count(episodes):
-    """[episodes, trained turns, trained tokens] of this rank."""
-    trained = [[t for t in row.turn if t >= 0] for e in episodes for row in e.rows]
-    return [len(episodes), sum(len(set(turns)) for turns in trained), sum(map(len, trained))]
+    def value(name, n, logits):
+        token, logq = batch["token"][n], torch.log_softmax(logits, -1)  # (n, V)
+        logp = None if teacher is None else teachers(n)
+        found = LOSSES[name](logq, logp, token, beta)
+        logged[0, n], logq = found.detach(), logq.detach()
+        if logp is not None:
+            logged[1, n] = logged[0, n] if name == "reverse" else reverse(logq, logp)
+        logged[2, n] = (at(logq, token) - batch["sampled_logp"][n]).abs()
+        return found
 
-
-def micro_batches(rows, batch_tokens):
-    """Indices of rows, grouped so that no group's padded size exceeds batch_tokens (a longer row goes alone), similar lengths together.
-
-    >>> micro_batches([rollout.Row(ids=[0] * n) for n in (5, 2, 4, 2)], 8)
-    [[1, 3], [2], [0]]
-    """
-    groups = []
-    for i in sorted(range(len(rows)), key=lambda i: len(rows[i].ids)):
-        if groups and len(rows[i].ids) * (len(groups[-1]) + 1) <= batch_tokens:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups
-
-
-def trimmed(row):
-    """The row up to its last trained token: what was said after it is never scored. Empty when nothing in it is trained."""
-    end = max((j + 1 for j, t in enumerate(row.turn) if t >= 0), default=0)
-    return rollout.Row(row.ids[:end], row.turn[:end], row.logp[:end])
-
-
-def collate(rows, weights, device):
-    """Rows -> dict of tensors: ids (B, T) right-padded with 0, and per trained token, in order of (row, position):
-    where (N,), the index in the flattened (B · T) of the position *before* it, whose hidden state predicts it; token, old_logp,
-    weight (N,).
-
-    >>> a = rollout.Row([5, 7, 9, 2], [-1, -1, 0, 0], [0., 0., -.1, -.2])
-    >>> b = rollout.Row([5, 8], [-1, 0], [0., -.3])
-    >>> {k: v.tolist() for k, v in collate([a, b], [[0, 0, .5, .5], [0, .5]], "cpu").items()}  # doctest: +ELLIPSIS
-    {'ids': [[5, 7, 9, 2], [5, 8, 0, 0]], 'where': [1, 2, 4], 'token': [9, 2, 8], ...
-    """
-    width = max(len(row.ids) for row in rows)
-    trained = [(b, j) for b, row in enumerate(rows) for j, t in enumerate(row.turn) if t >= 0]
-    tensor = lambda values, dtype: torch.tensor(values, dtype=dtype, device=device)
-    return dict(ids=tensor([row.ids + [0] * (width - len(row.ids)) for row in rows], torch.long),  # (B, T)
-                where=tensor([b * width + j - 1 for b, j in trained], torch.long),  # (N,)
-                token=tensor([rows[b].ids[j] for b, j in trained], torch.long),
-                old_logp=tensor([rows[b].logp[j] for b, j in trained], torch.float32),
-                weight=tensor([weights[b][j] for b, j in trained], torch.float32))
+    chunks = [(name, n) for name, index in batch["loss"].items() for n in index.split(chunk)]
+    total = Chunked.apply(hidden, head, batch["weight"], value, chunks, vocabulary, temperature)
+    return total, logged

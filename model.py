@@ -1,8 +1,10 @@
-"""The only file that touches the Hugging Face model: load it, run it over whole rows (training), run it over a ragged cache (play).
+"""The only file that touches the Hugging Face model: load it, run it over whole rows (training) or over a
+ragged cache (play).
 
-The model itself is used unmodified. Rows of a batch differ in length, so the cache keeps a write position per row: new tokens are
-written right-padded behind each row's end, what was padding is overwritten by the next tokens, and a query sees the keys whose
-position is at most its own. That is exact: no left padding, no attention to pads, positions as in an uncached forward.
+The model itself is used unmodified. Rows of a batch differ in length, so the cache keeps a write position per
+row: new tokens are written right-padded behind each row's end, what was padding is overwritten by the next
+tokens, and a query sees the keys whose position is at most its own. That is exact: no left padding, no
+attention to pads, positions as in an uncached forward.
 
 Left out on purpose: quantisation, sharding of one model over several GPUs, sliding-window attention.
 B = row, T = new token, S = cached position, V = vocabulary, D = width of the hidden states.
@@ -10,28 +12,44 @@ B = row, T = new token, S = cached position, V = vocabulary, D = width of the hi
 
 import copy
 import os
+import shutil
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
-from envs import UserError
+from harness.cli import UserError
 
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 
+ROOT = os.path.dirname(os.path.abspath(__file__))
 SMALL = 10_000_000  # parameters
-TINY = {"tiny-teacher": "teacher", "tiny-student": "student", "tiny-narrow": "teacher-narrow"}  # shipped in assets/, made by tiny.py
+# Shipped in assets/WORLD/, made by tiny/make.py.
+TINY = {"tiny-teacher": "teacher", "tiny-student": "student", "tiny-narrow": "teacher-narrow"}
 
+
+# ---- loading and saving
 
 def resolve(name, env):
-    """The folder behind the name of an embedded tiny checkpoint; any other name as it is. Raises UserError where none is shipped."""
-    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", env, TINY.get(name, ""))
-    if name in TINY and not os.path.isdir(folder):
-        raise UserError(f"no {name} is shipped for {env}: name a checkpoint with --student and --teacher (eval.py: --model)")
-    return folder if name in TINY else name
+    """The folder behind the name of an embedded tiny checkpoint; any other name as it is.
+
+    Raises UserError where none is shipped for this environment.
+    """
+    if name not in TINY:
+        return name
+    folder = os.path.join(ROOT, "assets", env, TINY[name])
+    if not os.path.isdir(folder):
+        raise UserError(
+            f"no {name} is shipped for {env}: name a checkpoint with --student and --teacher, or --model")
+    return folder
 
 
 def device():
     """This process's GPU, or the CPU."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
 
 
 def play_dtype():
@@ -39,78 +57,131 @@ def play_dtype():
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 
-def load(name, device="cpu", dtype=torch.float32):
-    """(model, tokenizer) of a Hugging Face name or folder; weights in `dtype`, attention by torch's scaled_dot_product_attention.
-
-    Raises UserError in one sentence when there is no such checkpoint, no chat template, or an architecture that is not supported.
-    """
+def load_tokenizer(name):
+    """The tokenizer of a Hugging Face name or folder; raises UserError where there is none, or none with a
+    chat template."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise cannot_load(name, error) from error
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"the tokenizer of {name!r} has no chat template; use an instruction-tuned checkpoint")
+    return tokenizer
+
+
+def style(tokenizer):
+    """The style of its prompts: the tiny tokenizers say "bare" (the response is the action), all others are
+    "react"."""
+    return tokenizer.init_kwargs.get("prompt_style", "react")
+
+
+def load_model(name, device="cpu", dtype=torch.float32):
+    """The model of a Hugging Face name or folder; weights in `dtype`, attention by torch's
+    scaled_dot_product_attention.
+
+    Raises UserError where there is no such checkpoint, or an architecture that is not supported.
+    """
+    try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"cannot load a causal language model from {name!r} ({reason})") from error
-    if tokenizer.chat_template is None:
-        raise UserError(f"the tokenizer of {name!r} has no chat template; use an instruction-tuned checkpoint")
+        raise cannot_load(name, error) from error
     check_supported(name, model.config)
     if model.num_parameters() < SMALL and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # at this size threads cost more than they save, and waste a core that another run could use
-    for module in model.modules():  # distributions are compared: noise in them would be noise in the loss
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return model.to(device).eval(), tokenizer
+        torch.set_num_threads(1)  # at this size more threads cost more than they save
+    without_noise(model)
+    return model.to(device).eval()
+
+
+def load(name, device="cpu", dtype=torch.float32):
+    """(model, tokenizer) of a Hugging Face name or folder."""
+    tokenizer = load_tokenizer(name)
+    return load_model(name, device, dtype), tokenizer
+
+
+def cannot_load(name, error):
+    """The UserError for a checkpoint that transformers does not load."""
+    reason = str(error).strip().split("\n")[0]
+    return UserError(f"cannot load a causal language model from {name!r} ({reason})")
 
 
 def check_supported(name, config):
     """Raises UserError for what the cache or the head would silently get wrong."""
     layer_types = getattr(config, "layer_types", None)
-    windowed = getattr(config, "sliding_window", None) if layer_types is None else set(layer_types) - {"full_attention"}
+    if layer_types is None:
+        windowed = getattr(config, "sliding_window", None)
+    else:
+        windowed = set(layer_types) - {"full_attention"}
     if windowed or not hasattr(config, "num_hidden_layers"):
-        raise UserError(f"{name!r} has layers other than full attention, which the ragged cache does not support")
+        raise UserError(
+            f"{name!r} has layers other than full attention, which the ragged cache does not support")
     if getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_scaling", 1) != 1:
         raise UserError(f"{name!r} transforms its logits after the head, which the loss does not support")
 
 
+def without_noise(model):
+    """Set every dropout to 0: distributions are compared, and noise in them would be noise in the loss."""
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+
+def end_tokens(model):
+    """The ids that end a response by the checkpoint's generation_config, which may name more than the
+    tokenizer does."""
+    ends = model.generation_config.eos_token_id
+    return ends if isinstance(ends, list) else [ends]
+
+
 def same_vocabulary(student, teacher):
-    """Raises UserError unless the two tokenizers give every token the same id: a token-level KL compares distributions over ids."""
+    """Raises UserError unless the two tokenizers give every token the same id: distributions over ids are
+    compared."""
     if student.get_vocab() != teacher.get_vocab():
-        raise UserError(f"teacher and student need the same vocabulary, but {teacher.name_or_path!r} has {len(teacher)} tokens "
-                        f"and {student.name_or_path!r} {len(student)}, with different ids")
+        raise UserError(
+            f"teacher and student need the same vocabulary, but {teacher.name_or_path!r} has {len(teacher)} "
+            f"tokens and {student.name_or_path!r} {len(student)}, with different ids")
 
 
 def save(model, tokenizer, folder):
     """Write an ordinary Hugging Face checkpoint (safetensors), beside and then moved into place."""
-    beside = f"{folder}.tmp-{os.getpid()}"
+    beside, old = f"{folder}.tmp-{os.getpid()}", f"{folder}.old-{os.getpid()}"
     model.save_pretrained(beside)
     tokenizer.save_pretrained(beside)
-    old = f"{folder}.old-{os.getpid()}"
     if os.path.exists(folder):
         os.rename(folder, old)
     os.rename(beside, folder)
-    for path, _, files in os.walk(old, topdown=False):
-        for file in files:
-            os.remove(os.path.join(path, file))
-        os.rmdir(path)
+    shutil.rmtree(old, ignore_errors=True)
 
+
+# ---- the copy that plays
 
 def playing_copy(model):
-    """The copy that plays: on a GPU its parameters are bf16, on the CPU it is the model itself.
-
-    Parameters only: `.to(bfloat16)` would also round the rotary frequencies, and position 1,000 would be off by a radian.
-    """
+    """The copy that plays: on a GPU its parameters are bf16, on the CPU it is the model itself."""
     if play_dtype() == torch.float32:
         return model
     return rounded(copy.deepcopy(model), play_dtype())
 
 
 def rounded(model, dtype):
-    """Its parameters in `dtype`, its buffers as they are."""
+    """Its parameters in `dtype`, its buffers as they are.
+
+    `.to(bfloat16)` would also round the rotary frequencies, and position 1,000 would be off by a radian.
+    """
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model
 
+
+def refresh(actor, student):
+    """Copy the master weights into the copy that plays; nothing to do where they are one module."""
+    if actor is not student:
+        for copied, master in zip(actor.parameters(), student.parameters(), strict=True):
+            copied.data.copy_(master.data)
+
+
+# ---- the head, and whole rows
 
 def head(model):
     """The output projection's weight: (V, D)."""
@@ -118,8 +189,10 @@ def head(model):
 
 
 def logits(hidden, weight):
-    """hidden (N, D), weight (V, D) -> (N, V) in fp32. The products of bf16 weights are summed and kept in fp32: rounded to bf16, logits
-    of 16 to 32 would lie an eighth apart, which is more than the divergences that are trained on."""
+    """hidden (N, D), weight (V, D) -> (N, V) in fp32.
+
+    The products of bf16 weights are summed and kept in fp32: rounded to bf16, logits of 16 to 32 would lie an
+    eighth apart, which is more than the divergences that are trained on. """
     if weight.is_cuda and weight.dtype == torch.bfloat16:
         return torch.mm(hidden.to(weight.dtype), weight.T, out_dtype=torch.float32)
     return hidden.float() @ weight.float().T
@@ -133,13 +206,18 @@ def hidden_states(model, ids):
     return model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, D)
 
 
+# ---- play over a ragged cache
+
 class RaggedCache:
-    """Keys and values of B rows, each with a length of its own. `update` is what the model calls in every layer."""
+    """Keys and values of B rows, each with a length of its own. `update` is what the model calls in every
+    layer."""
 
     def __init__(self, model, owners):
-        """model: the model that will fill it; owners: whom each of the B rows belongs to (any objects; `select` finds them again)."""
+        """model: the model that will fill it; owners: whom each of the B rows belongs to (`select` finds them
+        again)."""
         self.owners, self.length = list(owners), [0] * len(owners)
-        self.layers = [None] * model.config.num_hidden_layers  # per layer (2, B, heads, S, head width), made at the first update
+        # Per layer (2, B, heads, S, head width), made at the first update.
+        self.layers = [None] * model.config.num_hidden_layers
         self.positions, self.span = None, 0
 
     def select(self, owners):
@@ -149,7 +227,9 @@ class RaggedCache:
         if index == list(range(len(self.owners))):
             return
         self.owners, self.length = list(owners), [self.length[i] for i in index]
-        self.layers = [kv if kv is None else kv[:, torch.tensor(index, device=kv.device)] for kv in self.layers]
+        for layer, kv in enumerate(self.layers):
+            if kv is not None:
+                self.layers[layer] = kv[:, torch.tensor(index, device=kv.device)]
 
     def place(self, width, device):
         """Where the next `width` tokens of every row go; returns (position_ids (B, T), mask (B, 1, T, S))."""
@@ -157,10 +237,12 @@ class RaggedCache:
         self.positions = start[:, None] + torch.arange(width, device=device)  # (B, T)
         self.span = max(self.length) + width
         keys = torch.arange(self.span, device=device)
-        return self.positions, (keys <= self.positions[:, :, None])[:, None]  # (B, T), (B, 1, T, S)
+        mask = keys <= self.positions[:, :, None]  # (B, T, S)
+        return self.positions, mask[:, None]
 
     def update(self, keys, values, layer, *_, **__):
-        """Write new keys and values (B, heads, T, head width) of one layer; returns all of that layer up to the longest row."""
+        """Write new keys and values (B, heads, T, head width) of one layer; returns all of it up to the
+        longest row."""
         kv = self.layers[layer]
         if kv is None or kv.shape[3] < self.span:
             kv = self.layers[layer] = self.grown(kv, keys)
@@ -170,7 +252,8 @@ class RaggedCache:
         return kv[0][:, :, : self.span], kv[1][:, :, : self.span]
 
     def grown(self, kv, like):
-        """A larger buffer with the old content: capacity doubles, so that a long episode copies each entry about once.
+        """A larger buffer with the old content: capacity doubles, so that a long episode copies each entry
+        about once.
 
         Zeros, not empty: a masked key has probability 0, but 0 · NaN would still be NaN.
         """
@@ -182,17 +265,19 @@ class RaggedCache:
 
 
 def extend(model, cache, new, grow=None):
-    """Feed each row its new tokens and return the logits behind the last of them: list of B lists of ids -> (B, V) in fp32.
+    """Feed each row its new tokens and return the logits behind the last of them: list of B lists of ids ->
+    (B, V) in fp32.
 
-    Every row needs at least one new token. `grow`: rows whose tokens count from now on (default all); a row that is only carried
-    along writes behind its end, where the next call overwrites it.
-    """
+    Every row needs at least one new token. grow: rows whose tokens count from now on (default all); a row
+    that is only carried along writes behind its end, where the next call overwrites it. """
     device, width = head(model).device, max(map(len, new))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in new], device=device)  # (B, T)
     positions, mask = cache.place(width, device)
-    out = model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, cache=cache, use_cache=True)
+    out = model.base_model(
+        input_ids=ids, position_ids=positions, attention_mask=mask, cache=cache, use_cache=True)
     last = torch.tensor([len(row) - 1 for row in new], device=device)
     hidden = out.last_hidden_state[torch.arange(len(new), device=device), last]  # (B, D)
     for i, row in enumerate(new):
-        cache.length[i] += len(row) if grow is None or grow[i] else 0
+        if grow is None or grow[i]:
+            cache.length[i] += len(row)
     return logits(hidden, head(model))  # (B, V)

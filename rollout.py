@@ -1,13 +1,15 @@
 """The sampler: B episodes are played at once, in plain PyTorch, and the KV cache is kept from turn to turn.
 
-One append-only token row per episode: the history h_t of Eq. 1 is literally the row's prefix. Two verbs write it: what the game
-said (`Row.say`) and what the model said (`Row.respond`); a sampled token is never tokenised again. Every turn, each model that acts
-is fed only the tokens that its cache has not seen; finished episodes leave the batch.
+One append-only token row per episode: the history h_t of Eq. 1 is literally the row's prefix. Two verbs write
+it: what is only read (`Row.say`) and what was answered in a turn (`Row.respond`); a sampled token is never
+tokenised again. Every turn, each model that acts is fed only the tokens that its cache has not seen; finished
+episodes leave the batch.
 
-Left out on purpose: asynchronous rollouts, a serving engine, top-p and top-k (they would change the distribution that is distilled).
-B = episode, T = token, t = turn, V = vocabulary.
-"""
+Left out on purpose: asynchronous rollouts, a serving engine, top-p and top-k (they would change the
+distribution that is distilled). B = episode, T = token, t = turn, V = vocabulary. """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 
 import envs
 import model as lm
+from harness.cli import UserError
 
 SENTINELS = ("<first observation>", "<first response>", "<next observation>")
 
@@ -24,57 +27,65 @@ class Chat:
     """A tokenizer's chat template, cut once into the pieces that an append-only row needs.
 
     opening text = before + first observation + behind;  next turn = between + observation + behind.
-    `between` begins behind the token with which the template ends a response; the model samples it itself. A template that rewrites history (some strip
-    the reasoning of past turns) is not asked again: the row keeps what was sampled, which is the exact on-policy prefix.
-    """
+    `between` begins behind the token with which the template ends a response; the model samples it itself. A
+    template that rewrites history (some strip the reasoning of past turns) is not asked again: the row keeps
+    what was sampled, which is the exact on-policy prefix. """
 
     def __init__(self, tokenizer, stop=()):
-        """stop: ids that end a response besides the tokenizer's end token (a checkpoint's generation_config may name several)."""
+        """stop: ids that end a response besides the tokenizer's end token (`lm.end_tokens`)."""
         self.tokenizer = tokenizer
-        self.style = tokenizer.init_kwargs.get("prompt_style", "react")  # the tiny tokenizers say "bare": the response is the action
-        self.vocabulary = len(tokenizer)  # a head may be padded beyond it; those ids are never sampled nor compared
-        user, reply, then = ({"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), SENTINELS))
+        self.style = lm.style(tokenizer)
+        self.vocabulary = len(tokenizer)  # a head may be padded beyond it: never sampled nor compared
+        roles = ("user", "assistant", "user")
+        user, reply, then = [dict(role=role, content=text) for role, text in zip(roles, SENTINELS)]
         self.before, self.behind = self.render([user]).split(SENTINELS[0])
         between = self.render([user, reply, then]).split(SENTINELS[1])[1].split(SENTINELS[2])[0]
-        ends = [token for token in tokenizer.all_special_tokens + list(tokenizer.get_added_vocab()) if token and between.startswith(token)]
+        special = tokenizer.all_special_tokens + list(tokenizer.get_added_vocab())
+        ends = [token for token in special if token and between.startswith(token)]
         if not ends:
-            raise envs.UserError(f"the chat template of {tokenizer.name_or_path!r} ends a response without a special token")
-        self.end = tokenizer.convert_tokens_to_ids(max(ends, key=len))
-        self.between = between.removeprefix(max(ends, key=len))
+            raise UserError(
+                f"the chat template of {tokenizer.name_or_path!r} ends a response without a special token")
+        end = max(ends, key=len)
+        self.end = tokenizer.convert_tokens_to_ids(end)
+        self.between = between.removeprefix(end)
         self.stop = {self.end, tokenizer.eos_token_id, *stop} - {None}
 
     def render(self, messages):
-        """The template's text, ready for the model to answer. Hybrid reasoning models answer without their thinking block."""
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        """The template's text, ready for the model to answer. Hybrid reasoning models answer without their
+        thinking block."""
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
 
-    def observation(self, text, first):
-        """Token ids of one observation with the template's text around it."""
+    def encode_observation(self, text, first):
+        """Token ids of one observation with the template's text around it; first: it opens a row."""
         whole = (self.before if first else self.between) + text + self.behind
         return self.tokenizer.encode(whole, add_special_tokens=False)
 
-    def response(self, text):
-        """Token ids of a scripted response (a replayed expert action), with the end token."""
+    def encode_response(self, text):
+        """Token ids of an expert's response, with the end token."""
         return self.tokenizer.encode(text, add_special_tokens=False) + [self.end]
 
-    def text(self, ids):
+    def decode_response(self, ids):
         """What a sampled response says, without its end token."""
-        return self.tokenizer.decode([i for i in ids if i not in self.stop], skip_special_tokens=True).strip()
+        said = [i for i in ids if i not in self.stop]
+        return self.tokenizer.decode(said, skip_special_tokens=True).strip()
 
 
 @dataclass
 class Row:
-    """Parallel lists over the tokens of one conversation: the id, the turn whose *trained* response the token belongs to (-1: prompt,
-    observation, replayed turn), and its log-probability under the student when it was sampled (0 where none was)."""
+    """Parallel lists over the tokens of one conversation: the id; the turn whose *trained* response the token
+    belongs to (−1: not trained); and the log-probability with which the student sampled it (NaN where it did
+    not)."""
     ids: list[int] = field(default_factory=list)
     turn: list[int] = field(default_factory=list)
     logp: list[float] = field(default_factory=list)
 
     def say(self, ids):
-        """Append what the game said, or an expert's replayed response: read, never trained on."""
-        self.respond(ids, -1, [0.0] * len(ids))
+        """Append what is only read: the game's words, the template's."""
+        self.respond(ids, -1, [math.nan] * len(ids))
 
     def respond(self, ids, turn, logp):
-        """Append what the model said at `turn`."""
+        """Append what was answered at `turn`; −1 for a response that is not trained."""
         self.ids += ids
         self.turn += [turn] * len(ids)
         self.logp += logp
@@ -82,39 +93,32 @@ class Row:
 
 @dataclass
 class Episode:
-    """One game as it was played. `rows` holds one row (history "full") or one per turn (history "window:N")."""
+    """One game as it was played. `rows` holds one row (history "full") or one per turn (history
+    "window:N")."""
     task: envs.Task
-    index: int                # its number within the step, over all ranks: seeds its generator
-    start: int                # the student's first turn; earlier turns replay the expert
-    stop: int                 # the turn at which the episode ends
+    index: int                 # its number within the step, over all ranks: seeds its draws
     env: Any = field(default=None, repr=False)
+    expert: Iterator = field(default=None, repr=False)  # replays the recorded episode, a turn at a time
     rows: list[Row] = field(default_factory=list)
-    turns: list[dict] = field(default_factory=list)  # per turn: observation, response, action, and what went wrong
-    observation: str = ""     # the prompt text of the turn to come
-    opening: str = ""
+    turns: list[dict] = field(default_factory=list)  # see `close_turn`
+    played: int = 0            # turns that a model played
+    role: Any = None           # who acts in the turn to come (curriculum.Role)
+    observation: str = ""      # the prompt's text of the turn to come
+    opening: str = ""          # the prompt's text of the first turn
     done: bool = False
     won: bool = False
     lost: bool = False
-    crashed: bool = False     # the world died and could not be brought back
+    crashed: bool = False      # the world died and could not be brought back
     context_cut: bool = False  # ended because the next turn would not have fitted the context
 
     @property
     def row(self):
         return self.rows[-1]
 
-    @property
-    def played(self):
-        """The student's own turns, replayed ones left out."""
-        return self.turns[self.start:]
-
-    def count(self, what):
-        """How many of the student's turns were "invalid", "missing" an action, or "cut" at the response limit."""
-        return sum(turn[what] for turn in self.played)
-
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds an episode and how it is sampled. history: "full" or "window:N" (see `start_row`)."""
+    """What bounds an episode and how it is sampled. history: "full" or "window:N" (see `open_row`)."""
     max_response: int = 512
     max_context: int = 10240
     temperature: float = 1.0
@@ -122,135 +126,195 @@ class Limits:
     history: str = "full"
 
 
-def begin(episode, chat, limits):
-    """Reset the episode's environment, replay the expert up to the window, and write the row's first tokens."""
-    first, info = episode.env.reset(options={"task": episode.task})
-    episode.opening = episode.observation = envs.prompt(episode.env, first, info, limits.style, True)
-    start_row(episode, chat, limits)
-    if len(episode.row.ids) + limits.max_response > limits.max_context:
-        raise envs.UserError(f"--max-context {limits.max_context} is too short: the first prompt of {episode.task.id} has "
-                             f"{len(episode.row.ids)} tokens and --max-response asks for {limits.max_response} more")
-    actions = episode.task.expert[: episode.start]
-    for action, (obs, info) in zip(actions, envs.replay(episode.env, actions)):
-        text = envs.format_action(action, limits.style)
-        ids = chat.response(text)
-        episode.row.say(ids)
-        record(episode, text, ids, action, info, cut=False)
-        next_turn(episode, envs.prompt(episode.env, obs, info, limits.style, False), chat, limits)
-    episode.context_cut = len(episode.row.ids) + limits.max_response > limits.max_context  # a replay may fill the context
-    episode.done = episode.context_cut or episode.crashed
+# ---- one episode: open a turn, answer it
+
+def begin(episode, game, limits):
+    """Reset the environment in which the episode is played."""
+    episode.env = game
+    obs, info = episode.env.reset(options={"task": episode.task})
+    episode.opening = episode.observation = envs.prompt(episode.env, obs, info, limits.style, True)
+    episode.expert = envs.replay(episode.env, episode.task.expert)
 
 
-def start_row(episode, chat, limits):
-    """A fresh row: the opening; with history "window:N" also the last N turns, each response followed by what the game said then."""
+def open_row(episode, chat, keep):
+    """The row of a turn with history "window:N", N = keep: the opening, the last N (observation, response)
+    pairs in their order, the observation of now. The opening and the first kept observation are one message,
+    since many templates want users and assistants to alternate."""
+    shown = episode.turns[-keep:]
+    first = len(episode.turns) - len(shown)
+    said = [turn["observation"] for turn in shown] + [episode.observation]
     episode.rows.append(Row())
-    episode.row.say(chat.observation(episode.opening, True))
-    keep = 0 if limits.history == "full" else int(limits.history.split(":")[1])
-    for turn, after in list(zip(episode.turns, [*episode.turns[1:], {"observation": episode.observation}]))[-keep:] if keep else ():
-        episode.row.say(turn["ids"] + chat.observation(after["observation"], False))
+    opening = said[0] if first == 0 else f"{episode.opening}\n\n{said[0]}"
+    episode.row.say(chat.encode_observation(opening, True))
+    for turn, answer in zip(shown, said[1:]):
+        episode.row.say(turn["ids"])
+        episode.row.say(chat.encode_observation(answer, False))
 
 
-def next_turn(episode, text, chat, limits):
-    """The game's answer opens the next turn: behind the row ("full"), or on a row of its own ("window:N")."""
-    episode.observation = text
-    if limits.history == "full":
-        episode.row.say(chat.observation(text, False))
+def open_turn(episode, room, chat, limits):
+    """Write what the game said; the episode is cut where a response of `room` tokens would not fit behind
+    it."""
+    if limits.history != "full":
+        open_row(episode, chat, keep=int(limits.history.split(":")[1]))
+    elif episode.rows:
+        episode.row.say(chat.encode_observation(episode.observation, False))
     else:
-        start_row(episode, chat, limits)
+        episode.rows.append(Row())
+        episode.row.say(chat.encode_observation(episode.observation, True))
+    if len(episode.row.ids) + room <= limits.max_context:
+        return
+    if not episode.turns:
+        raise UserError(
+            f"--max-context {limits.max_context} is too short: the first prompt of {episode.task.id} has "
+            f"{len(episode.row.ids)} tokens and --max-response asks for {limits.max_response} more")
+    episode.context_cut = episode.done = True
 
 
-def record(episode, response, ids, action, info, cut):
-    """Note one turn and whether the game is over."""
-    episode.turns.append(dict(observation=episode.observation, response=response, ids=ids, action=action or "", missing=action is None,
-                              invalid=bool(info["invalid"]) or action is None, cut=cut))
+def close_turn(episode, ids, response, action, cut, step, limits):
+    """Note one turn, and what the game answered: step = (obs, terminated, info)."""
+    obs, terminated, info = step
+    role = episode.role
+    episode.turns.append(dict(
+        who=role.who, weight=role.weight, loss=role.loss,
+        observation=episode.observation, response=response, ids=ids, action=action or "",
+        missing=action is None, invalid=bool(info["invalid"]) or action is None, cut=cut))
+    episode.played += role.who != "expert"
     episode.won, episode.lost = bool(info["won"]), bool(info["lost"])
     episode.crashed = bool(info.get("crashed"))
+    episode.done = terminated or episode.crashed
+    episode.observation = "" if episode.done else envs.prompt(episode.env, obs, info, limits.style, False)
 
 
-def advance(episode, ids, logp, chat, limits):
-    """One turn of one episode: append the response, act in the game, append the game's answer."""
-    turn, cut = len(episode.turns), ids[-1] not in chat.stop
-    episode.row.respond(ids, turn, logp)
+def answer(episode, ids, logp, chat, limits):
+    """A model's response: append it, act in the game."""
+    role, turn, cut = episode.role, len(episode.turns), ids[-1] not in chat.stop
+    if role.who != "student":
+        logp = [math.nan] * len(ids)
+    episode.row.respond(ids, turn if role.weight else -1, logp)
     if ids[-1] != chat.end:
-        episode.row.say([chat.end])  # the template needs it; the student was cut off, or stopped with another token
-    response = chat.text(ids)
+        episode.row.say([chat.end])  # cut off, or stopped with another token: the template needs it
+        ids = ids + [chat.end]
+    response = chat.decode_response(ids)
     action = envs.parse_action(response, limits.style)
     obs, _, terminated, _, info = episode.env.step(action or "")
-    record(episode, response, ids + [chat.end] * (ids[-1] != chat.end), action, info, cut)
-    episode.done = terminated or len(episode.turns) >= episode.stop
+    close_turn(episode, ids, response, action, cut, (obs, terminated, info), limits)
+
+
+def replay(episode, chat, limits):
+    """The expert's recorded response, whole: reasoning and action; the action alone where a world's script
+    gave it."""
+    task, turn = episode.task, len(episode.turns)
+    action = task.expert[turn]
+    response = task.responses[turn] if task.responses else envs.format_action(action, limits.style)
+    ids = chat.encode_response(response)
+    open_turn(episode, len(ids), chat, limits)
     if not episode.done:
-        next_turn(episode, envs.prompt(episode.env, obs, info, limits.style, False), chat, limits)
-        episode.context_cut = len(episode.row.ids) + limits.max_response > limits.max_context
-        episode.done = episode.context_cut
+        episode.row.respond(ids, turn if episode.role.weight else -1, [math.nan] * len(ids))
+        close_turn(episode, ids, response, action, False, next(episode.expert), limits)
 
 
-def uniforms(seed, step, episodes, count):
-    """(B, count) numbers in [0, 1): a function of (seed, step, episode, turn) alone, whoever else is in the batch."""
-    return np.stack([np.random.default_rng((*seed, step, e.index, len(e.turns))).random(count) for e in episodes])
+def to_model(episode, plan, seed, chat, limits):
+    """Bring an episode to the next turn that a model plays: expert's turns are replayed. False where there is
+    none."""
+    while not episode.done:
+        turn = len(episode.turns)
+        coin = generator(seed, episode, 1).random()
+        episode.role = plan(turn, len(episode.task.expert), episode.played, coin)
+        if episode.role is None:
+            episode.done = True
+        elif episode.role.who == "expert":
+            replay(episode, chat, limits)
+        else:
+            open_turn(episode, limits.max_response, chat, limits)
+            return not episode.done
+    return False
+
+
+# ---- all episodes: draw, decode, play
+
+def generator(seed, episode, *stream):
+    """Numbers for this turn of this episode: a function of (seed, step, episode, turn) alone, whoever else is
+    in the batch."""
+    return np.random.default_rng((*seed, episode.index, len(episode.turns), *stream))
 
 
 def sample(logits, temperature, u):
     """Draw one token per row by inverting the cumulative distribution at u.
 
-    logits (B, V) fp32, u (B,) in [0, 1) -> token (B,), log-probability (B,) at that temperature. Temperature 0 is greedy and
-    returns the log-probability at temperature 1. The sum is carried in fp64: in fp32 the tail of 150,000 tokens would be lost.
-    """
+    logits (B, V) fp32, u (B,) in [0, 1) -> token (B,), log-probability (B,) at that temperature. Temperature
+    0 is greedy and returns the log-probability at temperature 1. The sum is carried in fp64: in fp32 the tail
+    of 150,000 tokens would be lost. """
     logp = torch.log_softmax(logits / (temperature or 1.0), -1)  # (B, V)
     if temperature == 0:
-        token = logp.argmax(-1)
+        token = logp.argmax(-1)  # (B,)
     else:
         cdf = logp.double().exp().cumsum(-1)
-        token = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+        token = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0]  # (B,)
+        token = token.clamp(max=logits.shape[-1] - 1)
     return token, logp.gather(-1, token[:, None])[:, 0]  # (B,), (B,)
 
 
-def respond(model, cache, episodes, u, chat, limits):
-    """One response per episode: feed what the cache has not seen, then decode until every row has ended or the limit is reached.
+def decode(model, cache, rows, acts, u, chat, limits):
+    """One response per row that acts: feed what the cache has not seen, then decode until all have ended or
+    the limit is reached.
 
-    u (B, max_response) -> list of B pairs (ids, log-probabilities). A row that has ended is carried along without growing.
+    rows: B lists of ids; acts: B bools; u (B, max_response) -> list of B pairs (ids, log-probabilities). A
+    row that does not act, or has ended, is carried along without growing; what it lacks is fed when it acts.
     """
-    pending = [e.row.ids[seen:] for e, seen in zip(episodes, cache.length)]
-    logits = lm.extend(model, cache, pending)  # (B, V)
-    said, alive = [([], []) for _ in episodes], [True] * len(episodes)
+    pending = [ids[seen:] if act else [0] for ids, seen, act in zip(rows, cache.length, acts)]
+    said, alive = [([], []) for _ in rows], list(acts)
     for j in range(limits.max_response):
+        logits = lm.extend(model, cache, pending, grow=alive)  # (B, V)
         token, logp = sample(logits[:, : chat.vocabulary], limits.temperature, u[:, j])
-        tokens, logps = token.tolist(), logp.tolist()
-        for i in (i for i, going in enumerate(alive) if going):
-            said[i][0].append(tokens[i])
-            said[i][1].append(logps[i])
-            alive[i] = tokens[i] not in chat.stop
-        if not any(alive) or j + 1 == limits.max_response:
-            return said
-        logits = lm.extend(model, cache, [[i] for i in tokens], grow=alive)
+        pending = [[i] for i in token.tolist()]
+        for i, value in enumerate(logp.tolist()):
+            if alive[i]:
+                said[i][0].append(pending[i][0])
+                said[i][1].append(value)
+                alive[i] = pending[i][0] not in chat.stop
+        if not any(alive):
+            break
+    return said
+
+
+def respond_all(model, cache, who, going, seed, chat, limits):
+    """A turn of every running episode in which `who` acts, played by `model`."""
+    cache.select(going)
+    if limits.history != "full":  # every turn is a row of its own
+        cache.length = [0] * len(going)
+    u = np.stack([generator(seed, episode).random(limits.max_response) for episode in going])
+    u = torch.tensor(u, device=lm.head(model).device)  # (B, max_response)
+    acts = [episode.role.who == who for episode in going]
+    responses = decode(model, cache, [episode.row.ids for episode in going], acts, u, chat, limits)
+    return [(e, *response) for e, act, response in zip(going, acts, responses) if act]
 
 
 @torch.no_grad()
-def play(actor, chat, games, tasks, windows, limits, *, seed=(0,), step=0, first_index=0, stride=1, progress=None):
+def play(actors, chat, games, tasks, plan, limits, *,
+         seed=(0,), step=0, first_index=0, stride=1, progress=None):
     """Play one episode per task, all at once, and return them in order.
 
-    actor     a model, or a function from the number of turns already sampled to the model that acts (the take-over test)
+    actors    {"student": model, "teacher": model}: those that act
     games     at least as many environments as tasks; they are reset and used again
-    windows   per task (start, stop), from `curriculum.window`
+    plan      who acts in which turn, from `curriculum.plan`
     seed      tuple of ints; with step and the episode's index (first_index + i · stride) it seeds every draw
     progress  called once a turn with the number of episodes still going
     """
-    if isinstance(actor, torch.nn.Module):
-        model, actor = actor, lambda turn: model
-    episodes = [Episode(task, first_index + i * stride, *window, env=game)
-                for i, (task, window, game) in enumerate(zip(tasks, windows, games[: len(tasks)], strict=True))]
-    for episode in episodes:
-        begin(episode, chat, limits)
-    caches, turn, going = {}, 0, [e for e in episodes if not e.done]
-    while going:
-        model = actor(turn)
-        cache = caches.setdefault(id(model), lm.RaggedCache(model, going))
-        cache.select(going)
-        if limits.history != "full":  # every turn is a row of its own
-            cache.length = [0] * len(going)
-        u = torch.tensor(uniforms(seed, step, going, limits.max_response), device=lm.head(model).device)  # (B, max_response)
-        for episode, (ids, logp) in zip(going, respond(model, cache, going, u, chat, limits)):
-            advance(episode, ids, logp, chat, limits)
-        going, turn = [e for e in going if not e.done], turn + 1
+    if len(games) < len(tasks):
+        raise ValueError(f"{len(tasks)} tasks want as many games, not {len(games)}")
+    episodes = [Episode(task, first_index + i * stride) for i, task in enumerate(tasks)]
+    for episode, game in zip(episodes, games):
+        begin(episode, game, limits)
+    seed, caches, going = (*seed, step), {}, episodes
+    while going := [e for e in going if to_model(e, plan, seed, chat, limits)]:
+        answers = []
+        for who in dict.fromkeys(episode.role.who for episode in going):
+            model = actors[who]
+            if who not in caches:
+                caches[who] = lm.RaggedCache(model, going)
+            answers += respond_all(model, caches[who], who, going, seed, chat, limits)
+        for episode, ids, logp in answers:
+            answer(episode, ids, logp, chat, limits)
         if progress:
             progress(len(going))
     return episodes

@@ -1,4 +1,5 @@
-"""Tiny random models and a word-level tokenizer, written and read as ordinary Hugging Face checkpoints. Nothing is downloaded."""
+"""Tiny random models and a word-level tokenizer, written and read as ordinary Hugging Face checkpoints.
+Nothing is downloaded."""
 
 import dataclasses
 import os
@@ -8,58 +9,84 @@ import sys
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
+    Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 torch.set_num_threads(1)
 
 import tcod
+from worlds.alfworld_games import write_splits
 
-TEMPLATE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' + m['content'] + '<|im_end|> ' }}{% endfor %}"
-            "{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endif %}")
-WORDS = ("You are at the a an in of to from with on and see nothing is it open closed go take move put heat cool clean look inventory examine "
-         "mug apple egg plate bread cup potato tomato fridge cabinet microwave sinkbasin countertop drawer kitchen room Your task Task some "
-         "carrying middle 1 2 3 4 5 . , : ; < > / action Nothing happens user assistant think").split()
+TEMPLATE = (
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + ' ' + m['content'] + '<|im_end|> ' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endif %}")
+WORDS = (
+    "You are at the a an in of to from with on and see nothing is it open closed go take move put heat cool "
+    "clean look inventory examine mug apple egg plate bread cup potato tomato fridge cabinet microwave "
+    "sinkbasin countertop drawer kitchen room Your task Task some carrying middle 1 2 3 4 5 . , : ; < > / "
+    "action Nothing happens user assistant think").split()
+FAMILIES = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, dict()),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, dict(head_dim=8, tie_word_embeddings=True)),
+    "llama": (LlamaConfig, LlamaForCausalLM, dict()),
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM, dict(
+        head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32))}
 
 
 def make_tokenizer(extra=()):
     """Word-level, ChatML-like template; the response is the action itself ("bare")."""
     special = ["<unk>", "<|im_start|>", "<|im_end|>"]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *WORDS, *extra])}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="<|im_end|>", chat_template=TEMPLATE,
-                                   additional_special_tokens=["<|im_start|>"], prompt_style="bare")
+    ids = {word: i for i, word in enumerate([*special, *WORDS, *extra])}
+    core = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", eos_token="<|im_end|>", chat_template=TEMPLATE,
+        additional_special_tokens=["<|im_start|>"], prompt_style="bare")
 
 
 def make_model(kind="qwen3", seed=0, vocabulary=128, **more):
     """A random model with grouped-query attention; `vocabulary` may be padded beyond the tokenizer's."""
-    config_type, model_type = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}[kind]
-    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    config_type, model_type, own = FAMILIES[kind]
+    known = dict(
+        vocab_size=vocabulary, max_position_embeddings=4096, initializer_range=0.2,
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False)
     torch.manual_seed(seed)
-    config = config_type(vocab_size=vocabulary, max_position_embeddings=4096, initializer_range=0.2, tie_word_embeddings=kind == "qwen3",
-                         **{**sizes, **({"head_dim": 8} if kind == "qwen3" else {}), **more})
+    config = config_type(**{**known, **own, **more})
     return model_type._from_config(config, attn_implementation="sdpa").eval()
 
 
 def arguments(checkpoints, games, out, **more):
     """A short training run on random models; checkpoints: the fixture's folder."""
-    known = dict(student=str(checkpoints / "student"), teacher=str(checkpoints / "teacher"), data=games, out=str(out), steps=6, episodes=4,
-                 eval_games=2, eval_every=3, save_every=2, max_turns=4, max_response=4, lr=1e-2, eta=1.0)
+    known = dict(
+        student=str(checkpoints / "student"), teacher=str(checkpoints / "teacher"),
+        data=games, out=str(out), steps=6, episodes=4, eval_games=2, eval_every=3, save_every=2,
+        max_turns=4, max_response=4, lr=1e-2, eta=1.0)
     return tcod.Args(**{**known, **more})
 
 
-def launch(args):
-    """The same as a command, in a process of its own."""
-    flags = [f"--{f.name.replace('_', '-')}={getattr(args, f.name)}" for f in dataclasses.fields(args)
-             if getattr(args, f.name) not in ("", None) and getattr(args, f.name) is not False]  # 0 is a value
-    return subprocess.Popen([sys.executable, os.path.join(ROOT, "tcod.py"), *flags], env={**os.environ, "OMP_NUM_THREADS": "1"},
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def launch(args, **variables):
+    """The same as a command, in a process of its own, with further variables in its environment."""
+    flags = []
+    for name, value in dataclasses.asdict(args).items():
+        if value not in ("", None) and value is not False:  # 0 is a value
+            flags.append(f"--{name.replace('_', '-')}={value}")
+    return subprocess.Popen(
+        [sys.executable, os.path.join(ROOT, "tcod.py"), *flags],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
-    """Folders of a random student and teacher that share a vocabulary, with heads padded to different sizes, as Qwen2.5's are."""
+    """Folders of a random student and teacher that share a vocabulary, with heads padded to different sizes,
+    as Qwen2.5's are."""
     root = tmp_path_factory.mktemp("checkpoints")
     for name, seed, vocabulary in (("student", 1, 128), ("teacher", 2, 144)):
         make_model("qwen3", seed, vocabulary).save_pretrained(root / name)
@@ -70,7 +97,6 @@ def checkpoints(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """A data folder of real ALFWorld games in the data set's layout: 8 train, 4 seen, 4 unseen."""
-    from worlds.alfworld_games import write_splits
     folder = tmp_path_factory.mktemp("alfworld")
     write_splits(folder, "small", {"train": 8, "valid_seen": 4, "valid_unseen": 4})
     return str(folder)

@@ -1,131 +1,168 @@
-"""The losses against a float64 autograd reference, and the assembly of batches by hand."""
-
-import doctest
-from types import SimpleNamespace
+"""The losses against a float64 reference written as one would on paper, and the chunked gradient against the
+obvious one."""
 
 import pytest
 import torch
 
-import loss as losses
-from envs import UserError
-from loss import ChunkedLoss, jsd_beta, token_loss, token_weights
-from rollout import Row
+from loss import LOSSES, WITHOUT_TEACHER, at_temperature, chunked, explained
 
-KINDS = ("reverse", "forward", "jsd:0.5", "jsd:0.1", "k1")
+BETAS = {"jsd": (0.5, 0.1)}
+KINDS = [(name, beta) for name in LOSSES for beta in BETAS.get(name, (0.5,))]
 
 
-def reference(kind, student, teacher, token, old_logp, clip=0.2):
-    """The definitions, written as one would on paper; float64, gradients by autograd."""
+def reference(name, student, teacher, token, beta):
+    """The definitions on probabilities; float64, gradients by autograd."""
     q, p = student.softmax(-1), teacher.softmax(-1)
-    divergence = lambda a, b: (a * (a / b).log()).sum(-1)
-    if kind == "reverse":
+
+    def divergence(a, b):
+        return (a * (a / b).log()).sum(-1)
+
+    def said(x):
+        return x.gather(-1, token[:, None])[:, 0]
+
+    if name == "reverse":
         return divergence(q, p)
-    if kind == "forward":
+    if name == "forward":
         return divergence(p, q)
-    if kind == "k1":
-        pick = lambda x: x.gather(-1, token[:, None])[:, 0]
-        r, advantage = pick(q) / old_logp.exp(), (pick(p).log() - old_logp).detach()
-        return -torch.minimum(r * advantage, r.clamp(1 - clip, 1 + clip) * advantage)
-    beta = float(kind.split(":")[1])
+    if name == "k1":
+        return -(said(q) / said(q).detach()) * (said(p).log() - said(q).log()).detach()
+    if name == "nll":
+        return -said(q).log()
     m = beta * p + (1 - beta) * q
     return beta * divergence(p, m) + (1 - beta) * divergence(q, m)
 
 
-def draw(n=40, v=17, seed=0, scale=2.0, off_policy=0.3):
+def draw(n=40, v=17, seed=0, scale=2.0):
+    """Logits of a student and a teacher, and tokens that the student would say."""
     torch.manual_seed(seed)
     student, teacher = scale * torch.randn(n, v), scale * torch.randn(n, v)
-    token = torch.distributions.Categorical(logits=student).sample()
-    old = student.log_softmax(-1).gather(-1, token[:, None])[:, 0] + off_policy * torch.randn(n)
-    return student, teacher, token, old
+    return student, teacher, torch.distributions.Categorical(logits=student).sample()
+
+
+def value_and_gradient(name, student, teacher, token, beta=0.5):
+    """A loss at every token, and its gradient with respect to the student's logits."""
+    logits = student.clone().requires_grad_()
+    value = LOSSES[name](logits.log_softmax(-1), teacher.log_softmax(-1), token, beta)
+    value.sum().backward()
+    return value.detach(), logits.grad
 
 
 def relative(a, b):
     return ((a.double() - b).norm() / b.norm()).item()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name, beta", KINDS)
 @pytest.mark.parametrize("seed", range(3))
-def test_value_and_gradient_against_autograd(kind, seed):
-    """A wrong sign, a lost factor 1 − β, a gradient that flows through the clip, fp32 cancellation."""
-    student, teacher, token, old = draw(seed=seed)
+def test_value_and_gradient_against_the_definition(name, beta, seed):
+    """A wrong sign, KL in the other direction, a lost factor 1 − β, an advantage that has a gradient of its
+    own."""
+    student, teacher, token = draw(seed=seed)
     exact = student.double().requires_grad_()
-    value = reference(kind, exact, teacher.double(), token, old.double())
-    value.sum().backward()
-    got, gradient, kl = token_loss(kind, student, teacher, token, old)
-    assert relative(got, value.detach()) <= 1e-5
+    expected = reference(name, exact, teacher.double(), token, beta)
+    expected.sum().backward()
+    value, gradient = value_and_gradient(name, student, teacher, token, beta)
+    assert relative(value, expected.detach()) <= 1e-5
     assert relative(gradient, exact.grad) <= 1e-5
-    assert relative(kl, reference("reverse", student.double(), teacher.double(), token, old)) <= 1e-5
 
 
-def test_the_clip_acts_in_this_data():
-    """The clip test above would prove nothing if no token were clipped, or all."""
-    student, teacher, token, old = draw()
-    clipped = (token_loss("k1", student, teacher, token, old)[1] == 0).all(-1)
-    assert 0 < clipped.sum() < len(clipped)
+@pytest.mark.parametrize("name, closed", [
+    ("reverse", lambda q, p: q * ((q / p).log() - (q * (q / p).log()).sum(-1, keepdim=True))),
+    ("forward", lambda q, p: q - p)])
+def test_gradients_in_closed_form(name, closed):
+    """What the gradient is on paper: q (log q/p − KL) for reverse, q − p for forward."""
+    student, teacher, token = draw()
+    gradient = value_and_gradient(name, student, teacher, token)[1]
+    assert relative(gradient, closed(student.double().softmax(-1), teacher.double().softmax(-1))) <= 1e-5
 
 
 def test_expected_k1_gradient_is_that_of_reverse_kl():
-    """k1 with a baseline or future terms, or the advantage's own gradient, would be biased: enumerate every token."""
-    student, teacher, _, _ = draw(n=5, v=7)
-    logq, expected = student.log_softmax(-1), torch.zeros(5, 7)
+    """k1 with a baseline or future terms, or the advantage's own gradient, would be biased: enumerate every
+    token."""
+    student, teacher, _ = draw(n=5, v=7)
+    q, expected = student.softmax(-1), torch.zeros(5, 7)
     for v in range(7):
         token = torch.full((5,), v)
-        old = logq[:, v]
-        expected += logq[:, v, None].exp() * token_loss("k1", student, teacher, token, old)[1]
-    assert relative(expected, token_loss("reverse", student, teacher, token, old)[1].double()) <= 1e-5
+        expected += q[:, v, None] * value_and_gradient("k1", student, teacher, token)[1]
+    assert relative(expected, value_and_gradient("reverse", student, teacher, token)[1].double()) <= 1e-5
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("chunk", [7, 1024])
-def test_chunks_temperature_and_padded_heads(kind, chunk):
-    """A chunk's border, the factor 1/τ, ids that only a padded head has, gradients of the head, weights that differ per token."""
+def batch_of(token, losses, weight=None, sampled_logp=None):
+    """A batch as `batch.collate` makes it, without its rows. losses: a name per token."""
+    n = len(token)
+    index = {name: torch.tensor([i for i in range(n) if losses[i] == name]) for name in sorted(set(losses))}
+    return dict(token=token, loss=index, weight=torch.ones(n) if weight is None else weight,
+                sampled_logp=torch.zeros(n) if sampled_logp is None else sampled_logp)
+
+
+@pytest.mark.parametrize("names", [*([name] for name in LOSSES), ["reverse", "forward", "nll"]])
+@pytest.mark.parametrize("chunk", [3, 1000])
+def test_chunks_against_the_whole(names, chunk):
+    """A chunk whose gradient overwrites another's, a temperature that the gradient forgets, padding of the
+    head that is trained, a chunk that holds tokens of two losses, an upstream gradient that is dropped."""
     torch.manual_seed(1)
-    n, d, v = 23, 6, 11
-    hidden, head = torch.randn(n, d), torch.randn(v + 3, d)  # the student's head is padded by three ids
-    teacher_hidden, teacher_head = torch.randn(n, d + 2), torch.randn(v + 5, d + 2)
-    token, weight, old = torch.randint(v, (n,)), torch.rand(n), -torch.rand(n) - 1
-    args = SimpleNamespace(loss=kind, chunk=chunk, temperature=0.7, ppo_clip=0.2)
-    a, b = hidden.clone().requires_grad_(), head.clone().requires_grad_()
-    total, kl = ChunkedLoss.apply(a, b, teacher_hidden, teacher_head, token, old, weight, args, v)
+    n, d, v = 20, 6, 11
+    hidden, head = torch.randn(n, d), torch.randn(v + 3, d)
+    teacher = torch.randn(n, 4), torch.randn(v + 5, 4)
+    token, weight, sampled = torch.randint(v, (n,)), torch.rand(n), -torch.rand(n)
+    losses = [names[i % len(names)] for i in range(n)]
+    x, y = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+    batch = batch_of(token, losses, weight, sampled)
+    total, logged = chunked((x, y), teacher, batch, beta=0.3, temperature=0.7, vocabulary=v, chunk=chunk)
     (3 * total).backward()
-    x, y = hidden.double().requires_grad_(), head.double().requires_grad_()
-    logits = lambda h, w: (h.double() @ w[:v].double().T) / 0.7
-    exact = (reference(kind, logits(x, y), logits(teacher_hidden, teacher_head), token, old.double()) * weight).sum()
+
+    a, b = hidden.double().requires_grad_(), head.double().requires_grad_()
+    student_logits = a @ b[:v].T / 0.7
+    teacher_logits = teacher[0].double() @ teacher[1][:v].double().T / 0.7
+    values = torch.stack([
+        reference(name, student_logits[i:i + 1], teacher_logits[i:i + 1], token[i:i + 1], 0.3)[0]
+        for i, name in enumerate(losses)])
+    exact = (values * weight).sum()
     (3 * exact).backward()
     assert abs(total.item() - exact.item()) <= 1e-5 * abs(exact.item())
-    assert relative(a.grad, x.grad) <= 1e-5 and relative(b.grad, y.grad) <= 1e-5
-    assert b.grad[v:].abs().max() == 0 and kl.shape == (n,)
+    assert relative(x.grad, a.grad) <= 1e-5 and relative(y.grad, b.grad) <= 1e-5
+    assert y.grad[v:].abs().max() == 0
+    kl = reference("reverse", student_logits, teacher_logits, token, 0.3)
+    said = student_logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
+    assert relative(logged[0], values.detach()) <= 1e-5 and relative(logged[1], kl.detach()) <= 1e-5
+    assert relative(logged[2], (said - sampled).abs().detach()) <= 1e-5
 
 
 def test_no_token_at_all():
     """A rank without work still takes part in the backward pass."""
     hidden, head = torch.zeros(0, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
-    args = SimpleNamespace(loss="reverse", chunk=8, temperature=1.0, ppo_clip=0.2)
-    nothing = torch.zeros(0)
-    total, kl = ChunkedLoss.apply(hidden, head, torch.zeros(0, 4), torch.randn(5, 4), nothing.long(), nothing, nothing, args, 5)
+    batch = batch_of(torch.zeros(0, dtype=torch.long), [])
+    total, logged = chunked((hidden, head), None, batch, beta=0.5, temperature=1.0, vocabulary=5, chunk=8)
     total.backward()
-    assert total.item() == 0 and kl.numel() == 0 and head.grad.abs().sum() == 0
+    assert total.item() == 0 and logged.shape == (3, 0) and head.grad.abs().sum() == 0
 
 
-def test_weights_of_the_three_aggregations():
-    """Eq. 2 sums over an episode's tokens; a token mean would make long episodes lighter. Two episodes, three turns, six tokens."""
-    first = SimpleNamespace(rows=[Row([0] * 7, [-1, 0, 0, 0, -1, 1, 1], [0.0] * 7)])
-    second = SimpleNamespace(rows=[Row([0] * 3, [-1, 0, -1], [0.0] * 3)])
-    both = [first, second]
-    assert losses.count(both) == [2, 3, 6]
-    weights = {kind: list(token_weights(both, kind, [2, 3, 6])) for kind in ("episode", "token", "turn")}
-    assert weights["episode"] == [[0, .5, .5, .5, 0, .5, .5], [0, .5, 0]]
-    assert weights["token"] == [[0, 1 / 6, 1 / 6, 1 / 6, 0, 1 / 6, 1 / 6], [0, 1 / 6, 0]]
-    assert weights["turn"][0] == pytest.approx([0, 1 / 9, 1 / 9, 1 / 9, 0, 1 / 6, 1 / 6]) and weights["turn"][1] == [0, 1 / 3, 0]
+def test_nll_needs_no_teacher():
+    """SFT that runs a teacher for nothing; a KL that nobody computed shown as 0."""
+    torch.manual_seed(0)
+    hidden, head, token = torch.randn(4, 3), torch.randn(6, 3), torch.tensor([0, 1, 2, 3])
+    batch = batch_of(token, ["nll"] * 4)
+    _, logged = chunked((hidden, head), None, batch, beta=0.5, temperature=1.0, vocabulary=6, chunk=2)
+    exact = (hidden @ head.T).log_softmax(-1)
+    assert torch.allclose(logged[0], -exact[range(4), token], atol=1e-6) and logged[1].isnan().all()
+    assert WITHOUT_TEACHER == ("nll",)
 
 
-def test_examples_in_the_docstrings():
-    """The worked example of `collate`: the hidden state *before* a token predicts it."""
-    assert doctest.testmod(losses).failed == 0
+@pytest.mark.parametrize("name", ["reverse", "forward", "jsd", "k1"])
+def test_an_id_that_both_exclude_adds_nothing(name):
+    """Infinite logits (an id masked by both heads): 0 · (inf − inf) is NaN, in the value or in the
+    gradient."""
+    student, teacher, _ = draw(n=6, v=5)
+    kept, token = [0, 1, 3, 4], torch.tensor([0, 1, 3, 4, 0, 1])
+    student[:, 2] = teacher[:, 2] = -torch.inf
+    logits = at_temperature(student.clone(), 0.7)
+    value, gradient = value_and_gradient(name, logits, at_temperature(teacher.clone(), 0.7), token, 0.4)
+    exact = (student[:, kept].double() / 0.7).requires_grad_()
+    expected = reference(name, exact, teacher[:, kept].double() / 0.7, torch.tensor([0, 1, 2, 3, 0, 1]), 0.4)
+    expected.sum().backward()
+    assert relative(value, expected.detach()) <= 1e-5
+    assert relative(gradient[:, kept], exact.grad) <= 1e-5 and gradient[:, 2].abs().max() == 0
 
 
-@pytest.mark.parametrize("kind", ["kl", "jsd", "jsd:0", "jsd:1", "jsd:x", ""])
-def test_unknown_loss(kind):
-    """jsd:0 and jsd:1 are constant zero: training on them would do nothing, silently."""
-    with pytest.raises(UserError, match="unknown loss"):
-        jsd_beta(kind)
+def test_help_says_every_loss():
+    """A loss that can be chosen and is nowhere explained."""
+    assert all(f"{name}: " in explained() for name in LOSSES)

@@ -1,4 +1,5 @@
-"""Play over the ragged cache is exact; checkpoints that would go wrong silently are refused."""
+"""Play over the ragged cache is exact; what plays on a GPU is emulated; checkpoints that would go wrong
+silently are refused."""
 
 import copy
 
@@ -7,17 +8,23 @@ import torch
 from conftest import make_model, make_tokenizer
 
 import model as lm
-from envs import UserError
+from harness.cli import UserError
+
+KINDS = ["qwen2", "qwen3", "llama", "qwen3_moe"]
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_ragged_cache_against_uncached_forward(kind):
-    """Padding that is attended to, positions counted from the batch's longest row, a write over another row's end: six turns of
-    different lengths per row, decoding steps in which some rows stand still, two rows leaving. Logits within 1e-4 in fp32."""
+    """Padding that is attended to, positions counted from the batch's longest row, a write over another row's
+    end: six turns of different lengths per row, decoding steps in which some rows stand still, two rows
+    leaving. Logits within 1e-4 in fp32."""
     model, rng = make_model(kind), torch.Generator().manual_seed(0)
-    number = lambda low, high: int(torch.randint(low, high, (), generator=rng))
     rows = [[] for _ in range(5)]
     cache, worst = lm.RaggedCache(model, rows), 0.0
+
+    def number(low, high):
+        return int(torch.randint(low, high, (), generator=rng))
+
     with torch.no_grad():
         for turn in range(6):
             for row in rows:
@@ -47,9 +54,11 @@ def difference(model, row, logits):
     return (model(input_ids=torch.tensor([row])).logits[0, -1] - logits).abs().max().item()
 
 
-def test_hidden_states_do_not_depend_on_right_padding():
-    """The training forward takes no mask: this holds because attention is causal, and would break with left padding."""
-    model = make_model()
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_states_do_not_depend_on_right_padding(kind):
+    """The training forward takes no mask: this holds because attention is causal, and would break with left
+    padding."""
+    model = make_model(kind)
     row, longer = [5, 9, 11, 7], [3] * 9
     with torch.no_grad():
         alone = lm.hidden_states(model, torch.tensor([row]))
@@ -58,13 +67,14 @@ def test_hidden_states_do_not_depend_on_right_padding():
 
 
 def test_round_trip_and_refusals(tmp_path):
-    """A saved student must load as an ordinary checkpoint, also over an older one; what cannot work says so in one sentence."""
+    """A saved student must load as an ordinary checkpoint, also over an older one; what cannot work is one
+    sentence."""
     model, tokenizer = make_model(), make_tokenizer()
     for seed in (0, 1):
         lm.save(make_model(seed=seed), tokenizer, str(tmp_path / "student"))
     loaded, again = lm.load(str(tmp_path / "student"))
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), make_model(seed=1).parameters()))
-    assert again.init_kwargs["prompt_style"] == "bare" and again.get_vocab() == tokenizer.get_vocab()
+    assert lm.style(again) == "bare" and again.get_vocab() == tokenizer.get_vocab()
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
     with pytest.raises(UserError, match="nowhere"):
         lm.load(str(tmp_path / "nowhere"))
@@ -79,12 +89,46 @@ def test_round_trip_and_refusals(tmp_path):
 
 
 def test_the_playing_copy_keeps_its_rotary_frequencies():
-    """`.to(bfloat16)` rounds the rotary buffers too: the student would play with other positions than it is trained with."""
+    """`.to(bfloat16)` rounds the rotary buffers too: the student would play with other positions than it is
+    trained with."""
     model = make_model()
     bf16 = lm.rounded(copy.deepcopy(model), torch.bfloat16)
     assert {p.dtype for p in bf16.parameters()} == {torch.bfloat16}
     for ours, master in zip(bf16.buffers(), model.buffers(), strict=True):
         assert ours.dtype == master.dtype == torch.float32 and torch.equal(ours, master)
+
+
+def step(student):
+    """One optimizer step on a bf16 forward of fp32 weights, as on a GPU."""
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = lm.hidden_states(student, torch.tensor([[5, 9, 11, 7, 30]]))
+        lm.logits(hidden[0], lm.head(student)).logsumexp(-1).sum().backward()
+    optimizer.step()
+    return hidden
+
+
+def test_the_gpus_precision_on_the_cpu():
+    """fp32 masters that autocast turns into bf16 gradients, a playing copy that lags behind the masters, or
+    whose tied head comes apart from its embedding so that only one of them follows."""
+    student = make_model("qwen3", tie_word_embeddings=True)
+    player = lm.rounded(copy.deepcopy(student), torch.bfloat16)
+    before = [p.clone() for p in player.parameters()]
+    step(student)
+    assert {p.grad.dtype for p in student.parameters()} == {torch.float32}
+    lm.refresh(player, student)
+    assert any(not torch.equal(old, new) for old, new in zip(before, player.parameters()))
+    for copied, master in zip(player.parameters(), student.parameters(), strict=True):
+        assert copied.dtype == torch.bfloat16 and torch.equal(copied, master.to(torch.bfloat16))
+    for model in (player, student):
+        assert lm.head(model) is model.get_input_embeddings().weight
+    with torch.no_grad():
+        row = [5, 9, 11, 7, 30, 2, 17]
+        cached = lm.extend(player, lm.RaggedCache(player, [0]), [row])
+        with torch.autocast("cpu", torch.bfloat16):
+            learner = lm.logits(lm.hidden_states(student, torch.tensor([row]))[0, -1:], lm.head(student))
+    mismatch = (cached.log_softmax(-1) - learner.float().log_softmax(-1)).abs().max().item()
+    assert 0 < mismatch < 0.2  # bf16's own rounding, and no more
 
 
 def test_sliding_window_attention_is_refused():
@@ -96,3 +140,13 @@ def test_sliding_window_attention_is_refused():
     mistral = type("Config", (), dict(num_hidden_layers=2, sliding_window=4096))()
     with pytest.raises(UserError, match="full attention"):
         lm.check_supported("some-model", mistral)
+
+
+def test_noise_is_taken_out():
+    """Dropout in the training forward: the student would be compared with a noisy copy of itself."""
+    model = make_model("qwen2", attention_dropout=0.3)
+    lm.without_noise(model)
+    row = torch.tensor([[5, 9, 11, 7, 30, 2, 17]])
+    with torch.no_grad():
+        still = lm.hidden_states(model, row)
+        assert torch.equal(still, lm.hidden_states(model.train(), row))

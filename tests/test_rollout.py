@@ -1,4 +1,8 @@
-"""Batched play of the real ALFWorld engine with a tiny random model: rows, windows, cuts, and independence of the batch."""
+"""Batched play of the real ALFWorld engine with tiny random models: rows, who acts, cuts, independence of the
+batch."""
+
+import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -7,7 +11,8 @@ from conftest import WORDS, make_model, make_tokenizer
 
 import curriculum
 import envs
-import rollout
+from curriculum import METHODS, plan
+from harness.cli import UserError
 from rollout import Chat, Limits, play, sample
 
 LIMITS = Limits(max_response=5, max_context=2000, temperature=1.0, style="bare")
@@ -15,132 +20,222 @@ LIMITS = Limits(max_response=5, max_context=2000, temperature=1.0, style="bare")
 
 @pytest.fixture(scope="module")
 def world(data):
+    """Two random models, their chat, eight games."""
     tasks = envs.make_tasks("alfworld", "train", data)
-    words = sorted({word for task in tasks for action in task.expert for word in action.split()} - set(WORDS))
-    return dict(model=make_model(), chat=Chat(make_tokenizer(words)), tasks=tasks, games=[envs.make_env("alfworld", data=data) for _ in tasks])
+    said = {word for task in tasks for action in task.expert for word in action.split()}
+    chat = Chat(make_tokenizer(sorted(said - set(WORDS))))
+    games = [envs.make_env("alfworld", data=data) for _ in tasks]
+    return dict(student=make_model(), teacher=make_model(seed=9), chat=chat, tasks=tasks, games=games)
 
 
-def run(world, pick, windows, limits=LIMITS, **more):
-    return play(world["model"], world["chat"], world["games"], [world["tasks"][i] for i in pick], windows, limits, **more)
+def run(world, pick, method="opd", k=99, T=20, beta=0.0, limits=LIMITS, tasks=None, **more):
+    """Play some of the world's tasks by a method."""
+    actors = {"student": world["student"], "teacher": world["teacher"]}
+    acts = plan(METHODS[method] if isinstance(method, str) else method, k, T, beta)
+    tasks = tasks or [world["tasks"][i] for i in pick]
+    return play(actors, world["chat"], world["games"], tasks, acts, limits, **more)
 
 
 def uncached_logp(model, chat, row):
     """Log-probability of every token of a row from one plain forward of the model, float64 softmax."""
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([row.ids])).logits[0, :, : chat.vocabulary].double()  # (T, V)
-    return [None] + logits.log_softmax(-1)[:-1].gather(-1, torch.tensor(row.ids[1:])[:, None])[:, 0].tolist()
+    said = torch.tensor(row.ids[1:])[:, None]
+    return [math.nan] + logits.log_softmax(-1)[:-1].gather(-1, said)[:, 0].tolist()
+
+
+def worst_logp(world, episodes):
+    """Largest difference of what the student's tokens were sampled with to an uncached forward."""
+    worst = 0.0
+    for row in (row for episode in episodes for row in episode.rows):
+        exact = uncached_logp(world["student"], world["chat"], row)
+        worst = max([worst, *(abs(a - b) for a, b in zip(exact, row.logp) if not math.isnan(b))])
+    return worst
+
+
+def said_at(row, turn):
+    """The ids of a turn's trained response."""
+    return [i for i, at in zip(row.ids, row.turn) if at == turn]
 
 
 def test_the_row_is_what_was_said_and_its_logps_are_exact(world):
-    """Re-tokenised responses, a cache that lost a turn, log-probabilities of the neighbouring token: eight games, six turns each."""
-    episodes = run(world, range(8), [(0, 6)] * 8)
+    """Re-tokenised responses, a cache that lost a turn, log-probabilities of the neighbouring token: eight
+    games, six turns."""
+    episodes = run(world, range(8), T=6)
     chat = world["chat"]
+    assert worst_logp(world, episodes) < 1e-4
     for episode in episodes:
         row = episode.row
         assert len(row.ids) == len(row.turn) == len(row.logp) and len(episode.turns) == 6
-        exact = uncached_logp(world["model"], chat, row)
-        assert max(abs(a - b) for a, b, t in zip(exact, row.logp, row.turn) if t >= 0) < 1e-4
         for t, turn in enumerate(episode.turns):
-            said = [i for i, at in zip(row.ids, row.turn) if at == t]
-            assert chat.text(said) == turn["response"] and 1 <= len(said) <= 5
+            said = said_at(row, t)
+            assert chat.decode_response(said) == turn["response"] and 1 <= len(said) <= 5
             assert turn["cut"] == (said[-1] != chat.end)
-        pieces = [chat.observation(turn["observation"], i == 0) for i, turn in enumerate(episode.turns)]
-        ours = [i for i, at in zip(row.ids, row.turn) if at < 0]
-        ends = sum(turn["cut"] for turn in episode.turns)
-        assert len(ours) == sum(map(len, pieces)) + ends  # the end token is appended where the student was cut off
+        read = 0
+        for t, turn in enumerate(episode.turns):
+            read += len(chat.encode_observation(turn["observation"], t == 0))
+            read += turn["cut"]  # the end token is appended where the student was cut off
+        assert sum(at < 0 for at in row.turn) == read
+
+
+@pytest.mark.parametrize("method, history", [
+    ("opd", "full"), ("f2b", "full"), ("b2f", "full"), ("sft", "full"), ("guided", "full"),
+    (curriculum.take_over, "full"), ("guided", "window:2"), ("b2f", "window:1"),
+    (curriculum.take_over, "window:3")])
+def test_what_was_sampled_equals_an_uncached_forward(world, method, history):
+    """A model that rides along while another acts, and is caught up wrongly; rows of replayed turns that
+    shift a cache: the log-probabilities of all that the student sampled, in all methods, with ragged expert
+    prefixes."""
+    limits = dataclasses.replace(LIMITS, history=history)
+    episodes = run(world, range(8), method, k=3, T=9, beta=0.5, limits=limits)
+    who = {turn["who"] for episode in episodes for turn in episode.turns}
+    expected = {"b2f": {"expert", "student"}, "sft": {"expert"}, "guided": {"student", "teacher"},
+                curriculum.take_over: {"student", "teacher"}}
+    assert who == expected.get(method, {"student"})
+    assert worst_logp(world, episodes) < 1e-4
+    sampled = sum(not math.isnan(logp) for episode in episodes for row in episode.rows for logp in row.logp)
+    assert (sampled == 0) == (method == "sft")
+
+
+def test_the_teacher_samples_from_its_own_distribution(world):
+    """A teacher that acts on the student's cache or with the student's weights: greedy play shows whose
+    argmax was taken."""
+    greedy = dataclasses.replace(LIMITS, temperature=0.0)
+    episodes = run(world, range(4), "guided", T=6, beta=0.5, limits=greedy)
+    checked = 0
+    for episode in episodes:
+        for t, turn in enumerate(episode.turns):
+            at = episode.row.turn.index(t)
+            with torch.no_grad():
+                logits = world[turn["who"]](input_ids=torch.tensor([episode.row.ids[:at]])).logits[0, -1]
+            assert logits[: world["chat"].vocabulary].argmax().item() == episode.row.ids[at]
+            checked += turn["who"] == "teacher"
+    assert 3 <= checked <= 21
 
 
 def test_an_episode_does_not_depend_on_its_batch(world):
-    """One generator for the whole batch would make an episode depend on who else is playing; so would a wrong mask."""
-    together = run(world, range(8), [(0, 4)] * 8, seed=(7,), step=3)
-    for i in (0, 5):
-        alone = run(world, [i], [(0, 4)], seed=(7,), step=3, first_index=i)[0]
-        assert alone.row.ids == together[i].row.ids
-        assert np.allclose(alone.row.logp, together[i].row.logp, atol=1e-4)
-    other = run(world, [5], [(0, 4)], seed=(7,), step=4, first_index=5)[0]
-    assert other.row.ids != together[5].row.ids
+    """One generator for the whole batch would make an episode depend on who else is playing; so would a wrong
+    mask."""
+    for method in ("opd", "guided"):
+        together = run(world, range(8), method, T=4, beta=0.5, seed=(7,), step=3)
+        for i in (0, 5):
+            alone = run(world, [i], method, T=4, beta=0.5, seed=(7,), step=3, first_index=i)[0]
+            assert alone.row.ids == together[i].row.ids
+            assert np.allclose(alone.row.logp, together[i].row.logp, atol=1e-4, equal_nan=True)
+        other = run(world, [5], method, T=4, beta=0.5, seed=(7,), step=4, first_index=5)[0]
+        assert other.row.ids != together[5].row.ids
 
 
 def test_rank_shares_are_the_same_episodes(world):
     """Two ranks that draw the same numbers, or others than one rank would."""
-    whole = run(world, range(4), [(0, 3)] * 4)
-    odd = run(world, [1, 3], [(0, 3)] * 2, first_index=1, stride=2)
+    whole = run(world, range(4), T=3)
+    odd = run(world, [1, 3], T=3, first_index=1, stride=2)
     assert [e.row.ids for e in odd] == [whole[1].row.ids, whole[3].row.ids]
 
 
-def test_windows_replay_the_expert_and_stop(world):
-    """B2F that trains on the expert's tokens, forgets the task in the prompt, or stops after k turns; F2B that plays on."""
+def test_b2f_replays_the_expert_and_trains_the_student_only(world):
+    """B2F that trains on the expert's tokens, forgets the task in the prompt, or stops after k turns; F2B
+    that plays on."""
     task = world["tasks"][0]
-    length = len(task.expert)
-    start, stop = curriculum.window("b2f", 2, length, 20)
-    episode = run(world, [0], [(start, stop)])[0]
-    assert start == length - 2 and len(episode.turns) == stop == 20
+    start = len(task.expert) - 2
+    episode = run(world, [0], "b2f", k=2)[0]
+    assert len(episode.turns) == 20 and episode.played == 20 - start
     assert [turn["action"] for turn in episode.turns[:start]] == list(task.expert[:start])
     assert min(t for t in episode.row.turn if t >= 0) == start and max(episode.row.turn) == 19
-    first = world["chat"].observation(episode.opening, True)
+    first = world["chat"].encode_observation(episode.opening, True)
     assert episode.row.ids[: len(first)] == first and "Your task is to" in episode.opening
-    short = run(world, [0], [(0, 3)])[0]
+    short = run(world, [0], "f2b", k=3)[0]
     assert len(short.turns) == 3 and max(short.row.turn) == 2 and not short.won
 
 
-def test_expert_actions_win_and_end_the_episode(world):
-    """Success read from `done` at a limit instead of the game won; an episode that goes on after it is won."""
+def test_sft_trains_the_experts_responses_whole(world):
+    """Reasoning that is dropped, an end token that is not learned, an expert's episode that does not end in
+    the game won."""
+    task, chat = world["tasks"][0], world["chat"]
+    responses = tuple(f"look and {action}" for action in task.expert)
+    spoken = dataclasses.replace(task, responses=responses)
+    bare, whole = run(world, None, "sft", tasks=[task, spoken])
+    for episode, texts in ((bare, task.expert), (whole, responses)):
+        assert episode.won and len(episode.turns) == len(task.expert) and episode.played == 0
+        assert [turn["action"] for turn in episode.turns] == list(task.expert)
+        for t, text in enumerate(texts):
+            assert said_at(episode.row, t) == chat.encode_response(text)
+            assert said_at(episode.row, t)[-1] == chat.end
+        assert all(math.isnan(logp) for logp in episode.row.logp)
+
+
+def test_b2f_replays_responses_too(world):
+    """A student whose own turns carry reasoning, behind a history of bare actions."""
+    task, chat = world["tasks"][0], world["chat"]
+    spoken = dataclasses.replace(task, responses=tuple(f"look and {action}" for action in task.expert))
+    episode = run(world, None, "b2f", k=2, tasks=[spoken])[0]
+    start, ids = len(task.expert) - 2, episode.row.ids
+    first = chat.encode_observation(episode.opening, True) + chat.encode_response(spoken.responses[0])
+    assert ids[: len(first)] == first and episode.turns[start - 1]["response"] == spoken.responses[start - 1]
+
+
+def test_an_expert_of_another_game_is_an_error(world):
+    """A replay that ends early and an episode that silently goes on, or is dropped."""
     task = world["tasks"][0]
-    game, chat, actions = world["games"][0], world["chat"], iter(task.expert)
-    episode = rollout.Episode(task, 0, 0, 20, env=game)
-    rollout.begin(episode, chat, LIMITS)
-    while not episode.done:
-        ids = chat.response(next(actions))
-        rollout.advance(episode, ids, [0.0] * len(ids), chat, LIMITS)
-    assert episode.won and len(episode.turns) == len(task.expert) < 20
-    assert episode.count("invalid") == episode.count("missing") == episode.count("cut") == 0
+    longer = dataclasses.replace(task, expert=(*task.expert, "look"))
+    with pytest.raises(envs.ReplayError, match="the game ended after"):
+        run(world, None, "sft", tasks=[longer])
 
 
 def test_context_limit_is_counted_and_too_short_a_context_is_an_error(world):
     """The released code's silent loss of all later turns."""
-    row = run(world, [0], [(0, 4)])[0].row
+    row = run(world, [0], T=4)[0].row
     room = row.turn.index(2) + 5 - 1  # one token too few for the third response
-    cut = run(world, [0], [(0, 4)], Limits(5, room, 1.0, "bare"))[0]
+    limits = dataclasses.replace(LIMITS, max_context=room)
+    cut = run(world, [0], T=4, limits=limits)[0]
     assert cut.context_cut and len(cut.turns) == 2 and max(cut.row.turn) == 1
-    assert not run(world, [0], [(0, 2)], Limits(5, room, 1.0, "bare"))[0].context_cut
-    with pytest.raises(envs.UserError, match="--max-context"):
-        run(world, [0], [(0, 4)], Limits(5, 20, 1.0, "bare"))
+    assert not run(world, [0], T=2, limits=limits)[0].context_cut
+    with pytest.raises(UserError, match="--max-context"):
+        run(world, [0], T=4, limits=dataclasses.replace(LIMITS, max_context=20))
 
 
 def test_a_replay_that_fills_the_context_is_cut_before_the_student(world):
     """B2F's prefix may already be too long: one response on an over-long row, or a crash of the model."""
-    start, stop = curriculum.window("b2f", 1, len(world["tasks"][0].expert), 20)
-    whole = run(world, [0], [(start, stop)])[0].row
+    start = len(world["tasks"][0].expert) - 1
+    whole = run(world, [0], "b2f", k=1)[0].row
     room = whole.turn.index(start) + 5 - 1  # one token too few for the student's first response
-    cut = run(world, [0], [(start, stop)], Limits(5, room, 1.0, "bare"))[0]
-    assert cut.context_cut and not cut.played and max(cut.row.turn) == -1
+    cut = run(world, [0], "b2f", k=1, limits=dataclasses.replace(LIMITS, max_context=room))[0]
+    assert cut.context_cut and cut.played == 0 and max(cut.row.turn) == -1
 
 
-def test_history_window_gives_every_turn_a_row_of_its_own(world):
-    """A window that drops the task, keeps the wrong turns, or scores a turn on another row's prefix."""
-    limits = Limits(5, 2000, 1.0, "bare", "window:2")
-    episode = run(world, [0], [(0, 5)], limits)[0]
-    assert [sorted(set(row.turn)) for row in episode.rows] == [[-1, t] for t in range(5)]
-    chat, turns = world["chat"], episode.turns
-    expected = chat.observation(episode.opening, True)
-    for t in (2, 3):
-        said = [i for i, at in zip(episode.rows[t].ids, episode.rows[t].turn) if at == t]  # as sampled, not tokenised again
-        expected = expected + said + [chat.end] * turns[t]["cut"] + chat.observation(turns[t + 1]["observation"], False)
-    assert episode.rows[4].ids[: len(expected)] == expected
-    for row in episode.rows:
-        exact = uncached_logp(world["model"], chat, row)
-        assert max(abs(a - b) for a, b, t in zip(exact, row.logp, row.turn) if t >= 0) < 1e-4
+def answered(episode, chat, t):
+    """The ids of turn t's response in a later row: as sampled, not tokenised again."""
+    return said_at(episode.rows[t], t) + [chat.end] * episode.turns[t]["cut"]
 
 
-def test_take_over_feeds_the_second_model_the_whole_history(world):
-    """A teacher that takes over on an empty cache: its first turn must be scored on everything said before."""
-    teacher = make_model(seed=9)
-    episode = play(lambda turn: world["model"] if turn < 2 else teacher, world["chat"], world["games"], world["tasks"][:3],
-                   [(0, 4)] * 3, LIMITS)[1]
-    exact = [uncached_logp(model, world["chat"], episode.row) for model in (world["model"], teacher)]
-    for j, t in enumerate(episode.row.turn):
-        if t >= 0:
-            assert abs(exact[t >= 2][j] - episode.row.logp[j]) < 1e-4
+def test_window_1_by_hand(world):
+    """The last response behind the opening, as if it had answered the first observation. Turn 0: opening.
+    Turn 1: opening, a0, o1. Turn 2: opening and o1 in one message, a1, o2."""
+    episode = run(world, [0], T=4, limits=dataclasses.replace(LIMITS, history="window:1"))[0]
+    chat, o = world["chat"], [turn["observation"] for turn in episode.turns]
+    openings = [o[0], o[0], f"{o[0]}\n\n{o[1]}", f"{o[0]}\n\n{o[2]}"]
+    for t, (row, opening) in enumerate(zip(episode.rows, openings, strict=True)):
+        prompt = chat.encode_observation(opening, True)
+        if t > 0:
+            prompt += answered(episode, chat, t - 1) + chat.encode_observation(o[t], False)
+        said = said_at(row, t)
+        assert row.ids[: len(prompt)] == prompt and row.ids[len(prompt): len(prompt) + len(said)] == said
+        assert set(row.turn) == {-1, t}
+    assert o[0] == episode.opening and worst_logp(world, [episode]) < 1e-4
+
+
+def test_window_3_keeps_pairs_in_their_order(world):
+    """A window that drops the task, keeps the wrong turns, or their observations shifted by one."""
+    episode = run(world, [0], T=6, limits=dataclasses.replace(LIMITS, history="window:3"))[0]
+    chat, o = world["chat"], [turn["observation"] for turn in episode.turns]
+    early = chat.encode_observation(o[0], True)
+    for t in (0, 1, 2):
+        early += answered(episode, chat, t) + chat.encode_observation(o[t + 1], False)
+    assert episode.rows[3].ids[: len(early)] == early
+    late = chat.encode_observation(o[0] + "\n\n" + o[2], True)
+    for t in (2, 3, 4):
+        late += answered(episode, chat, t) + chat.encode_observation(o[t + 1], False)
+    assert episode.rows[5].ids[: len(late)] == late and worst_logp(world, [episode]) < 1e-4
 
 
 def test_sampling_follows_the_distribution():
@@ -156,23 +251,63 @@ def test_sampling_follows_the_distribution():
 
 
 def test_the_templates_own_end_token_ends_a_response():
-    """A tokenizer whose eos is not the token that its template writes behind a response (Qwen2.5 base, Gemma): the end would be
-    doubled, or never be recognised."""
+    """A tokenizer whose eos is not the token that its template writes behind a response (Qwen2.5 base,
+    Gemma): the end would be doubled, or never be recognised."""
     tokenizer = make_tokenizer(["<eos>"])
     tokenizer.eos_token = "<eos>"
     chat = Chat(tokenizer)
-    assert chat.end == tokenizer.convert_tokens_to_ids("<|im_end|>") and {chat.end, tokenizer.eos_token_id} <= chat.stop
-    assert chat.observation("look", False).count(chat.end) == 1  # the user's message, not the response before it
+    assert chat.end == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert {chat.end, tokenizer.eos_token_id} <= chat.stop
+    # The end of the user's message, not that of the response before it.
+    assert chat.encode_observation("look", False).count(chat.end) == 1
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + ' ; ' }}{% endfor %}"
-    with pytest.raises(envs.UserError, match="special token"):
+    with pytest.raises(UserError, match="special token"):
         Chat(tokenizer)
 
 
-def test_chat_pieces_rebuild_the_templates_own_text():
-    """A row cut together from pieces must read exactly as the template renders the conversation."""
-    tokenizer = make_tokenizer()
+def template_of(opening, user, reply, closing, generation, start="", end=""):
+    """A chat template in jinja: text before everything, around a user's message, around a reply, and before
+    the model answers."""
+    return (
+        start + "{% for m in messages %}{% if m['role'] == 'user' %}" + opening + "{{ m['content'] }}" + user
+        + "{% else %}" + reply + "{{ m['content'] }}" + closing + "{% endif %}{% endfor %}" + end
+        + "{% if add_generation_prompt %}" + generation + "{% endif %}")
+
+
+# In the manner of four families: what stands around a message, and what a response ends with.
+TEMPLATES = {
+    "SmolLM": (template_of(
+        "<|im_start|>user ", "<|im_end|> ", "<|im_start|>assistant ", "<|im_end|> ", "<|im_start|>assistant ",
+        start="<|im_start|>system You are a kitchen<|im_end|> "), "<|im_end|>"),
+    "Qwen3": (template_of(
+        "<|im_start|>user ", "<|im_end|> ", "<|im_start|>assistant ", "<|im_end|> ",
+        "<|im_start|>assistant {% if enable_thinking is false %}<think> </think> {% endif %}"), "<|im_end|>"),
+    "Llama 3": (template_of(
+        "<|head|>user<|tail|>", "<|eot|>", "<|head|>assistant<|tail|>", "<|eot|>",
+        "<|head|>assistant<|tail|>", start="<|begin|>"), "<|eot|>"),
+    "Mistral": (template_of("[INST] ", " [/INST]", " ", "</s>", "", start="<s>"), "</s>")}
+SPECIAL = [
+    "<|head|>", "<|tail|>", "<|eot|>", "<|begin|>", "[INST]", "[/INST]", "<s>", "</s>", "<think>", "</think>"]
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_chat_pieces_rebuild_the_templates_own_text(family):
+    """A row cut together from pieces must read exactly as the template renders the conversation: a system
+    prompt that comes back with every turn, an end token that is doubled or missing, a user's header that is
+    lost."""
+    tokenizer = make_tokenizer(["system"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", *SPECIAL]})
+    tokenizer.chat_template, end = TEMPLATES[family]
     chat = Chat(tokenizer)
-    messages = [dict(role=role, content=text) for role, text in (("user", "go to fridge 1"), ("assistant", "look"), ("user", "take mug"))]
-    pieces = chat.observation("go to fridge 1", True) + chat.response("look") + chat.observation("take mug", False)
-    whole = tokenizer.encode(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), add_special_tokens=False)
+    assert chat.end == tokenizer.convert_tokens_to_ids(end)
+    said = ["go to fridge 1", "look", "take mug", "examine mug", "open it"]
+    messages = [dict(role=("user", "assistant")[i % 2], content=text) for i, text in enumerate(said)]
+    whole = tokenizer.encode(chat.render(messages), add_special_tokens=False)
+    pieces = chat.encode_observation(said[0], True)
+    for reply, observation in (said[1:3], said[3:5]):
+        pieces += chat.encode_response(reply) + chat.encode_observation(observation, False)
+    if family == "Qwen3":  # the row keeps the empty thought that the model saw; the template drops it
+        thought = tokenizer.encode("<think> </think>", add_special_tokens=False)
+        assert pieces.count(thought[0]) == 3 and whole.count(thought[0]) == 1
+        pieces = [i for i in pieces if i not in thought] + thought
     assert pieces == whole and tokenizer.unk_token_id not in pieces

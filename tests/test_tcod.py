@@ -4,25 +4,30 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.multiprocessing
-from conftest import arguments, launch, make_model
+from conftest import ROOT, arguments, launch, make_model
 from safetensors.torch import load_file
 
+import curriculum
 import envs
 import rollout
 import tcod
-from run import Ranks, append, read_log
+from harness.cli import UserError
+from harness.folder import append, read_log
+from harness.ranks import Ranks
 
 
 def made_up_episode(seed, rows=1):
     """An episode of random tokens with a few trained responses, as `rollout.play` would return it."""
     draw = random.Random(seed)
-    episode = SimpleNamespace(rows=[])
+    episode = SimpleNamespace(rows=[], turns=[dict(weight=1.0, loss="") for _ in range(4)])
     for _ in range(rows):
         row = rollout.Row()
         for t in range(draw.randint(1, 4)):
@@ -33,19 +38,33 @@ def made_up_episode(seed, rows=1):
     return episode
 
 
-def gradients(episodes, loss="reverse", aggregate="episode", batch_tokens=64, ddp=False):
-    """The student's gradient after `tcod.backward` on this rank's episodes, as one vector; and the loss and KLs that it returned."""
-    args = tcod.Args(loss=loss, aggregate=aggregate, batch_tokens=batch_tokens, chunk=8, ppo_clip=1e9)  # the made-up ratios are far from 1
+def step(episodes, ddp=False, **knobs):
+    """The student's gradient after `tcod.backward` on this rank's episodes, as one vector; the loss; the sums
+    per turn."""
+    args = tcod.Args(**{**dict(loss="reverse", batch_tokens=64, chunk=8, beta=0.3), **knobs})
     student, teacher = make_model(seed=1), make_model(seed=2, vocabulary=144)
-    distiller = tcod.Distiller(student, args, 120)
-    distiller = torch.nn.parallel.DistributedDataParallel(distiller) if ddp else distiller
-    value, kls = tcod.backward(distiller, teacher, episodes, args, RANKS)
-    return torch.cat([p.grad.flatten() for p in student.parameters()]), value, kls
+    distiller = tcod.distributed(student, args, 120, SimpleNamespace(world=1))
+    if ddp:
+        distiller = torch.nn.parallel.DistributedDataParallel(distiller)
+    value, sums = tcod.backward(distiller, teacher, episodes, args, RANKS)
+    return torch.cat([p.grad.flatten() for p in student.parameters()]), value, torch.tensor(sums)
+
+
+def relative(a, b):
+    return ((a - b).norm() / b.norm()).item()
 
 
 RANKS = Ranks()
-CASES = [([[(1,), (2, 3), (3,), (4,), (5,)], [(6,)]], "reverse", "episode"), ([[(1,), (2,)], []], "k1", "token"),
-         ([[], [(7, 2), (8,)]], "jsd:0.3", "turn")]  # each rank's episodes (seed, rows), loss, aggregation
+CASES = [  # each rank's episodes (seed, rows), loss, aggregate
+    ([[(1,), (2, 3), (3,), (4,), (5,)], [(6,)]], "reverse", "episode"),
+    ([[(1,), (2,)], []], "k1", "token"),
+    ([[], [(7, 2), (8,)]], "jsd", "turn")]
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def ranked(rank, folder, port):
@@ -55,63 +74,123 @@ def ranked(rank, folder, port):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     RANKS = Ranks()
     for i, (shares, loss, aggregate) in enumerate(CASES):
-        grad, value, _ = gradients([made_up_episode(*seed) for seed in shares[rank]], loss, aggregate, ddp=True)
+        episodes = [made_up_episode(*seed) for seed in shares[rank]]
+        grad, value, _ = step(episodes, ddp=True, loss=loss, aggregate=aggregate)
         torch.save(dict(grad=grad, value=value), f"{folder}/{i}-{rank}.pt")
-    torch.distributed.destroy_process_group()
+    RANKS.leave()
 
 
 def test_two_ranks_with_uneven_work_equal_one(tmp_path):
-    """DistributedDataParallel averages: means of ranks' means, a hang where micro-batches differ, or a rank without any episode."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(ranked, (str(tmp_path), port), nprocs=2)
+    """DistributedDataParallel averages: means of ranks' means, a hang where micro-batches differ, a rank
+    without any episode."""
+    torch.multiprocessing.spawn(ranked, (str(tmp_path), free_port()), nprocs=2)
     for i, (shares, loss, aggregate) in enumerate(CASES):
         parts = [torch.load(tmp_path / f"{i}-{rank}.pt", weights_only=True) for rank in range(2)]
-        alone, value, _ = gradients([made_up_episode(*seed) for share in shares for seed in share], loss, aggregate, batch_tokens=10**6)
+        episodes = [made_up_episode(*seed) for share in shares for seed in share]
+        alone, value, _ = step(episodes, loss=loss, aggregate=aggregate, batch_tokens=10**6)
         for part in parts:
-            difference = ((part["grad"] - alone).norm() / alone.norm()).item()
+            difference = relative(part["grad"], alone)
             print(f"{loss}, {aggregate}: relative difference of the gradient {difference:.1e}")
             assert difference <= 1e-5
         assert abs(sum(part["value"] for part in parts) - value) <= 1e-5 * abs(value)
 
 
-def test_micro_batches_and_recomputation_change_nothing():
-    """A normaliser per micro-batch instead of one for the step."""
-    episodes = [made_up_episode(seed) for seed in range(6)]
-    small, _, kls = gradients(episodes, batch_tokens=1)
-    large, _, again = gradients(episodes, batch_tokens=10**6)
-    assert ((small - large).norm() / large.norm()).item() <= 1e-5
-    rows = [row for episode in episodes for row in episode.rows]
-    for row, kl, other in zip(rows, kls, again, strict=True):  # in the rows' order, whatever the batching
-        assert [k is not None for k in kl] == [t >= 0 for t in row.turn]
-        assert all(abs(a - b) < 1e-4 for a, b in zip(kl, other) if a is not None)
+@pytest.mark.parametrize("knobs", [dict(batch_tokens=1), dict(chunk=1), dict(recompute=True)])
+def test_micro_batches_chunks_and_recomputation_change_nothing(knobs):
+    """A normaliser per micro-batch instead of one for the step; dropout or a cache that recomputation brings
+    with it."""
+    episodes = [made_up_episode(seed, rows=1 + seed % 2) for seed in range(6)]
+    expected, value, sums = step(episodes, batch_tokens=10**6)
+    got, again, same = step(episodes, **knobs)
+    assert relative(got, expected) <= 1e-5 and abs(again - value) <= 1e-5 * abs(value)
+    assert torch.allclose(sums, same, rtol=1e-4, atol=1e-4)
+
+
+def test_recomputation_is_asked_of_the_model():
+    """--recompute that is read and does nothing."""
+    student = make_model()
+    args = tcod.Args(recompute=True, loss="reverse", batch_tokens=10**6)
+    distiller = tcod.distributed(student, args, 120, SimpleNamespace(world=1))
+    runs = []
+    student.model.layers[0].self_attn.register_forward_pre_hook(lambda *_: runs.append(1))
+    tcod.backward(distiller, make_model(seed=2), [made_up_episode(0)], args, RANKS)
+    assert len(runs) == 2 and not student.training  # once forward, once again for the backward pass
+
+
+def test_sums_per_turn():
+    """A token's KL added to its neighbour's turn, or to another episode's, when rows are sorted into
+    micro-batches."""
+    episodes = [made_up_episode(seed) for seed in range(5)]
+    _, value, sums = step(episodes, batch_tokens=40)
+    tokens, values, kls, mismatches = sums
+    for i, episode in enumerate(episodes):
+        row = episode.rows[0]
+        assert tokens[i].tolist() == [row.turn.count(t) for t in range(4)]
+        _, alone, single = step([episode], batch_tokens=40)
+        assert abs(values[i].sum().item() - alone) < 1e-4 * alone
+        assert torch.allclose(kls[i], single[2][0], rtol=1e-4, atol=1e-5)
+        assert torch.allclose(mismatches[i], single[3][0], rtol=1e-4, atol=1e-5)
+    assert abs(kls.sum().item() / 5 - value) < 1e-4 * value  # reverse KL by Eq. 2 is the mean of the sums
 
 
 def test_gradient_of_equation_2_against_the_obvious_way():
-    """One row at a time through the whole model, softmax over the vocabulary, autograd in float64: the sum over an episode's
-    tokens, the mean over episodes."""
+    """One row at a time through the whole model, softmax over the vocabulary, autograd in float64: the sum
+    over an episode's tokens, the mean over episodes."""
     episodes = [made_up_episode(seed, rows=1 + seed % 2) for seed in range(4)]
-    got, value, _ = gradients(episodes, "forward")
+    got, value, _ = step(episodes, loss="forward")
     student, teacher = make_model(seed=1).double(), make_model(seed=2, vocabulary=144).double()
     exact = 0.0
     for row in (row for episode in episodes for row in episode.rows):
-        q, p = (model(input_ids=torch.tensor([row.ids])).logits[0, :-1, :120].softmax(-1) for model in (student, teacher))
+        ids = torch.tensor([row.ids])
+        q = student(input_ids=ids).logits[0, :-1, :120].softmax(-1)
+        p = teacher(input_ids=ids).logits[0, :-1, :120].softmax(-1)
         kl = (p * (p / q).log()).sum(-1)
         exact = exact + kl[torch.tensor(row.turn[1:]) >= 0].sum() / len(episodes)
     exact.backward()
     reference = torch.cat([p.grad.flatten() for p in student.parameters()])
     assert abs(value - exact.item()) <= 1e-5 * exact.item()
-    assert ((got - reference).norm() / reference.norm()).item() <= 1e-4
+    assert relative(got, reference) <= 1e-4
+
+
+def test_two_losses_in_one_batch():
+    """Guided turns: a teacher's turn trained by the student's loss, or a weight of 0 that still trains."""
+    episode = made_up_episode(3)
+    row, losses = episode.rows[0], ("", "forward", "nll", "")
+    for t, turn in enumerate(episode.turns):
+        turn.update(loss=losses[t], weight=(1.0, 2.0, 0.5, 0.0)[t])
+    got, value, _ = step([episode])
+    parts = []
+    for t, weight in enumerate((1.0, 2.0, 0.5)):
+        alone = SimpleNamespace(turns=[dict(weight=1.0, loss="")] * 4, rows=[
+            rollout.Row(row.ids, [at if at == t else -1 for at in row.turn], row.logp)])
+        if t in row.turn:
+            parts.append(weight * step([alone], loss=losses[t] or "reverse")[0])
+    assert len(parts) >= 2 and relative(got, sum(parts)) <= 1e-5
+
+
+def strip(record):
+    """A record without its timings."""
+    return {key: value for key, value in record.items() if key != "seconds"}
+
+
+def same_runs(one, other):
+    """Two finished runs left the same weights, bit for bit, and the same log."""
+    a, b = (load_file(folder / "student" / "model.safetensors") for folder in (one, other))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    records = [[strip(r) for r in read_log(folder / "log.jsonl")] for folder in (one, other)]
+    assert records[0] == records[1]
 
 
 def test_a_killed_run_goes_on_exactly(checkpoints, data, tmp_path):
-    """State that is not in the checkpoint (a generator, the optimizer's moments, the order of the tasks), or steps logged twice."""
+    """State that is not in the checkpoint (a generator, the optimizer's moments, the order of the tasks), or
+    steps logged twice."""
     tcod.main(arguments(checkpoints, data, tmp_path / "whole"))
     process = launch(arguments(checkpoints, data, tmp_path / "killed"))
     log = tmp_path / "killed" / "log.jsonl"
     deadline = time.time() + 120
-    while time.time() < deadline and process.poll() is None and not (log.exists() and any(r["step"] >= 3 for r in read_log(log))):
+    while time.time() < deadline and process.poll() is None:
+        if any(r["step"] >= 3 for r in read_log(log)):
+            break
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -119,88 +198,159 @@ def test_a_killed_run_goes_on_exactly(checkpoints, data, tmp_path):
     with open(log, "a") as file:
         file.write('{"step": 99, "k"')  # a line cut short by the kill
     tcod.main(tcod.Args(resume=str(tmp_path / "killed")))
-    whole, killed = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("whole", "killed"))
+    same_runs(tmp_path / "whole", tmp_path / "killed")
     before = load_file(checkpoints / "student" / "model.safetensors")
-    assert all(torch.equal(whole[name], killed[name]) for name in whole)
-    assert any(not torch.equal(whole[name], before[name]) for name in whole)
-    records = [read_log(tmp_path / name / "log.jsonl") for name in ("whole", "killed")]
-    strip = lambda r: {k: v for k, v in r.items() if k != "seconds"}
-    assert [strip(r) for r in records[0]] == [strip(r) for r in records[1]]
-    assert [r["step"] for r in records[0]] == list(range(7))
+    after = load_file(tmp_path / "killed" / "student" / "model.safetensors")
+    assert any(not torch.equal(after[name], before[name]) for name in after)
+    assert [r["step"] for r in read_log(log)] == list(range(7))
     assert len(read_log(tmp_path / "killed" / "episodes.jsonl")) == 6 * 4
 
 
-@pytest.mark.parametrize("method", ["opd", "f2b", "b2f"])
-def test_the_log_shows_k_and_the_windows(method, checkpoints, data, tmp_path):
-    """A schedule that is read but does not reach the sampler; Eq. 4 with eta 1: k = 1 + n."""
+def test_a_whole_run_of_two_ranks_against_one(checkpoints, data, tmp_path):
+    """Ranks that play other episodes than one rank would, weigh them otherwise, or each write a log."""
+    shared = dict(steps=3, eval_every=3, method="guided")
+    tcod.main(arguments(checkpoints, data, tmp_path / "one", **shared))
+    args = arguments(checkpoints, data, tmp_path / "two", **shared)
+    place = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    processes = [launch(args, RANK=rank, LOCAL_RANK=rank, **place) for rank in "01"]
+    for process in processes:
+        output = process.communicate(timeout=240)[0]
+        assert process.returncode == 0, output
+    one, two = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
+    assert [r["step"] for r in two] == [0, 1, 2, 3]
+    assert [r.get("eval") for r in one] == [r.get("eval") for r in two]
+    for a, b in zip(one[1:], two[1:]):
+        assert a["tokens"] == b["tokens"] and abs(a["loss"] - b["loss"]) <= 1e-4 * a["loss"]
+    weights = [load_file(tmp_path / name / "student" / "model.safetensors") for name in ("one", "two")]
+    assert max((weights[0][name] - weights[1][name]).abs().max() for name in weights[0]) < 1e-3
+    played = [{(e["step"], e["index"]): e["actions"] for e in read_log(tmp_path / name / "episodes.jsonl")}
+              for name in ("one", "two")]
+    assert played[0] == played[1] and len(played[0]) == 12
+
+
+@pytest.mark.parametrize("method", list(curriculum.METHODS))
+def test_the_log_shows_who_acted(method, checkpoints, data, tmp_path):
+    """A schedule that is read but does not reach the sampler; Eq. 4 with eta 1: k = 1 + n. A method that
+    trains other turns."""
     tcod.main(arguments(checkpoints, data, tmp_path / "run", method=method, steps=2, eval_every=0))
-    records, episodes = read_log(tmp_path / "run" / "log.jsonl"), read_log(tmp_path / "run" / "episodes.jsonl")
+    records = read_log(tmp_path / "run" / "log.jsonl")
+    episodes = read_log(tmp_path / "run" / "episodes.jsonl")
     assert [r["k"] for r in records] == [2, 3]
     experts = {task.id: len(task.expert) for task in envs.make_tasks("alfworld", "train", data)}
     for e in episodes:
         k, length = e["step"] + 1, experts[e["task"]]
-        assert (e["start"], e["stop"]) == {"opd": (0, 4), "f2b": (0, k), "b2f": (length - k, min(length - k + 4, max(length, 4)))}[method]
-        assert len(e["kl_turn"]) == e["rounds"] - e["start"] and abs(sum(e["kl_turn"]) - e["kl"]) < 1e-6
+        start = max(0, length - k)
+        who = {
+            "opd": "s" * 4, "f2b": "s" * k, "sft": "e" * length,
+            "b2f": "e" * start + "s" * min(4, max(length, 4) - start)}
+        assert e["who"] == who.get(method, e["who"]) and e["rounds"] == len(e["who"])
+        trained = [t for t, letter in enumerate(e["who"]) if letter != "e" or method == "sft"]
+        assert e["trained"] == len(trained)
+        compared = [t for t, kl in enumerate(e["kl_turn"]) if kl is not None]
+        assert compared == ([] if method == "sft" else trained)
+    if method == "guided":
+        assert {letter for e in episodes for letter in e["who"]} == {"s", "t"}
     for r in records:
         own = [e for e in episodes if e["step"] == r["step"]]
-        assert abs(r["kl"] - sum(e["kl"] for e in own) / 4) < 1e-6 * r["kl"]
-        assert abs(r["loss"] - r["kl"]) < 1e-4 * r["kl"]  # reverse KL by Eq. 2 is the logged KL itself
+        assert abs(r["loss"] - sum(e["loss"] for e in own) / 4) < 1e-4 * r["loss"]
+        assert r["mismatch"] < 1e-4  # on the CPU learner and player are one model
+        if method in ("opd", "f2b", "b2f"):
+            assert abs(r["loss"] - r["kl"]) < 1e-4 * r["kl"]  # reverse KL by Eq. 2 is the logged KL itself
 
 
-@pytest.mark.parametrize("wrong, words", [
-    (dict(env="chess"), "chess"), (dict(method="ppo"), "unknown --method"), (dict(loss="mse"), "unknown loss"),
-    (dict(schedule="cosine"), "unknown --schedule"), (dict(schedule="step"), "--stages"), (dict(stages="5"), "depth@step"),
-    (dict(data="/nowhere"), "no ALFWorld games"), (dict(student="/nowhere"), "/nowhere"), (dict(max_context=30), "--max-context 30"),
-    (dict(resume="/nowhere"), "no run to resume"), (dict(history="all"), "--history"),
-    (dict(method="b2f", experts="/nowhere"), "/nowhere"), (dict(eta=0.0), "--eta"), (dict(k_start=0), "--k-start"),
-    (dict(temperature=0.0), "--temperature"), (dict(seed=-1), "--seed"), (dict(train_split="dev"), "no split 'dev'"),
-    (dict(eval_splits="valid_seen,dev"), "no split 'dev'"), (dict(knobs="size=3"), "no knob 'size=3'; it has level"), (dict(knobs="level=huge", data="generated"), "no level")])
+def test_sft_runs_no_teacher_forward_and_distils_when_asked(checkpoints, data, tmp_path, monkeypatch):
+    """SFT that pays for a teacher; --loss forward that is ignored by it; a default loss that is not nll."""
+    scored = []
+    original = tcod.score
+    monkeypatch.setattr(tcod, "score", lambda *args: scored.append(1) or original(*args))
+    tcod.main(arguments(checkpoints, data, tmp_path / "nll", method="sft", steps=1, eval_every=0))
+    assert not scored and read_log(tmp_path / "nll" / "log.jsonl")[0]["kl"] is None
+    asked = dict(method="sft", loss="forward", steps=1, eval_every=0)
+    tcod.main(arguments(checkpoints, data, tmp_path / "kl", **asked))
+    assert scored and read_log(tmp_path / "kl" / "log.jsonl")[0]["kl"] > 0
+
+
+WRONG = [
+    (dict(env="chess"), "chess"), (dict(method="ppo"), "unknown --method"),
+    (dict(loss="mse"), "unknown --loss"),
+    (dict(schedule="cosine"), "unknown --schedule"), (dict(schedule="step"), "--stages"),
+    (dict(stages="5"), "depth@step"), (dict(data="/nowhere"), "no ALFWorld games"),
+    (dict(student="/nowhere"), "/nowhere"), (dict(teacher="/nowhere"), "/nowhere"),
+    (dict(max_context=30), "--max-context 30"), (dict(resume="/nowhere"), "holds no run"),
+    (dict(history="all"), "--history"), (dict(method="b2f", experts="/nowhere"), "/nowhere"),
+    (dict(eta=0.0), "--eta"), (dict(k_start=0), "--k-start"), (dict(temperature=0.0), "--temperature"),
+    (dict(temperature=float("nan")), "--temperature"), (dict(beta=1.0), "--beta"), (dict(seed=-1), "--seed"),
+    (dict(train_split="dev"), "no split 'dev'"), (dict(eval_splits="valid_seen,dev"), "no split 'dev'"),
+    (dict(knobs="size=3"), "no knob 'size=3'; it has level"),
+    (dict(knobs="level=huge", data="generated"), "no level")]
+
+
+@pytest.mark.parametrize("wrong, words", WRONG)
 def test_a_users_mistake_is_one_sentence(wrong, words, checkpoints, data, tmp_path):
     """A traceback, or a run that quietly does something else."""
-    with pytest.raises(envs.UserError, match=words) as caught:
-        tcod.main(arguments(checkpoints, data, tmp_path / "run", **wrong))
+    args = arguments(checkpoints, data, tmp_path / "run", **wrong)
+    with pytest.raises(UserError, match=words) as caught:
+        tcod.main(tcod.Args(resume=args.resume) if args.resume else args)
     assert "\n" not in str(caught.value)
 
 
 def test_splits_are_those_asked_for(checkpoints, data, tmp_path):
     """Training on the games of the evaluation, or the other way round."""
-    tcod.main(arguments(checkpoints, data, tmp_path / "run", steps=1, train_split="valid_seen", eval_splits="valid_unseen,train"))
+    splits = dict(train_split="valid_seen", eval_splits="valid_unseen,train")
+    tcod.main(arguments(checkpoints, data, tmp_path / "run", steps=1, **splits))
     assert all(e["task"].startswith("valid_seen") for e in read_log(tmp_path / "run" / "episodes.jsonl"))
-    evaluated = [set(r["eval"]) for r in read_log(tmp_path / "run" / "log.jsonl")]
-    assert evaluated[1] == {"student after · valid_unseen", "student after · train"} and len(evaluated[0]) == 4
+    first, last = [r["eval"] for r in read_log(tmp_path / "run" / "log.jsonl")]
+    assert set(first) == {"teacher", "before"} and set(last) == {"after"}
+    assert all(set(splits) == {"valid_unseen", "train"} for splits in (*first.values(), *last.values()))
 
 
-def test_b2f_needs_experts_and_a_batch_must_divide(checkpoints, data, tmp_path):
-    """B2F that falls back to OPD; ranks with different numbers of episodes."""
-    (tmp_path / "none.jsonl").write_text("")
-    with pytest.raises(envs.UserError, match="no training task has one"):
-        tcod.main(arguments(checkpoints, data, tmp_path / "run", method="b2f", experts=str(tmp_path / "none.jsonl")))
-    with pytest.raises(envs.UserError, match="shared equally"):
-        tcod.check(tcod.Args(episodes=5), SimpleNamespace(world=2))
+@pytest.mark.parametrize("method", curriculum.NEEDS_EXPERT)
+def test_an_expert_is_needed(method, checkpoints, data, tmp_path):
+    """B2F that falls back to OPD."""
+    none = tmp_path / "none.jsonl"
+    none.write_text("")
+    with pytest.raises(UserError, match="expert"):
+        tcod.main(arguments(checkpoints, data, tmp_path / "run", method=method, experts=str(none)))
+
+
+def test_a_batch_must_divide(checkpoints, data, tmp_path):
+    """Ranks with different numbers of episodes."""
+    args = arguments(checkpoints, data, tmp_path, episodes=5)
+    tcod.resolve(args)
+    with pytest.raises(UserError, match="shared equally"):
+        tcod.check(args, world=2)
 
 
 def test_an_existing_run_is_not_overwritten(checkpoints, data, tmp_path):
     """The same command twice would mix two runs in one log."""
     append(tmp_path / "args.json", [{}])
-    with pytest.raises(envs.UserError, match="--resume"):
+    with pytest.raises(UserError, match="--resume"):
         tcod.main(arguments(checkpoints, data, tmp_path))
 
 
 def test_resume_is_given_alone(tmp_path):
     """--resume with another flag that is silently dropped."""
     (tmp_path / "args.json").write_text("{}")
-    with pytest.raises(envs.UserError, match="alone"):
+    with pytest.raises(UserError, match="alone"):
         tcod.main(tcod.Args(resume=str(tmp_path), steps=9))
 
 
-def test_exit_status_of_a_mistake():
+@pytest.mark.parametrize("flags, words", [
+    (["--method", "ppo"], "unknown --method 'ppo': opd, f2b, b2f, sft, guided"),
+    (["--methdo", "opd"], "--methdo"), (["--steps", "many"], "--steps")])
+def test_exit_status_of_a_mistake(flags, words):
     """A script around the command cannot tell a mistake from a crash."""
-    process = launch(tcod.Args(method="ppo"))
-    assert process.communicate()[0].strip().splitlines() == ["error: unknown --method 'ppo': opd, f2b, b2f"]
+    command = [sys.executable, os.path.join(ROOT, "tcod.py"), *flags]
+    process = subprocess.run(command, capture_output=True, text=True)
+    lines = process.stderr.strip().splitlines()
     assert process.returncode == 2
+    assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
     """Training on with broken weights."""
-    with pytest.raises(envs.UserError, match=r"mug \(step 3, episode 1\)"):
-        tcod.stop_unless_finite(float("nan"), 1.0, [dict(task="egg", step=3, index=0, kl=1.0), dict(task="mug", step=3, index=1, kl=float("inf"))])
+    records = [
+        dict(task="egg", step=3, index=0, loss=1.0),
+        dict(task="mug", step=3, index=1, loss=float("inf"))]
+    with pytest.raises(UserError, match=r"mug \(step 3, episode 1\)"):
+        tcod.stop_unless_finite(float("nan"), 1.0, records)
