@@ -2,102 +2,141 @@
 
     python plot.py --runs runs/alfworld-opd-1 runs/alfworld-f2b-1 --out compare.png
 
-Four panels over training steps, as in the paper's Figures 2 and 4: held-out success, trajectory KL, mean rounds, and the KL of each
-turn over the turn index (early steps dashed, late steps solid). Runs of one method and teacher share a colour; several seeds are drawn
-as their mean with a band from the lowest to the highest.
+Four panels over training steps, as in the paper's Figures 2 and 4: held-out success, trajectory KL, mean
+rounds, and the KL of each turn over the turn index (early steps dashed, late steps solid). Runs of one method
+and teacher share a colour; several seeds are drawn as their mean with a band from the lowest to the highest.
+A run without a teacher's forward (sft by nll) has no KL, and none is drawn.
+
+No torch here. The figure is made through its object, not through pyplot: a notebook keeps its own backend.
 """
 
-import json
 import os
-from collections import defaultdict
 from dataclasses import dataclass
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
-import envs
-from eval import command, knob
-from run import read_log
+from harness.cli import UserError, check_knobs, command, knob
+from harness.folder import LOG, check_place, read_args, read_log
 
 
 @dataclass
 class Args:
-    """Draw runs."""
-    runs: list[str] = knob(None, "run folders")
-    out: str = knob("tcod.png", "the picture to write")
-    smooth: int = knob(5, "steps averaged in the training curves")
+    """Which runs to draw, and where."""
+    runs: list = knob(None, "run folders")
+    out: str = knob("tcod.png", "the picture to write; its ending says which type")
+    smooth: int = knob(5, "steps averaged in the training curves", least=1)
 
+
+# ---- what is drawn, as plain numbers
 
 def read_run(folder):
     """(label, records) of a run: "method · teacher", its steps in order."""
-    try:
-        with open(os.path.join(folder, "args.json"), encoding="utf-8") as file:
-            args = json.load(file)
-    except FileNotFoundError:
-        raise envs.UserError(f"{folder} holds no run (no args.json)") from None
-    records = read_log(os.path.join(folder, "log.jsonl"))
-    return f"{args['method']} · {os.path.basename(args['teacher'])}", records
-
-
-def smoothed(values, width):
-    """Mean over the last `width` steps, fewer at the start."""
-    return [float(np.mean(values[max(0, i + 1 - width): i + 1])) for i in range(len(values))]
+    args = read_args(folder)
+    label = f"{args['method']} · {os.path.basename(args['teacher'].rstrip('/'))}"
+    return label, read_log(os.path.join(folder, LOG))
 
 
 def held_out(records):
-    """(steps, success) on the first held-out split, the starting student at step 0."""
-    points = [(r["step"], s["success"]) for r in records for label, s in r.get("eval", {}).items()
-              if label.startswith("student") and label.endswith(next(iter(r["eval"])).split(" · ")[-1])]
-    return [p[0] for p in points], [p[1] for p in points]
+    """{step: success of the student} on the first held-out split, at step 0 before any training."""
+    points = {}
+    for record in records:
+        results = record.get("eval", {})
+        for who in ("before", "after"):
+            if who in results:
+                first = next(iter(results[who].values()))
+                points[record["step"]] = first["success"]
+    return points
 
 
-def curve(axis, colour, label, series):
-    """The mean over runs with a band from lowest to highest; series: list of (x, y), cut to what all runs have."""
-    length = min(len(x) for x, _ in series)
-    if length:
-        x, ys = series[0][0][:length], np.array([y[:length] for _, y in series])
-        axis.plot(x, ys.mean(0), color=colour, label=label)
-        axis.fill_between(x, ys.min(0), ys.max(0), color=colour, alpha=0.15, linewidth=0)
+def smoothed(records, key, width):
+    """{training step: mean of the last `width` values up to it}, fewer at the start; steps without a value
+    are left out."""
+    known = [r for r in records if r.get(key) is not None]
+    points = {}
+    for i, record in enumerate(known):
+        window = known[max(0, i + 1 - width): i + 1]
+        points[record["step"]] = float(np.mean([r[key] for r in window]))
+    return points
+
+
+def tenth(steps, part):
+    """The first ("early") or the last ("late") tenth of a list, at least one."""
+    count = max(1, len(steps) // 10)
+    return steps[:count] if part == "early" else steps[-count:]
 
 
 def turn_profile(runs, part):
-    """Mean KL of each turn over the first or last tenth of the steps of all runs."""
+    """Mean KL of each turn over the "early" or "late" steps of all runs; NaN where nothing is known."""
     rows = []
     for records in runs:
-        steps = [r["kl_turn"] for r in records if "kl_turn" in r]
-        tenth = max(1, len(steps) // 10)
-        rows += steps[:tenth] if part == "early" else steps[-tenth:]
-    longest = max(map(len, rows), default=0)
-    columns = [[row[t] for row in rows if t < len(row) and row[t] is not None] for t in range(longest)]
-    return [float(np.mean(column)) if column else np.nan for column in columns]
+        rows += tenth([r["kl_turn"] for r in records if "kl_turn" in r], part)
+    means = []
+    for t in range(max(map(len, rows), default=0)):
+        column = [row[t] for row in rows if t < len(row) and row[t] is not None]
+        means.append(float(np.mean(column)) if column else np.nan)
+    return means
+
+
+# ---- drawing
+
+def curve(axis, colour, series):
+    """The mean over runs with a band from lowest to highest.
+
+    series: {step: value} of each run. Only steps that all runs have are drawn, since a mean over fewer seeds
+    would be another figure; a run that has no value at all is left out.
+    """
+    series = [points for points in series if points]
+    steps = sorted(set.intersection(*map(set, series))) if series else []
+    if steps:
+        values = np.array([[points[step] for step in steps] for points in series])  # (runs, steps)
+        lowest, highest = values.min(0), values.max(0)
+        axis.plot(steps, values.mean(0), color=colour)
+        axis.fill_between(steps, lowest, highest, color=colour, alpha=0.15, linewidth=0)
+
+
+def draw(groups, smooth):
+    """The figure of {label: the records of each of its runs}."""
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    (success, kl), (rounds, turns) = figure.subplots(2, 2)
+    for i, (label, runs) in enumerate(groups.items()):
+        colour = f"C{i}"
+        success.plot([], [], color=colour, label=label)  # named also where it was never evaluated
+        curve(success, colour, [held_out(records) for records in runs])
+        for axis, key in ((kl, "kl"), (rounds, "rounds")):
+            curve(axis, colour, [smoothed(records, key, smooth) for records in runs])
+        for part, style in (("early", "--"), ("late", "-")):
+            turns.plot(turn_profile(runs, part), style, color=colour)
+    success.set(title="held-out success", xlabel="step", ylim=(0, 1))
+    kl.set(title="KL per trajectory (nats), training episodes", xlabel="step")
+    rounds.set(title="rounds per training episode", xlabel="step")
+    turns.set(title="KL per turn (nats): first steps dashed, last solid", xlabel="turn")
+    for axis in figure.axes:
+        axis.grid(alpha=0.25)
+    success.legend(fontsize=8)
+    return figure
+
+
+def check(args):
+    """Mistakes that can be told before anything is read; raises UserError."""
+    check_knobs(args)
+    if not args.runs:
+        raise UserError("name at least one run folder, as in --runs runs/alfworld-f2b-1")
+    kind = os.path.splitext(args.out)[1].removeprefix(".").lower()
+    kinds = Figure().canvas.get_supported_filetypes()
+    if kind not in kinds:
+        raise UserError(
+            f"{args.out} is no picture that can be written: its ending is one of {', '.join(kinds)}")
+    check_place(args.out)
 
 
 def main(args):
-    if not args.runs:
-        raise envs.UserError("name at least one run folder")
-    groups = defaultdict(list)
+    check(args)
+    groups = {}
     for folder in args.runs:
         label, records = read_run(folder)
-        groups[label].append(records)
-    figure, ((success, kl), (rounds, turns)) = plt.subplots(2, 2, figsize=(10, 6.4), constrained_layout=True)
-    for i, (label, runs) in enumerate(groups.items()):
-        colour = f"C{i}"
-        curve(success, colour, label, [held_out(records) for records in runs])
-        training = [[r for r in records if "kl" in r] for records in runs]
-        for axis, key in ((kl, "kl"), (rounds, "rounds")):
-            curve(axis, colour, label, [([r["step"] for r in run], smoothed([r[key] for r in run], args.smooth)) for run in training])
-        for part, style in (("early", "--"), ("late", "-")):
-            turns.plot(turn_profile(runs, part), style, color=colour, label=f"{label}, {part}" if part == "late" else None)
-    for axis, title, x in ((success, "held-out success", "step"), (kl, "KL per trajectory (nats), training episodes", "step"),
-                           (rounds, "rounds per training episode", "step"), (turns, "KL per turn (nats): first steps dashed, last solid", "turn")):
-        axis.set(title=title, xlabel=x)
-        axis.grid(alpha=0.25)
-    success.set_ylim(0, 1)
-    success.legend(fontsize=8)
-    figure.savefig(args.out, dpi=110)
+        groups.setdefault(label, []).append(records)
+    draw(groups, args.smooth).savefig(args.out, dpi=110)
     print(f"wrote {args.out}")
 
 

@@ -1,11 +1,12 @@
-"""Tokens per second of batched multi-turn play: the ragged cache kept from turn to turn, against Hugging Face `generate` called every
-turn on the whole conversation (what a loop around a chat model does).
+"""Tokens per second of batched multi-turn play: the ragged cache kept from turn to turn, against Hugging Face
+`generate` called every turn on the whole conversation (what a loop around a chat model does).
 
-    python benchmarks/play_vs_generate.py                                                             # the tiny pair's sizes
-    python benchmarks/play_vs_generate.py --rows 8 --words 40 --response 12 --layers 4 --width 256    # longer responses
+    python benchmarks/play_vs_generate.py                           # the tiny pair's sizes
+    python benchmarks/play_vs_generate.py --rows 8 --words 40 --response 12 --layers 4 --width 256
 
-What is saved is the prefill of everything said before, so the ratio grows with the turns and falls with the length of a response.
-Same random model, same conversations, same number of sampled tokens, same process, one thread; the figure to look at is the ratio.
+What is saved is the prefill of everything said before, so the ratio grows with the turns and falls with the
+length of a response (the second line's are longer). Same random model, same conversations, same number of
+sampled tokens, same process, one thread; the figure to look at is the ratio.
 """
 
 import argparse
@@ -21,17 +22,23 @@ sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
 
 from conftest import WORDS, make_model, make_tokenizer
 
+import curriculum
 import envs
 import rollout
+
+PAD = 0
 
 
 class Script(envs.TextGame):
     """A game that says random words whatever is done: only the lengths matter here."""
-    name, splits, train_split = "script", ("train",), "train"
+    name = "script"
+    splits = ("train",)
+    train_split = "train"
 
     def __init__(self, seed, words):
         super().__init__()
-        self.draw, self.words = random.Random(seed), words
+        self.draw = random.Random(seed)
+        self.words = words
 
     def _start(self, task):
         return " ".join(self.draw.choices(WORDS, k=4 * self.words))
@@ -43,55 +50,87 @@ class Script(envs.TextGame):
         return dict(task="", kind="", admissible=[], won=False, lost=False, invalid=False, status="")
 
 
-def play(model, chat, rows, turns, words, limits):
+def play(model, chat, args, limits):
     """Ours. Returns (seconds, sampled tokens, final rows)."""
-    games = [Script(i, words) for i in range(rows)]
+    games = [Script(i, args.words) for i in range(args.rows)]
+    tasks = [envs.Task(str(i), "") for i in range(args.rows)]
+    plan = curriculum.plan(curriculum.opd, 0, args.turns)
     began = time.perf_counter()
-    episodes = rollout.play(model, chat, games, [envs.Task(str(i), "") for i in range(rows)], [(0, turns)] * rows, limits)
+    episodes = rollout.play({"student": model}, chat, games, tasks, plan, limits)
     seconds = time.perf_counter() - began
-    return seconds, sum(t >= 0 for e in episodes for t in e.row.turn), [e.row.ids for e in episodes]
+    rows = [episode.row for episode in episodes]
+    sampled = sum(t >= 0 for row in rows for t in row.turn)
+    return seconds, sampled, [row.ids for row in rows]
 
 
 @torch.no_grad()
-def generate(model, chat, rows, turns, words, limits):
-    """The whole conversation, left-padded, through `generate` at every turn."""
-    games = [Script(i, words) for i in range(rows)]
-    pad, size = 0, limits.max_response
+def generate(model, chat, args, limits):
+    """The whole conversation, left-padded, through `generate` at every turn; returns the same."""
+    games = [Script(i, args.words) for i in range(args.rows)]
+    size = limits.max_response
     began = time.perf_counter()
-    ids = [chat.observation(game.reset(options={"task": envs.Task("", "")})[0] + "\n", True) for game in games]
-    for turn in range(turns):
-        width = max(map(len, ids))
-        batch = torch.tensor([[pad] * (width - len(row)) + row for row in ids])  # (B, T)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
-        out = model.generate(input_ids=batch, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=size, min_new_tokens=size,
-                             pad_token_id=pad)
-        for row, game, new in zip(ids, games, out[:, width:].tolist()):
+    rows = []
+    for game in games:
+        text, _ = game.reset(options={"task": envs.Task("", "")})
+        rows.append(chat.encode_observation(text + "\n", True))
+    for turn in range(args.turns):
+        for row, game, new in zip(rows, games, generate_once(model, rows, size)):
             row += new + [chat.end]
-            if turn + 1 < turns:
-                row += chat.observation(game.step("")[0] + "\n", False)
-    return time.perf_counter() - began, rows * turns * size, ids
+            if turn + 1 < args.turns:
+                text = game.step("")[0]
+                row += chat.encode_observation(text + "\n", False)
+    return time.perf_counter() - began, args.rows * args.turns * size, rows
+
+
+def generate_once(model, rows, size):
+    """`size` new tokens behind each row, lists of ids."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])  # (B, T)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    out = model.generate(
+        input_ids=ids, attention_mask=mask, pad_token_id=PAD,
+        do_sample=True, top_k=0, max_new_tokens=size, min_new_tokens=size)
+    return out[:, width:].tolist()
+
+
+def setting(args):
+    """(model, chat, limits): a random model whose responses never end early, so that both methods sample
+    exactly the same number of tokens."""
+    model = make_model(
+        "qwen2", vocabulary=4096,
+        hidden_size=args.width, intermediate_size=3 * args.width, num_hidden_layers=args.layers,
+        num_attention_heads=args.width // 32, num_key_value_heads=max(1, args.width // 64))
+    chat = rollout.Chat(make_tokenizer())
+    chat.vocabulary = model.config.vocab_size  # both draw from all ids
+    chat.stop = {-1}
+    return model, chat, rollout.Limits(max_response=args.response, max_context=10**6, style="bare")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("turns", 30), ("rows", 16), ("words", 25), ("response", 4), ("layers", 3), ("width", 96)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("--turns", type=int, default=30)
+    parser.add_argument("--rows", type=int, default=16, help="conversations at once")
+    parser.add_argument(
+        "--words", type=int, default=25, help="of an observation; the first has four times as many")
+    parser.add_argument("--response", type=int, default=4, help="tokens of a response")
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--width", type=int, default=96, help="of the model, a multiple of 32")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    model = make_model("qwen2", vocabulary=4096, hidden_size=args.width, intermediate_size=3 * args.width, num_hidden_layers=args.layers,
-                       num_attention_heads=args.width // 32, num_key_value_heads=max(1, args.width // 64))
-    chat = rollout.Chat(make_tokenizer())
-    chat.vocabulary = model.config.vocab_size  # both draw from all ids
-    chat.stop = {-1}  # no response ends early: both sample exactly the same number of tokens
-    limits = rollout.Limits(max_response=args.response, max_context=10**6, style="bare")
-    for method in (play, generate):  # warm-up
-        method(model, chat, 2, 2, args.words, limits)
+    model, chat, limits = setting(args)
+    small = argparse.Namespace(rows=2, turns=2, words=args.words)
     speeds = {}
     for method in (play, generate):
-        seconds, tokens, rows = method(model, chat, args.rows, args.turns, args.words, limits)
-        speeds[method.__name__] = tokens / seconds
-        print(f"{method.__name__:9} {tokens} tokens in {seconds:6.1f} s, {tokens / seconds:6.0f} tokens/s, longest row {max(map(len, rows))}", flush=True)
-    print(f"ratio {speeds['play'] / speeds['generate']:.1f}")
+        method(model, chat, small, limits)  # warm-up
+    for method in (play, generate):
+        seconds, tokens, rows = method(model, chat, args, limits)
+        speed = speeds[method] = tokens / seconds
+        longest = max(map(len, rows))
+        print(
+            f"{method.__name__:9} {tokens} tokens in {seconds:6.1f} s, {speed:6.0f} tokens/s, "
+            f"longest row {longest}", flush=True)
+    print(f"ratio {speeds[play] / speeds[generate]:.1f}")
 
 
 if __name__ == "__main__":

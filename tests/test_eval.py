@@ -1,95 +1,257 @@
-"""Figures of the tables by hand, and the command's parts on the real engine with random models."""
+"""The evaluation command on the real engine with random models: what is played, counted, written, refused."""
 
-import doctest
 import json
+from types import SimpleNamespace
 
 import pytest
 
 import envs
 import eval as evaluation
-from eval import Args, spread, summarise, table, wilson
+from eval import Args, give_experts, keep_shortest, read_experts, spread
+from harness.cli import UserError
+from harness.folder import write_lines
 
 
-def test_examples_in_the_docstrings():
-    """A docstring that promises values the code does not return."""
-    assert doctest.testmod(evaluation).failed == 0
-
-
-@pytest.mark.parametrize("won, games, low, high", [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (134, 140, 0.9097, 0.9802)])
-def test_wilson_interval(won, games, low, high):
-    """The normal approximation gives [1, 1] for ten of ten; values from Wilson's formula worked out separately."""
-    got = wilson(won, games)
-    assert got == pytest.approx((low, high), abs=2e-4) and 0 <= got[0] <= won / games <= got[1] + 1e-9 <= 1 + 1e-9
-
-
-def outcome(task, kind, won, rounds, start=0, invalid=0, cut=0):
-    return dict(task=task, kind=kind, won=won, rounds=rounds, start=start, invalid=invalid, missing=0, cut=cut, context_cut=False, crashed=False)
-
-
-def test_summary_by_hand():
-    """Rates per episode instead of per turn, replayed turns counted as the student's, pass@k counted in episodes."""
-    outcomes = [outcome("a", "heat", True, 8, start=3, invalid=1), outcome("a", "heat", False, 20, invalid=4, cut=2),
-                outcome("b", "cool", False, 20), outcome("b", "cool", False, 15)]
-    s = summarise(outcomes)
-    assert (s["games"], s["won"], s["success"], s["rounds"]) == (4, 1, 0.25, 63 / 4)
-    assert s["invalid"] == pytest.approx(5 / 60) and s["cut"] == pytest.approx(2 / 60)
-    assert (s["tasks"], s["solved"]) == (2, 1) and evaluation.success_of_tasks(s)["success"] == 0.5
-    assert s["kinds"]["heat"]["success"] == 0.5 and s["kinds"]["cool"]["won"] == 0
-    text = table({"student": s, "teacher": s})
-    assert "25.0%" in text and "1 of" not in text and "50% of 2" in text and "0% of 2" in text
-
-
-def test_games_are_spread_over_the_task_types(data):
-    """The first games of a sorted list are all of one type, and so is every fourth of a list that cycles through four."""
+def test_games_are_spread_over_the_task_types():
+    """The first games of a sorted list are all of one type, and so is every fourth of a list that cycles
+    through four."""
     for kinds in (["a"] * 30 + ["b"] * 30 + ["c"] * 30, ["a", "b", "c"] * 30):
-        chosen = spread(list(enumerate(kinds)), 30)
-        assert len(set(chosen)) == 30 and chosen == sorted(chosen) == spread(list(enumerate(kinds)), 30)
-        assert min(sum(kind == k for _, kind in chosen) for k in "abc") >= 5
+        tasks = list(enumerate(kinds))
+        chosen = spread(tasks, 30)
+        assert chosen == sorted(chosen) == spread(tasks, 30)
+        assert len(set(chosen)) == 30
+        for kind in "abc":
+            assert sum(own == kind for _, own in chosen) >= 5
     assert spread([1, 2], 5) == [1, 2]
 
 
 def arguments(checkpoints, folder, **more):
-    return Args(**{**dict(model=str(checkpoints / "student"), teacher=str(checkpoints / "teacher"), data=folder, games=4, max_turns=5,
-                          max_response=4, batch=3), **more})
+    """A few games of random models."""
+    known = dict(
+        model=str(checkpoints / "student"), teacher=str(checkpoints / "teacher"), data=folder,
+        games=4, max_turns=5, max_response=4, batch=3)
+    return Args(**{**known, **more})
 
 
 def test_table_on_screen_and_in_a_file(checkpoints, data, tmp_path, capsys):
-    """Batches that do not divide the number of games; the same seed must give the same episodes whatever the batch."""
-    files = [tmp_path / "a.json", tmp_path / "b.json"]
-    evaluation.main(arguments(checkpoints, data, out=str(files[0])))
-    evaluation.main(arguments(checkpoints, data, out=str(files[1]), batch=4))
-    a, b = (json.loads(file.read_text())["summary"] for file in files)
-    assert a == b and a["games"] == 4 and a["rounds"] == 5.0
-    assert "valid_seen" in capsys.readouterr().out
+    """Batches that do not divide the number of games; the same seed must give the same episodes whatever the
+    batch."""
+    summaries = []
+    for batch in (3, 4):
+        out = tmp_path / f"{batch}.json"
+        evaluation.main(arguments(checkpoints, data, out=str(out), batch=batch))
+        written = json.loads(out.read_text())
+        summaries.append(written["summary"])
+        assert written["split"] == "valid_seen"
+        assert written["args"]["max_context"] == 2048  # as it was played, not as it was left open
+    assert summaries[0] == summaries[1]
+    assert (summaries[0]["games"], summaries[0]["rounds"]) == (4, 5.0)
+    assert "student · valid_seen" in capsys.readouterr().out
+
+
+def test_samples_are_episodes_of_their_own(checkpoints, data, capsys, monkeypatch):
+    """Every sample of a game with the same draws; pass@k of samples instead of games."""
+    played = []
+
+    def seen(best, episode):
+        played.append(episode)
+
+    monkeypatch.setattr(evaluation, "keep_shortest", seen)
+    evaluation.main(arguments(checkpoints, data, games=2, samples=2, batch=3))
+    assert [episode.index for episode in played] == [0, 1, 2, 3]
+    names = [episode.task.id for episode in played]
+    assert names[0] == names[1] != names[2] == names[3]
+    assert played[0].turns[0]["ids"] != played[1].turns[0]["ids"]
+    assert "of 2 tasks" in capsys.readouterr().out
+
+
+def test_ranks_play_what_one_process_plays(checkpoints, data):
+    """Episodes that depend on who plays them, or are left out where the ranks do not divide the games."""
+    tokenizer = evaluation.lm.load_tokenizer(str(checkpoints / "student"))
+    model = evaluation.lm.load_model(str(checkpoints / "student"))
+    chat = evaluation.rollout.Chat(tokenizer)
+    limits = evaluation.rollout.Limits(max_response=4, max_context=2048, style="bare")
+    tasks = envs.make_tasks("alfworld", "valid_seen", data)[:3]
+    games = [envs.make_env("alfworld", data=data) for _ in range(2)]
+    alone = evaluation.evaluate(model, chat, games, tasks, 3, limits, seed=5)
+    parts = []
+    for rank in range(2):
+        parts.append(evaluation.evaluate(
+            model, chat, games, tasks, 3, limits, seed=5, rank=rank, world=2))
+    assert [o["index"] for o in alone] == [0, 1, 2]
+    assert [parts[0][0], parts[1][0], parts[0][1]] == alone
+    assert [len(part) for part in parts] == [2, 1]
 
 
 def test_take_over_counts_the_teachers_turns_only(checkpoints, data, tmp_path):
     """n = 0 is the teacher alone, n = horizon the student alone, with no turn of the teacher left to rate."""
-    evaluation.main(arguments(checkpoints, data, take_over="0,5", out=str(tmp_path / "t.json")))
-    first, last = json.loads((tmp_path / "t.json").read_text())["take_over"]
-    assert (first["n"], last["n"]) == (0, 5) and first["games"] == 4 and last["teacher_invalid"] == 0.0
+    out = tmp_path / "t.json"
+    evaluation.main(arguments(checkpoints, data, take_over="0,5", out=str(out)))
+    first, last = json.loads(out.read_text())["take_over"]
+    assert (first["n"], last["n"]) == (0, 5)
+    assert first["games"] == 4
+    assert last["teacher_invalid"] == 0.0
     assert first["teacher_invalid"] > 0.5  # a random model
 
 
-def test_the_shortest_won_episode_is_kept(tmp_path):
-    """Failures written as experts, or a detour kept although a shorter win is known."""
-    episodes = [dict(task="a", won=True, actions=["x", "y"]), dict(task="a", won=True, actions=["y"]), dict(task="b", won=False, actions=["z"])]
-    evaluation.save_experts(str(tmp_path / "e.jsonl"), episodes)
-    assert [json.loads(line) for line in open(tmp_path / "e.jsonl")] == [dict(task="a", actions=["y"])]
+def test_invalid_actions_are_those_of_the_teacher():
+    """The student's wanderings blamed on the teacher, whoever of both had the later turns."""
+    turns = []
+    for who in ("student", "teacher", "student", "teacher"):
+        turns.append(dict(who=who, invalid=who == "student", missing=False, cut=False, action="x"))
+    turns[3]["invalid"] = True
+    episode = SimpleNamespace(
+        task=envs.Task("a", "heat"), index=0, turns=turns, won=False, lost=False, context_cut=False,
+        crashed=False)
+    row = evaluation.take_over(play=lambda plan: iter([episode]), n=1, turns=4)
+    assert row["teacher_invalid"] == 0.5
+    assert (row["n"], row["games"], row["won"]) == (1, 1, 0)
 
 
 def test_watching_reads_like_a_transcript(checkpoints, data, capsys):
     """The observation printed under a turn must be the answer to it, and what went wrong must be marked."""
     evaluation.main(arguments(checkpoints, data, watch=True))
     out = capsys.readouterr().out
-    assert out.count("--- turn") == 5 and "Your task is to" in out.split("--- turn")[0] and "[invalid]" in out and "not won after 5 turns" in out
+    opening, first, *_ = out.split("--- turn")
+    assert out.count("--- turn") == 5
+    assert "Your task is to" in opening
+    assert "[invalid]" in first and "Nothing happens." in first
+    assert "not won after 5 turns" in out
 
 
-@pytest.mark.parametrize("wrong, words", [(dict(split="test"), "test"), (dict(env="chess"), "chess"), (dict(model="/nowhere"), "/nowhere"),
-                                          (dict(take_over="1,x"), "--take-over"), (dict(games=0), "--games"),
-                                          (dict(history="window:0"), "--history"), (dict(watch=True, take_over="0"), "choose one"),
-                                          (dict(max_context=10**6), "4096 positions"), (dict(out="/nowhere/x.json"), "/nowhere"), (dict(knobs="level"), "written as in level=VALUE")])
+# ---- experts' episodes
+
+def won(task, said, digest="d", is_won=True):
+    """An episode in which each response is a thought and an action."""
+    turns = [dict(action=word, response=f"I should. <action>{word}</action>") for word in said]
+    return SimpleNamespace(task=envs.Task(task, "", digest=digest), turns=turns, won=is_won)
+
+
+def test_the_shortest_won_episode_is_kept():
+    """Failures written as experts; a detour kept although a shorter win is known; the reasoning lost."""
+    best = {}
+    keep_shortest(best, won("a", "xyz"))
+    keep_shortest(best, won("a", "yy"))
+    keep_shortest(best, won("a", "zz"))
+    keep_shortest(best, won("a", "x", is_won=False))
+    keep_shortest(best, won("b", "x", is_won=False))
+    keep_shortest(best, won("c", "p", digest="e"))
+    said = "I should. <action>y</action>"
+    assert best == dict(
+        a=dict(task="a", digest="d", actions=["y", "y"], responses=[said, said]),
+        c=dict(task="c", digest="e", actions=["p"], responses=["I should. <action>p</action>"]))
+
+
+def experts_file(folder, *episodes):
+    """A file as --save-expert writes it."""
+    best, path = {}, str(folder / "experts.jsonl")
+    for episode in episodes:
+        keep_shortest(best, episode)
+    write_lines(path, best.values())
+    return path
+
+
+def test_experts_come_back_as_they_were_won(tmp_path):
+    """Responses tied to other actions; lists in a task, which has to be hashable; tasks without an expert
+    kept."""
+    path = experts_file(tmp_path, won("b", "pq"), won("a", "y"), won("elsewhere", "z"))
+    assert read_experts(path)["a"] == ("d", ("y",), ("I should. <action>y</action>",))
+    tasks = [envs.Task(name, "", expert=("old",), digest="d") for name in "abc"]
+    able = give_experts(tasks, path)
+    assert [task.id for task in able] == ["a", "b"]
+    assert able[1].expert == ("p", "q")
+    assert able[1].responses[1] == "I should. <action>q</action>"
+    assert hash(able[0])
+
+
+@pytest.mark.parametrize("known, words", [
+    (dict(a="other", b="d", c="d"), "1 of the 2 experts' episodes .* the first one of a"),
+    (dict(a="d", b=""), "1 of the 2 experts' episodes .* the first one of b"),
+    (dict(x="d", y="d"), "none of the 2 experts' episodes .* these 2 tasks"),
+])
+def test_experts_of_other_games_are_refused(known, words, tmp_path):
+    """An episode replayed in a game that merely has the same name; a file of another split that leaves all
+    tasks out."""
+    path = experts_file(tmp_path, won("a", "y"), won("b", "z"))
+    tasks = [envs.Task(name, "", digest=digest) for name, digest in known.items()]
+    with pytest.raises(UserError, match=words) as caught:
+        give_experts(tasks, path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("line, words", [
+    ('{"task": "a", "actions": ["x"]}', "older version.*write it again"),
+    ('{"task": "a", "actions": ["x"], "responses": ["x"]}', "older version"),
+    ('{"task": "a", "digest": "d", "actions": ["x", "y"], "responses": ["x"]}', "response for each action"),
+    ('{"task": "a", "digest": "d", "actions": [], "responses": []}', "response for each action"),
+    ('{"task": "a", "digest": "d", "actions": "go", "responses": "go"}', "holds no episode"),
+    ('{"step": 1, "kl": 2.0}', "holds no episode"),
+    ('["a"]', "holds no episode"),
+    ("\x89PNG", "not a file as eval.py --save-expert writes"),
+])
+def test_a_file_that_holds_no_experts(line, words, tmp_path):
+    """Bare actions of an older version taken for what the expert said; a traceback; a log taken for an empty
+    file."""
+    path = tmp_path / "experts.jsonl"
+    path.write_text(line + "\n", encoding="latin-1")
+    with pytest.raises(UserError, match=words) as caught:
+        read_experts(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_was_won_is_replayed(checkpoints, data, tmp_path, monkeypatch):
+    """A file that does not belong to its own games, by a digest that changes from one process to the next."""
+    original = evaluation.rollout.play
+
+    def all_won(*args, **named):
+        """A random model wins nothing: its episodes are said to be won."""
+        episodes = original(*args, **named)
+        for episode in episodes:
+            episode.won = True
+        return episodes
+
+    monkeypatch.setattr(evaluation.rollout, "play", all_won)
+    path = str(tmp_path / "e.jsonl")
+    evaluation.main(arguments(checkpoints, data, save_expert=path))
+    tasks = envs.make_tasks("alfworld", "valid_seen", data)
+    able = give_experts(tasks, path)
+    assert [task.id for task in able] == [task.id for task in tasks]
+    for task in able:
+        assert len(task.expert) == len(task.responses) == 5
+
+
+# ---- mistakes
+
+@pytest.mark.parametrize("wrong, words", [
+    (dict(split="test"), "test"),
+    (dict(env="chess"), "chess"),
+    (dict(model="/nowhere"), "/nowhere"),
+    (dict(take_over="1,x"), "--take-over"),
+    (dict(take_over="0", teacher="/nowhere"), "/nowhere"),
+    (dict(games=0), "--games"),
+    (dict(samples=0), "--samples"),
+    (dict(max_response=0), "--max-response"),
+    (dict(max_turns=-1), "--max-turns"),
+    (dict(seed=-1), "--seed"),
+    (dict(temperature=float("nan")), "--temperature"),
+    (dict(history="window:0"), "--history"),
+    (dict(history="window:²"), "--history"),
+    (dict(history="window"), "--history"),
+    (dict(watch=True, take_over="0"), "choose one"),
+    (dict(max_context=10**6), "4096 positions"),
+    (dict(out="/nowhere/x.json"), "no folder /nowhere"),
+    (dict(save_expert="/nowhere/x.jsonl"), "no folder /nowhere"),
+    (dict(knobs="level"), "written as in level=VALUE"),
+])
 def test_a_users_mistake_is_one_sentence(wrong, words, checkpoints, data):
     """A traceback."""
-    with pytest.raises(envs.UserError, match=words):
+    with pytest.raises(UserError, match=words) as caught:
         evaluation.main(arguments(checkpoints, data, **wrong))
+    assert "\n" not in str(caught.value)
+
+
+def test_several_processes_are_refused(checkpoints, data, monkeypatch):
+    """torchrun with two processes that both play everything and write one file."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="one process"):
+        evaluation.main(arguments(checkpoints, data))

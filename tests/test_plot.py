@@ -1,0 +1,140 @@
+"""Figures from small logs by hand: what is drawn, and what a log may lack."""
+
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+
+import plot
+from harness.cli import UserError
+from harness.folder import append, write_json
+
+
+def evaluation(**success):
+    """{split: summary}, as far as a figure looks at it."""
+    return {split: dict(success=value) for split, value in success.items()}
+
+
+def records(kls, offset=0.0):
+    """A log: evaluated at steps 0 and at the last; kls: KL per trajectory of each step."""
+    teacher = evaluation(seen=0.9, unseen=0.8)
+    before = evaluation(seen=0.1, unseen=0.2)
+    log = [dict(step=0, eval=dict(teacher=teacher, before=before))]
+    for n, kl in enumerate(kls, 1):
+        turns = [None, kl, n][: 1 + n]  # the first step's episodes are shorter
+        log.append(dict(step=n, kl=kl, kl_turn=turns, rounds=n + offset))
+    log[-1]["eval"] = dict(after=evaluation(seen=0.5 + offset, unseen=0.6))
+    return log
+
+
+def write_run(folder, log, method="f2b", teacher="some/where/tiny-teacher"):
+    folder.mkdir()
+    write_json(str(folder / "args.json"), dict(method=method, teacher=teacher))
+    append(folder / "log.jsonl", log)
+    return str(folder)
+
+
+def test_held_out_success_is_the_students_on_the_first_split():
+    """The teacher's success drawn as the student's, or the last split's."""
+    assert plot.held_out(records([3.0, 2.0])) == {0: 0.1, 2: 0.5}
+    assert plot.held_out([dict(step=1, kl=1.0)]) == {}
+
+
+def test_curves_are_smoothed_backwards():
+    """A mean over steps that are still to come, or over a gap as if it were 0."""
+    assert plot.smoothed(records([4.0, 2.0, 0.0]), "kl", 2) == {1: 4.0, 2: 3.0, 3: 1.0}
+    assert plot.smoothed(records([None, None]), "kl", 2) == {}
+    assert plot.smoothed(records([4.0, None, 0.0]), "kl", 2) == {1: 4.0, 3: 2.0}
+
+
+def test_profile_of_turns_by_hand():
+    """A turn that was never trained taken as KL 0; late steps mixed into the early ones."""
+    runs = [records([1.0] * 10 + [3.0] * 10), records([2.0] * 10 + [5.0] * 10)]
+    early = plot.turn_profile(runs, "early")
+    late = plot.turn_profile(runs, "late")
+    assert np.isnan(early[0])
+    assert early[1:] == [1.5, 2.0]  # of steps 1 and 2; turn 2 is there from step 2 on
+    assert np.isnan(late[0])
+    assert late[1:] == [4.0, 19.5]
+    assert plot.turn_profile([[dict(step=0)]], "late") == []
+
+
+def drawn(axis):
+    """(x, y) of every line that has a point."""
+    points = []
+    for line in axis.lines:
+        if len(line.get_xdata()):
+            points.append((list(line.get_xdata()), list(line.get_ydata())))
+    return points
+
+
+def test_seeds_become_a_mean_with_a_band():
+    """Seeds of different length or rhythm that are averaged across different steps."""
+    axis = matplotlib.figure.Figure().subplots()
+    seeds = [{0: 1.0, 5: 2.0, 10: 3.0}, {0: 3.0, 10: 4.0}, {}]
+    plot.curve(axis, "C0", seeds)
+    assert drawn(axis) == [([0, 10], [2.0, 3.5])]
+    band = axis.collections[0].get_paths()[0].vertices
+    assert {tuple(point) for point in band} >= {(0, 1), (0, 3), (10, 3), (10, 4)}
+    plot.curve(axis, "C0", [{}, {}])
+    plot.curve(axis, "C0", [{1: 1.0}, {2: 1.0}])
+    assert len(axis.lines) == 1
+
+
+def test_each_group_is_one_curve():
+    """Seeds drawn in colours of their own; a run without a teacher or an evaluation that breaks the rest, or
+    is not named."""
+    taught = [records([3.0, 2.0]), records([3.0, 2.0], 0.25)]
+    untaught = [records([None, None])]
+    blind = [records([1.0, 1.0])[1:2]]
+    figure = plot.draw({"f2b": taught, "sft": untaught, "opd": blind, "b2f": [[]]}, smooth=1)
+    success, kl, rounds, turns = figure.axes
+    legend = success.get_legend().get_texts()
+    assert [text.get_text() for text in legend] == ["f2b", "sft", "opd", "b2f"]
+    assert drawn(success) == [
+        ([0, 2], [0.1, 0.625]),
+        ([0, 2], [0.1, 0.5])]
+    assert drawn(kl) == [
+        ([1, 2], [3.0, 2.0]),
+        ([1], [1.0])]
+    assert drawn(rounds) == [
+        ([1, 2], [1.125, 2.125]),
+        ([1, 2], [1, 2]),
+        ([1], [1])]
+    assert len(drawn(turns)) == 6  # first and last steps of three groups
+
+
+def test_picture_of_run_folders(tmp_path, capsys):
+    """A call from a notebook that changes the user's backend; a label that a trailing slash empties."""
+    runs = [
+        write_run(tmp_path / "a", records([3.0, None])),
+        write_run(tmp_path / "b", records([None, None]), "sft", "tiny-narrow/")]
+    assert [plot.read_run(run)[0] for run in runs] == ["f2b · tiny-teacher", "sft · tiny-narrow"]
+    backend = matplotlib.rcParams["backend"]
+    loaded = "matplotlib.pyplot" in sys.modules
+    out = tmp_path / "picture.png"
+    plot.main(plot.Args(runs=runs, out=str(out)))
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert f"wrote {out}" in capsys.readouterr().out
+    assert matplotlib.rcParams["backend"] == backend
+    assert ("matplotlib.pyplot" in sys.modules) == loaded
+
+
+@pytest.mark.parametrize("wrong, words", [
+    (dict(runs=None), "at least one run folder"),
+    (dict(runs=[]), "at least one run folder"),
+    (dict(runs=["/nowhere"]), "/nowhere holds no run"),
+    (dict(out="a.gift"), "a.gift is no picture"),
+    (dict(out="picture"), "its ending is one of"),
+    (dict(out="/nowhere/a.png"), "no folder /nowhere"),
+    (dict(smooth=0), "--smooth is at least 1"),
+])
+def test_a_users_mistake_is_one_sentence(wrong, words, tmp_path):
+    """A traceback out of matplotlib, or a picture under another name than the one that is printed."""
+    run = write_run(tmp_path / "run", records([1.0]))
+    known = dict(runs=[run], out=str(tmp_path / "a.png"))
+    args = plot.Args(**{**known, **wrong})
+    with pytest.raises(UserError, match=words) as caught:
+        plot.main(args)
+    assert "\n" not in str(caught.value)
