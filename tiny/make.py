@@ -1,42 +1,55 @@
-"""The embedded default: a tiny teacher and a weak student, trained from scratch on scripted play and saved as ordinary
-Hugging Face checkpoints with a tokenizer of their own, so that the first run of tcod.py starts at once on any machine.
+"""The embedded default: a tiny teacher and a weak student, trained from scratch on scripted play and saved as
+ordinary Hugging Face checkpoints with a tokenizer of their own, so that the first run of tcod.py starts at
+once on any machine.
 
-    OMP_NUM_THREADS=1 python tiny.py              # assets/alfworld/student and assets/alfworld/teacher
-    OMP_NUM_THREADS=1 python tiny.py --make teacher-narrow
-    OMP_NUM_THREADS=1 python tiny.py --world webshop --games 1000 --student_steps 250 --teacher_steps 550 --refresh 140
-    OMP_NUM_THREADS=1 python tiny.py --world scienceworld --student_steps 300 --teacher_steps 450 --refresh 0
+    export OMP_NUM_THREADS=1
+    python -m tiny.make                    # assets/alfworld/student and assets/alfworld/teacher
+    python -m tiny.make --make teacher-narrow
+    python -m tiny.make --world webshop --games 1000 --student-steps 250 --teacher-steps 550 --refresh 140
+    python -m tiny.make --world scienceworld --student-steps 300 --teacher-steps 450 --refresh 0
     python eval.py --model tiny-student --take-over 0,3,6,10
 
-The student imitates a poor player: it has learned to copy names out of its context, and little else. The teacher imitates
-an expert, also in states that others have led it into: play with random, invalid and misguided actions, and play that the
-student or the teacher itself began; there the expert says what it would do. The narrow teacher has seen the expert's own
-play only: what becomes of distillation where a student leads its teacher astray can be watched with it. Left out on
-purpose: pre-training on text and reinforcement learning; both would need more than minutes.
+The student imitates a poor player: it has learned to copy names out of its context, and little else. The
+teacher imitates an expert, also in states that others have led it into: play with random, invalid and
+misguided actions, and play that the student or the teacher itself began; there the expert says what it would
+do. The narrow teacher has seen the expert's own play only: what becomes of distillation where a student leads
+its teacher astray can be watched with it. Left out on purpose: pre-training on text and reinforcement
+learning; both would need more than minutes.
 
-A world is one class with a few methods (see ALFWorldPlay). T = token, B = row of a batch, V = vocabulary.
+A world is one class with a few methods (see tiny/__init__.py). T = token, B = row of a batch, V = vocabulary.
 """
 
-import os
 import random
-import re
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+import curriculum
 import envs
 import model as lm
 import rollout
-from eval import command, knob
+from harness.cli import UserError, check_knobs, command, knob
+from tiny.alfworld import ALFWorldPlay
+from tiny.scienceworld import ScienceWorldPlay
+from tiny.webshop import WebShopPlay
 
 UNKNOWN, END, ACT = "<unk>", "<|end|>", "<|act|>"
-TEMPLATE = ("{% for m in messages %}{{ '<|act|>' + m['content'] + '<|end|>' if m['role'] == 'assistant' else m['content'] }}"
-            "{% endfor %}{% if add_generation_prompt %}{{ '<|act|>' }}{% endif %}")
+TEMPLATE = (
+    "{% for m in messages %}"
+    "{{ '<|act|>' + m['content'] + '<|end|>' if m['role'] == 'assistant' else m['content'] }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|act|>' }}{% endif %}")
+WORLDS = {"alfworld": ALFWorldPlay, "webshop": WebShopPlay, "scienceworld": ScienceWorldPlay}
+CONTEXT = 2048        # positions of the models
+AT_ONCE = 64          # games that are sampled at once
+PLAYED_AGAIN = 1024   # games of a refresh, at most
+TAKE_OVER = (0, 2, 4, 6, 8, 10, 12)  # turns that the student begins with in a refresh, or all of them
+UNFINISHED = 0.1      # weight of what completes an action that is admissible, but not the expert's
 
 
 @dataclass
@@ -44,209 +57,50 @@ class Args:
     """Make the tiny checkpoints of a world."""
     world: str = knob("alfworld", "which world: alfworld, webshop or scienceworld")
     out: str = knob("assets", "folder to write WORLD/teacher and WORLD/student into")
-    make: str = knob("student,teacher", "which checkpoints, by commas: student, teacher, teacher-narrow (from the expert's own play only)")
-    games: int = knob(1500, "training games")
-    student_steps: int = knob(500, "optimizer steps of the student")
-    teacher_steps: int = knob(900, "optimizer steps of the teacher")
-    refresh: int = knob(150, "steps of the teacher after which student and teacher play again and the expert labels it; 0: never")
-    batch: int = knob(32, "rows per step")
-    width: int = knob(96, "width of the models")
-    layers: int = knob(3, "layers of the models")
-    muon_lr: float = knob(0.02, "learning rate of the matrices (Muon)")
-    lr: float = knob(3e-3, "learning rate of the rest (AdamW)")
+    make: str = knob(
+        "student,teacher",
+        "which checkpoints, by commas: student, teacher, teacher-narrow (from the expert's own play only)")
+    games: int = knob(1500, "training games", least=1)
+    student_steps: int = knob(500, "optimizer steps of the student", least=1)
+    teacher_steps: int = knob(900, "optimizer steps of the teacher", least=1)
+    refresh: int = knob(
+        150,
+        "steps of the teacher after which student and teacher play again and the expert labels it; 0: never",
+        least=0)
+    batch: int = knob(32, "rows per step", least=1)
+    width: int = knob(96, "width of the models", least=8)
+    layers: int = knob(3, "layers of the models", least=1)
+    muon_lr: float = knob(0.02, "learning rate of the matrices (Muon)", above=0.0)
+    lr: float = knob(3e-3, "learning rate of the rest (AdamW)", above=0.0)
     seed: int = knob(0, "seed of everything drawn")
-
-
-# ---- a world: its games, its expert, its words
-
-class ALFWorldPlay:
-    """What tiny.py needs of ALFWorld. Games are those of level "small"."""
-    turns = 20
-    skill = 0.25                    # share of the poor player's turns that are the expert's
-    verbs = ("take", "move", "open", "close", "heat", "cool", "clean")
-    # Text that says nothing is dropped, so that what belongs together is adjacent: about 13 tokens a turn.
-    phrases = ((r"-= welcome to textworld, alfred! =-", " "), (r"available commands:[\s\S]*?(?=task:|$)", "help "),
-               (r"your task is to:[^\n]*", " "), (r"the middle of (a|the) room", "middle"),
-               (r"you are in middle\. looking quickly around you, you see", "see"),
-               (r"you arrive at [a-z]+ \d+\.", "arrive "), (r"(on|in) (the [a-z]+ \d+|it), you see", "see"),
-               (r"the [a-z]+ \d+ is open\. ", " "),
-               (r"\b(a|an|the|and|you|your|is|are|it|some|put|in|on|at|of|them|up|using|this|normal|there|s|special|about|next)\b", " "))
-    tokens = r"go to|[a-z]+ \d+|[a-z]+"     # a thing with its number is one token, and so is a verb
-    decoder = None                          # words of a response are joined by one space
-    alike = ()                              # see `renamer`
-
-    def tasks(self, games):
-        """The first `games` games of the train split's seeds: floor plans of "train", none of the held-out games."""
-        from worlds.alfworld_games import LEVELS, VERSION, write_splits
-        cache = Path(os.environ.get("TCOD_CACHE") or "~/.cache/tcod").expanduser()
-        folder = cache / f"alfworld-tiny-{games}-{VERSION}"
-        if not folder.exists():     # written beside and moved into place: a killed process leaves no half set
-            cache.mkdir(parents=True, exist_ok=True)
-            beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache))
-            write_splits(beside, LEVELS["small"], {"train": games})
-            beside.rename(folder)
-        return envs.make_tasks("alfworld", "train", str(folder))
-
-    def actions(self, info):
-        """What those who act at random choose from: "help" is admissible, but not worth the words."""
-        return [action for action in info["admissible"] if action != "help"]
-
-    def expert(self, env, opening):
-        """A new expert for a game that opens with this observation: act() -> action, observe(action, observation)."""
-        from worlds.alfworld_games import MAY_LIE, TextExpert, class_of
-        fits = {(thing.lower(), place.lower()) for place, things in MAY_LIE.items() for thing in things}
-
-        class Expert(TextExpert):
-            """Puts a wrong object down at once where such things may lie: a rule without memory, easier to imitate."""
-
-            def _put_back(self):
-                if self.at and (class_of(self.carried), class_of(self.at)) in fits:
-                    return self._into(self.at, "move {} to {}", self.carried)
-                return self._walk()
-
-        return Expert(opening, revisit=True)
-
-    def blunder(self, rng, expert):
-        """An action that is probably invalid: things and places of the game put together without thought."""
-        things = sorted(set().union(*expert.seen.values())) or [f"{expert.goal.thing} 1"]
-        thing, place = rng.choice([*things, expert.carried or things[0]]), rng.choice([*expert.places, expert.at or expert.places[0]])
-        return rng.choice(["take {0} from {1}", "move {0} to {1}", "open {1}", "go to {1}", "heat {0} with {1}", "cool {0} with {1}",
-                           "clean {0} with {1}"]).format(thing, place)
-
-
-class WebShopPlay:
-    """What tiny.py needs of WebShop: the goals of the made-up catalogue's train split."""
-    turns = 15
-    skill = 0.5
-    verbs = ()
-    alike = ()
-    # Every page tells the instruction, which the status line repeats. What a click may name stays, the rest goes: a product is
-    # its number and its name without the brand, an option is its value, a page is one word.
-    phrases = ((r"instruction: ?\n[^\n]*\n", " "), (r"you have clicked [^\n]*\n", " "), (r"page \d+ \(total results: \d+\)", " page "),
-               (r"\[button\] next > \[button_\]", " next "), (r"price: \$[\s\S]*\[button\] buy now \[button_\]", " buy now "),
-               (r"\[button\] < prev \[button_\](?![\s\S]*(next|buy now))", " text "),
-               (r"\[button\] (search|back to search|< prev) \[button_\]| next |\[(clicked )?button_?\]", " "),
-               (r", and price lower than [\d.]+ dollars|\$[\d.]+", " "),
-               (r"find me an? |\b(with|and|color|size|scent|length|flavor|pack|a|from|as well|nothing)\b", " "),
-               (r"\b(norva|talbin|quessa|ridlow|mavenko|pellune) ", " "))
-    decoder = decoders.Sequence([decoders.WordPiece("##", cleanup=False), decoders.Fuse(), decoders.Replace("[ ", "["),
-                                 decoders.Replace(" ]", "]")])
-
-    @property
-    def tokens(self):
-        """A product's name is one token, and so is its number, a button or an option."""
-        from worlds.webshop_catalogue import SHELVES
-        things = "|".join(thing for shelf in SHELVES.values() for thing in shelf[0].split())
-        return rf"click\[|search\[|\]|back to search|buy now|< prev|next >|[a-z]+ [a-z]+ ({things})\b|[a-z]+|\d+"
-
-    def tasks(self, games):
-        """The first `games` goals of the train split."""
-        return envs.make_tasks("webshop", "train")[:games]
-
-    def actions(self, info):
-        """What those who act at random choose from: queries made of the instruction's words, and any click but the purchase,
-        which nobody can take back."""
-        words = re.findall(r"find me an? (\w+) (\w+) (\w+)|: (\w+)", info["task"])
-        name, values = list(words[0][:3]), [word[3] for word in words[1:]]
-        queries = [" ".join(name), name[2], f"{name[0]} {name[2]}", f"{name[2]} {values[0]}"]
-        clicks = [action for action in info["admissible"] if action.startswith("click[") and action != "click[buy now]"]
-        return clicks or [f"search[{query}]" for query in queries]
-
-    def expert(self, env, opening):
-        """The scripted shopper of the session that is open."""
-        from worlds.webshop import Shopper
-
-        class Expert(Shopper):
-            """Searches anew whenever the page does not show the product: a rule without memory, easier to imitate."""
-
-            def observe(self, action, observation):
-                pass
-
-            def _on_results(self, session):
-                seen = session.goal.target in session.shelf()
-                return super()._on_results(session) if seen else "click[back to search]"
-
-        return Expert(env.session)
-
-    def blunder(self, rng, expert):
-        """An action that is probably invalid here."""
-        value = rng.choice(list(expert.session.goal.options.values()))
-        return f"click[{rng.choice([value, '< prev', 'next >', 'back to search', 'features', expert.session.goal.product['asin']])}]"
-
-
-class ScienceWorldPlay:
-    """What tiny.py needs of ScienceWorld: the tasks of SHORT, in an order that mixes their types."""
-    turns = 20
-    skill = 0.25
-    verbs = ("pick", "move")
-    # The task is told by the status line; the doors are the same in every game.
-    phrases = ((r"your task is to[^\n]*\n", " "), (r"you also see:[\s\S]*?(?=task:)", " "), (r"no known action matches that input", "unknown"),
-               (r"it's not clear how to get there from here", "unknown"), (r"first, focus on the thing\. then, move it to|focus on the animal with|"
-                r"the animals are in the", " "), (r"you are in the", "here"), (r"you focused on", "focus"))
-    decoder = None
-
-    @property
-    def things(self):
-        """Names of what may be looked for, and of boxes: each one token, whatever its age or contents."""
-        from worlds.scienceworld import ANIMALS, LIFELESS, LONG_LIVED, SHORT_LIVED
-        animals = sorted({*ANIMALS, *LONG_LIVED, *SHORT_LIVED})
-        return rf"(?!the )[a-z]+ (?:box|tree|plant)|{'|'.join((*animals, *LIFELESS))}"
-
-    @property
-    def alike(self):
-        """Names that could stand for each other; where the task is to know an animal's age, those of about the same age."""
-        from worlds.scienceworld import ANIMALS, LIFELESS, LONG_LIVED, PLANTS, SHORT_LIVED
-        boxes = [f"{colour} box" for colour in ("blue", "green", "orange", "purple", "red", "yellow")]
-        ages = (LONG_LIVED, SHORT_LIVED, sorted(set(ANIMALS) - set(LONG_LIVED)))
-        return (("longest", ages), ("shortest", ages), ("task", (ANIMALS, LIFELESS, PLANTS, boxes)))
-
-    @property
-    def tokens(self):
-        """What is not listed here says nothing, and vanishes."""
-        from worlds.scienceworld import DOORS
-        return (rf"\b(?:go to|look around|focus on|focus|pick up|move|to|task|here|carrying|inventory|unknown|{'|'.join(DOORS)}|{self.things}|"
-                r"non-living|living|animal|plant|longest|shortest)\b")
-
-    def tasks(self, games):
-        """The first `games` of the train split's short tasks, shuffled: the list goes from type to type."""
-        tasks = envs.make_tasks("scienceworld", "train", "short")
-        return random.Random(0).sample(tasks, min(games, len(tasks)))
-
-    def actions(self, info):
-        """What those who act at random choose from: everything but a focus, which nobody can take back."""
-        harmless = re.compile(rf"look around|inventory|go to .*|(pick up|move) ({self.things})( to .* box)?")
-        return [action for action in info["admissible"] if harmless.fullmatch(action)]
-
-    def expert(self, env, opening):
-        """The text expert, as it is."""
-        from worlds.scienceworld import TextExpert
-        return TextExpert(opening)
-
-    def blunder(self, rng, expert):
-        """An action that is probably invalid: rooms and things of the house put together without thought."""
-        from worlds.scienceworld import ANIMALS, DOORS
-        thing = rng.choice([*ANIMALS, "apple tree", expert.thing or "soap"])
-        return rng.choice([f"go to {rng.choice(list(DOORS))}", f"pick up {thing}", f"move {thing} to {expert.box or 'red box'}"])
-
-
-WORLDS = {"alfworld": ALFWorldPlay, "webshop": WebShopPlay, "scienceworld": ScienceWorldPlay}
 
 
 # ---- players: choose(turn, expert, info) -> action
 
 def expert_player(turn, expert, info):
+    """The expert alone."""
     return expert.act()
 
 
 def poor_player(world, rng):
     """The expert now and then, else any admissible action: what the student imitates."""
-    return lambda turn, expert, info: expert.act() if rng.random() < world.skill else rng.choice(info["admissible"])
+    def choose(turn, expert, info):
+        if rng.random() < world.skill:
+            return expert.act()
+        return rng.choice(info["admissible"])
+    return choose
 
 
 def mixed_player(world, rng):
-    """Draws the player of one episode: the expert; the expert with slips; or someone clumsy whom the expert replaces."""
-    kind, slips, invalid = rng.random(), rng.choice([0.15, 0.3, 0.5]), rng.choice([0, 0.1, 0.3, 0.6])
-    until, skill = (world.turns, 1 - slips) if kind < 0.5 else (rng.randint(1, 12), rng.choice([0, 0.3, 0.5]))
+    """Draws the player of one episode: the expert (a quarter of them); the expert with slips (a quarter); or
+    someone clumsy whom the expert replaces."""
+    kind = rng.random()
+    slips = rng.choice([0.15, 0.3, 0.5])
+    invalid = rng.choice([0, 0.1, 0.3, 0.6])
+    until, skill = world.turns, 1 - slips
+    if kind >= 0.5:
+        until = rng.randint(1, 12)
+        skill = rng.choice([0, 0.3, 0.5])
 
     def choose(turn, expert, info):
         if kind < 0.25 or turn >= until or rng.random() < skill:
@@ -254,23 +108,29 @@ def mixed_player(world, rng):
         if rng.random() < invalid:
             return world.blunder(rng, expert)
         handy = [action for action in info["admissible"] if action.split()[0] in world.verbs]
-        return rng.choice(handy if handy and rng.random() < 0.5 else info["admissible"])
+        if handy and rng.random() < 0.5:
+            return rng.choice(handy)
+        return rng.choice(info["admissible"])
     return choose
 
 
 def recorded(actions):
     """Repeats an episode that was played before."""
-    return lambda turn, expert, info: actions[turn] or ""
+    def choose(turn, expert, info):
+        return actions[turn] or ""
+    return choose
 
 
 def turns(world, env, task, choose):
-    """Play one episode; yields per turn the prompt, the actions admissible, what the expert would do, what was done."""
+    """Play one episode; yields per turn the prompt, the actions admissible, what the expert would do, what
+    was done."""
     obs, info = env.reset(options={"task": task})
     expert = world.expert(env, obs)
     for turn in range(world.turns):
-        info["admissible"] = world.actions(info)
+        admissible = info["admissible"] = world.actions(info)
         action = choose(turn, expert, info)
-        yield envs.prompt(env, obs, info, "bare", turn == 0), info["admissible"], expert.act(), action
+        prompt = envs.prompt(env, obs, info, "bare", turn == 0)
+        yield prompt, admissible, expert.act(), action
         obs, _, ended, _, info = env.step(action)
         if ended:
             return
@@ -281,51 +141,73 @@ def turns(world, env, task, choose):
 
 @dataclass
 class Row:
-    """Parallel lists over the tokens of an episode: the id; the token to predict behind it, and that prediction's weight."""
+    """Parallel lists over the tokens of an episode: the id; the token to predict behind it, and that
+    prediction's weight."""
     ids: list[int] = field(default_factory=list)
     target: list[int] = field(default_factory=list)
     weight: list[float] = field(default_factory=list)
 
     def say(self, ids):
+        """Append what is only read."""
         self.ids += ids
         self.target += [0] * len(ids)
         self.weight += [0.0] * len(ids)
 
     def act(self, said, label, rest):
-        """Append a response. It is predicted from one place earlier: where it agrees with the label, and at the first token where
-        it does not, the label's token with weight 1; behind that the response's own, with weight `rest`.
+        """Append a response. It is predicted from one place earlier: where it agrees with the label, and at
+        the first token where it does not, the label's token with weight 1; behind that the response's own,
+        with weight `rest`.
 
         said [5, 6, 9], label [5, 7, 9] -> targets 5, 7 with weight 1, then 9 with weight `rest`
         """
-        at, same = len(self.ids) - 1, True
+        start = len(self.ids) - 1
         self.say(said)
+        same = True
         for j, token in enumerate(said):
-            use = same and j < len(label)
-            self.target[at + j], self.weight[at + j] = (label[j], 1.0) if use else (token, rest)
-            same = use and label[j] == token
+            follow = same and j < len(label)
+            self.target[start + j] = label[j] if follow else token
+            self.weight[start + j] = 1.0 if follow else rest
+            same = follow and label[j] == token
 
 
 def play(world, chat, env, task, choose, imitate=False):
-    """One episode by a player, as a row: labelled by the expert, or by the player itself when it is to be imitated.
+    """One episode by a player, as a row: labelled by the expert, or by the player itself when it is to be
+    imitated.
 
-    The teacher is also asked in the middle of what a student says, when that began otherwise than the expert would: from there
-    on it learns, with a small weight, to finish any admissible action.
+    The teacher is also asked in the middle of what a student says, when that began otherwise than the expert
+    would: from there on it learns, with a small weight, to finish any admissible action.
     """
     row = Row()
-    for turn, (prompt, admissible, label, action) in enumerate(turns(world, env, task, choose)):
-        row.say(chat.observation(prompt, turn == 0))
-        row.act(chat.response(action), chat.response(action if imitate else label), 0.1 * (action in admissible))
+    for prompt, admissible, label, action in turns(world, env, task, choose):
+        opens = not row.ids
+        row.say(chat.encode_observation(prompt, opens))
+        said = chat.encode_response(action)
+        wanted = chat.encode_response(action if imitate else label)
+        row.act(said, wanted, UNFINISHED if action in admissible else 0.0)
     return row
 
 
+def scripted_play(world, chat, env, tasks, player, label, imitate=False):
+    """A row per task, under a bar with that label. player(): the player of one episode."""
+    bar = tqdm(tasks, desc=label, mininterval=10)
+    return [play(world, chat, env, task, player(), imitate) for task in bar]
+
+
 def sampled_play(world, chat, games, tasks, student, teacher, rng):
-    """Rows of episodes that the student began and the teacher went on with, both sampled; every turn labelled by the expert."""
-    limits, rows = rollout.Limits(16, 2048, 1.0, chat.style), []
-    for i in range(0, len(tasks), len(games)):
-        batch, start = tasks[i:i + len(games)], rng.choice([0, 2, 4, 6, 8, 10, 12, world.turns])
-        episodes = rollout.play(lambda turn: student if turn < start else teacher, chat, games, batch, [(0, world.turns)] * len(batch),
-                                limits, seed=(rng.randrange(2 ** 31),))
-        rows += [play(world, chat, games[0], e.task, recorded([turn["action"] for turn in e.turns])) for e in episodes]
+    """Rows of episodes that the student began and the teacher went on with, both sampled; every turn labelled
+    by the expert."""
+    limits = rollout.Limits(16, CONTEXT, 1.0, chat.style)
+    actors = {"student": student, "teacher": teacher}
+    rows = []
+    for batch in pieces(tasks, len(games)):
+        begun = rng.choice([*TAKE_OVER, world.turns])
+        plan = curriculum.plan(curriculum.take_over, begun, world.turns)
+        seed = (rng.randrange(2 ** 31),)
+        episodes = rollout.play(actors, chat, games, batch, plan, limits, seed=seed)
+        for episode in episodes:
+            actions = [turn["action"] for turn in episode.turns]
+            again = recorded(actions)
+            rows.append(play(world, chat, games[0], episode.task, again))
     return rows
 
 
@@ -333,137 +215,241 @@ def sampled_play(world, chat, games, tasks, student, teacher, rng):
 
 def make_tokenizer(world, env, tasks, rng):
     """A word-level tokenizer of what a poor player reads and may say."""
-    normalizer = normalizers.Sequence([normalizers.Lowercase()] + [normalizers.Replace(Regex(p), to) for p, to in world.phrases])
-    splitter, words = pre_tokenizers.Split(Regex(world.tokens), behavior="removed", invert=True), set()
-    for task in tqdm(tasks, desc="words", mininterval=10):
-        for prompt, admissible, *_ in turns(world, env, task, poor_player(world, rng)):
-            for text in (prompt, *admissible):
-                words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([UNKNOWN, END, ACT, *sorted(words)])}, UNKNOWN))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    steps = [normalizers.Lowercase()]
+    for pattern, text in world.phrases:
+        steps.append(normalizers.Replace(Regex(pattern), text))
+    normalizer = normalizers.Sequence(steps)
+    splitter = pre_tokenizers.Split(Regex(world.tokens), behavior="removed", invert=True)
+    words = set()
+    for text in texts(world, env, tasks, rng):
+        plain = normalizer.normalize_str(text)
+        words.update(word for word, _ in splitter.pre_tokenize_str(plain))
+    vocabulary = [UNKNOWN, END, ACT, *sorted(words)]
+    ids = {word: i for i, word in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(ids, UNKNOWN))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitter
     if world.decoder:
         tokenizer.decoder = world.decoder
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN, eos_token=END, pad_token=END, prompt_style="bare",
-                                   additional_special_tokens=[ACT], chat_template=TEMPLATE, clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token=UNKNOWN, eos_token=END, pad_token=END,
+        additional_special_tokens=[ACT], chat_template=TEMPLATE, prompt_style="bare",
+        clean_up_tokenization_spaces=False)
+
+
+def texts(world, env, tasks, rng):
+    """What a poor player reads and may say, turn by turn."""
+    for task in tqdm(tasks, desc="words", mininterval=10):
+        player = poor_player(world, rng)
+        for prompt, admissible, _, _ in turns(world, env, task, player):
+            yield prompt
+            yield from admissible
 
 
 def make_model(args, tokenizer):
-    """A Qwen3 of about 0.3 M parameters. Keys start equal to queries: attention begins by looking for the token it stands on."""
-    config = Qwen3Config(vocab_size=len(tokenizer), hidden_size=args.width, num_hidden_layers=args.layers, num_attention_heads=4,
-                         num_key_value_heads=4, head_dim=args.width // 4, intermediate_size=args.width * 8 // 3, max_position_embeddings=2048,
-                         tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None)
+    """A Qwen3 of about 0.3 M parameters. Keys start equal to queries: attention begins by looking for the
+    token it stands on."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=args.width, num_hidden_layers=args.layers,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=args.width // 4,
+        intermediate_size=args.width * 8 // 3, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None)
     model = Qwen3ForCausalLM(config)
     for layer in model.model.layers:
-        layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight.data)
+        attention = layer.self_attn
+        attention.k_proj.weight.data.copy_(attention.q_proj.weight.data)
     return model
 
 
 # ---- training
 
 def renamer(world, tokenizer, rng):
-    """A function from a row to the same episode with other names: names that are alike are exchanged at random, in what the game says,
-    what was done and what should have been done. Where a world has few games this leaves nothing to learn by heart: a name can
-    only be read off the page. world.alike: pairs of a word and groups of names; the first whose word is in the row holds for it.
+    """A function from a row to the same episode with other names: names that are alike are exchanged at
+    random, in what the game says, what was done and what should have been done. Where a world has few games
+    this leaves nothing to learn by heart: a name can only be read off the page. world.alike: pairs of a word
+    and groups of names; the first whose word is in the row holds for it.
     """
     ids = tokenizer.get_vocab()
-    alike = [(ids[word], [[ids[name] for name in group if name in ids] for group in groups]) for word, groups in world.alike]
+    alike = []
+    for word, names in world.alike:
+        groups = []
+        for group in names:
+            groups.append([ids[name] for name in group if name in ids])
+        alike.append((ids[word], groups))
 
     def rename(row):
-        groups = next((groups for word, groups in alike if word in row.ids), ())
-        new = {old: other for group in groups for old, other in zip(group, rng.sample(group, len(group)))}
-        return Row([new.get(i, i) for i in row.ids], [new.get(i, i) for i in row.target], row.weight)
+        holding = (groups for word, groups in alike if word in row.ids)
+        groups = next(holding, ())
+        new = {}
+        for group in groups:
+            new.update(zip(group, rng.sample(group, len(group))))
+        renamed = [new.get(i, i) for i in row.ids]
+        target = [new.get(i, i) for i in row.target]
+        return Row(renamed, target, row.weight)
     return rename
 
 
 def batches(rows, size, rng):
     """Endless batches of rows of about equal length; `rows` may grow from one pass to the next."""
     while True:
-        order = rng.sample(range(len(rows)), len(rows))
-        for i in range(0, len(order), 32 * size):
-            near = sorted(order[i:i + 32 * size], key=lambda j: len(rows[j].ids))
-            groups = [near[j:j + size] for j in range(0, len(near), size)]
-            yield from ([rows[j] for j in group] for group in rng.sample(groups, len(groups)))
+        order = rng.sample(rows, len(rows))
+        for part in pieces(order, 32 * size):
+            near = sorted(part, key=lambda row: len(row.ids))
+            groups = pieces(near, size)
+            yield from rng.sample(groups, len(groups))
+
+
+def pieces(items, size):
+    """A list cut into lists of `size`; the last may be shorter."""
+    return [items[i:i + size] for i in range(0, len(items), size)]
+
+
+def padded(lists):
+    """B lists, filled up with zeros behind their ends -> (B, T)."""
+    width = max(map(len, lists))
+    return torch.tensor([part + [0] * (width - len(part)) for part in lists])
 
 
 def cross_entropy(model, rows):
-    """Weighted mean over the labelled tokens of B rows; also the share of them that the model would have chosen."""
-    width = max(len(row.ids) for row in rows)
-    ids, target, weight = (torch.tensor([getattr(row, name) + [0] * (width - len(row.ids)) for row in rows])  # (B, T) each
-                           for name in ("ids", "target", "weight"))
-    chosen = weight > 0
-    logits = model.lm_head(lm.hidden_states(model, ids)[chosen])  # (labelled tokens, V)
-    target, weight = target[chosen], weight[chosen]
-    loss = (F.cross_entropy(logits, target, reduction="none") * weight).sum() / weight.sum()
-    return loss, (logits.argmax(-1) == target)[weight == 1].float().mean()
+    """Weighted mean over the labelled tokens of B rows; also the share of them that the model would have
+    chosen."""
+    ids = padded([row.ids for row in rows])  # (B, T)
+    target = padded([row.target for row in rows])
+    weight = padded([row.weight for row in rows])
+    labelled = weight > 0
+    logits = model.lm_head(lm.hidden_states(model, ids)[labelled])  # (labelled tokens, V)
+    target, weight = target[labelled], weight[labelled]
+    losses = F.cross_entropy(logits, target, reduction="none")
+    loss = (losses * weight).sum() / weight.sum()
+    right = (logits.argmax(-1) == target)[weight == 1]
+    return loss, right.float().mean()
 
 
-def fit(model, rows, steps, args, rng, label, rename=lambda row: row, more=None, every=0):
-    """Train in place on rows as `rename` gives them; `more()` returns further rows every so many steps. Warm-up, then constant, then
-    down to 0 over 40 % of the steps."""
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimizers = [torch.optim.Muon(matrices, lr=args.muon_lr, weight_decay=0.0), torch.optim.AdamW(others, lr=args.lr, weight_decay=0.0)]
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda n: min(1, (n + 1) / 50, 2.5 * (1 - n / steps))) for o in optimizers]
-    stream, bar = batches(rows, args.batch, rng), tqdm(range(steps), desc=label, mininterval=10)
+def make_optimizers(model, args, steps):
+    """Muon for the matrices, AdamW for the embedding and the vectors; and a schedule for each: warm-up, then
+    constant, then down to 0 over 40 % of the steps."""
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and "embed" not in name:
+            matrices.append(parameter)
+        else:
+            others.append(parameter)
+    optimizers = [
+        torch.optim.Muon(matrices, lr=args.muon_lr, weight_decay=0.0),
+        torch.optim.AdamW(others, lr=args.lr, weight_decay=0.0)]
+
+    def rate(n):
+        left = 1 - n / steps
+        return min(1, (n + 1) / 50, 2.5 * left)
+    return optimizers, [LambdaLR(optimizer, rate) for optimizer in optimizers]
+
+
+def update(model, rows, optimizers, schedules):
+    """One step on a batch; returns what `cross_entropy` does."""
+    loss, right = cross_entropy(model, rows)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for part in (*optimizers, *schedules):
+        part.step()
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    return loss, right
+
+
+def as_it_is(row):
+    """The `rename` of who renames nothing."""
+    return row
+
+
+def fit(model, rows, steps, args, rng, label, rename=as_it_is, more=None, every=0):
+    """Train in place on rows as `rename` gives them; `more()` returns further rows every so many steps."""
+    optimizers, schedules = make_optimizers(model, args, steps)
+    stream = batches(rows, args.batch, rng)
+    bar = tqdm(range(steps), desc=label, mininterval=10)
     for step in bar:
         if more and step and step % every == 0:
             rows += more()
             stream = batches(rows, args.batch, rng)
-        loss, right = cross_entropy(model, [rename(row) for row in next(stream)])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for part in (*optimizers, *schedules):
-            part.step()
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        bar.set_postfix(loss=f"{loss:.3f}", right=f"{right:.1%}", rows=len(rows), refresh=False)
+        batch = [rename(row) for row in next(stream)]
+        loss, right = update(model, batch, optimizers, schedules)
+        bar.set_postfix(
+            loss=f"{loss:.3f}", right=f"{right:.1%}", rows=len(rows), refresh=False)
     return model.eval()
 
 
 # ---- the three checkpoints
 
+def folder(args, name):
+    """Where the checkpoint of that name lies."""
+    return str(Path(args.out) / args.world / name)
+
+
 def make_student(args, world, chat, games, tasks, rng):
     """A model that imitates the poor player."""
     model = make_model(args, chat.tokenizer)
-    rows = [play(world, chat, games[0], task, poor_player(world, rng), imitate=True) for task in tqdm(tasks * 2, desc="poor play", mininterval=10)]
-    return fit(model, rows, args.student_steps, args, rng, "student", renamer(world, chat.tokenizer, rng))
+
+    def player():
+        return poor_player(world, rng)
+    rows = scripted_play(
+        world, chat, games[0], tasks * 2, player, "poor play", imitate=True)
+    rename = renamer(world, chat.tokenizer, rng)
+    return fit(model, rows, args.student_steps, args, rng, "student", rename)
 
 
 def make_teacher(args, world, chat, games, tasks, rng):
-    """A model that does what the expert would, in the states of mixed play and of the student's and its own play."""
-    student = lm.load(str(Path(args.out) / args.world / "student"))[0] if args.refresh else None
+    """A model that does what the expert would, in the states of mixed play and of the student's and its own
+    play."""
+    student = lm.load_model(folder(args, "student")) if args.refresh else None
     model = make_model(args, chat.tokenizer)
-    rows = [play(world, chat, games[0], task, mixed_player(world, rng)) for task in tqdm(tasks * 4, desc="mixed play", mininterval=10)]
+
+    def player():
+        return mixed_player(world, rng)
 
     def more():
-        return sampled_play(world, chat, games, rng.sample(tasks, min(1024, len(tasks))), student, model, rng)
+        chosen = rng.sample(tasks, min(PLAYED_AGAIN, len(tasks)))
+        return sampled_play(world, chat, games, chosen, student, model, rng)
+    rows = scripted_play(world, chat, games[0], tasks * 4, player, "mixed play")
     rename = renamer(world, chat.tokenizer, rng)
-    return fit(model, rows, args.teacher_steps, args, rng, "teacher", rename, more if args.refresh else None, args.refresh)
+    again = more if args.refresh else None
+    return fit(
+        model, rows, args.teacher_steps, args, rng, "teacher", rename, again, args.refresh)
 
 
 def make_narrow_teacher(args, world, chat, games, tasks, rng):
     """A model that imitates the expert in the expert's own states."""
     model = make_model(args, chat.tokenizer)
-    rows = [play(world, chat, games[0], task, expert_player) for task in tqdm(tasks, desc="expert play", mininterval=10)]
-    return fit(model, rows, args.teacher_steps, args, rng, "narrow teacher", renamer(world, chat.tokenizer, rng))
+
+    def player():
+        return expert_player
+    rows = scripted_play(world, chat, games[0], tasks, player, "expert play")
+    rename = renamer(world, chat.tokenizer, rng)
+    return fit(model, rows, args.teacher_steps, args, rng, "narrow teacher", rename)
 
 
 MAKERS = {"student": make_student, "teacher": make_teacher, "teacher-narrow": make_narrow_teacher}
 
 
 def main(args):
-    if not set(args.make.split(",")) <= set(MAKERS):
-        raise envs.UserError(f"unknown --make {args.make!r}: {', '.join(MAKERS)}, by commas")
+    """Make what is asked for; raises UserError for what nobody can make."""
+    check_knobs(args)
+    names = args.make.split(",")
+    if not set(names) <= set(MAKERS):
+        raise UserError(f"unknown --make {args.make!r}: {', '.join(MAKERS)}, by commas")
     if args.world not in WORLDS:
-        raise envs.UserError(f"there is no tiny pair for --world {args.world!r}; there is one for {', '.join(WORLDS)}")
-    world, out = WORLDS[args.world](), Path(args.out) / args.world
+        raise UserError(
+            f"there is no tiny pair for --world {args.world!r}; there is one for {', '.join(WORLDS)}")
+    world = WORLDS[args.world]()
     data = envs.game_type(args.world).tiny_defaults.get("data", "")
-    tasks, games = world.tasks(args.games), [envs.make_env(args.world, data=data) for _ in range(64)]
-    tokenizer = make_tokenizer(world, games[0], tasks[:500], random.Random(args.seed))
-    for name in args.make.split(","):
+    tasks = world.tasks(args.games)
+    games = [envs.make_env(args.world, data=data) for _ in range(AT_ONCE)]
+    rng = random.Random(args.seed)
+    tokenizer = make_tokenizer(world, games[0], tasks[:500], rng)
+    chat = rollout.Chat(tokenizer)
+    for name in names:
         torch.manual_seed(args.seed)
-        made = MAKERS[name](args, world, rollout.Chat(tokenizer), games, tasks, random.Random(f"{name} {args.seed}"))
-        lm.save(made, tokenizer, str(out / name))
+        rng = random.Random(f"{name} {args.seed}")
+        made = MAKERS[name](args, world, chat, games, tasks, rng)
+        lm.save(made, tokenizer, folder(args, name))
 
 
 if __name__ == "__main__":

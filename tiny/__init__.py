@@ -1,0 +1,18 @@
+"""The embedded pairs: make.py trains them, and a file per world says which words they know and whose play
+they imitate.
+
+A world is one class:
+
+    turns                   turns of an episode
+    skill                   share of the poor player's turns that are the expert's
+    verbs                   first words of the actions that clumsy players like
+    phrases                 pairs (pattern, text): what is replaced in whatever the models read
+    tokens                  pattern of a token; what it does not match says nothing, and vanishes
+    decoder                 how the tokens of a response are joined; None: by one blank
+    alike                   names that may be exchanged for each other, see `make.renamer`
+    tasks(games)            the training games, at most so many
+    actions(info)           what those who act at random choose from
+    expert(env, opening)    a new expert for the game that opens with this observation:
+                            act() -> action, observe(action, observation)
+    blunder(rng, expert)    an action that is probably invalid
+"""
