@@ -206,11 +206,12 @@ def read_experts(path):
         raise UserError(f"{reason}: write it again") from None
 
 
-def give_experts(tasks, path):
+def give_experts(tasks, path, style):
     """Those of the tasks that have an expert's episode in the file, with it filled in.
 
     Raises UserError where the file belongs to other games: a task has the same id and other content, or none
-    of its episodes is of a task here.
+    of its episodes is of a task here; and where its responses do not hold their actions in this prompt style,
+    since then they were said by a model that writes otherwise than the student is asked to.
     """
     experts = read_experts(path)
     known = [task for task in tasks if task.id in experts]
@@ -226,6 +227,10 @@ def give_experts(tasks, path):
     able = []
     for task in known:
         _, actions, responses = experts[task.id]
+        if [envs.parse_action(response, style) or "" for response in responses] != list(actions):
+            raise UserError(
+                f"the expert's responses to {task.id} in {path} do not hold its actions as a {style!r} prompt "
+                "asks for them: write them again with an expert of the student's prompt style")
         able.append(replace(task, expert=actions, responses=responses))
     return able
 

@@ -155,7 +155,7 @@ def stop_unless_finite(loss, norm, records):
 
 # ---- tasks
 
-def training_tasks(args, ranks):
+def training_tasks(args, style, ranks):
     """The train split; for the methods that replay an expert only the tasks with an expert's episode,
     counted."""
     game_type, knobs = envs.game_type(args.env), envs.parse_knobs(args.env, args.knobs)
@@ -163,7 +163,7 @@ def training_tasks(args, ranks):
     if args.method not in curriculum.NEEDS_EXPERT:
         return tasks
     if args.experts:
-        able = give_experts(tasks, args.experts)
+        able = give_experts(tasks, args.experts, style)
     else:
         able = game_type.with_experts(tasks, args.data, **knobs)
     ranks.print(f"{args.method}: {len(able)} of {len(tasks)} training tasks have an expert's episode; "
@@ -198,8 +198,9 @@ def resumed(args):
 def resolve(args):
     """Fill in the defaults that depend on the student and the method; returns whether the student is an
     embedded tiny one."""
+    game_type = envs.game_type(args.env)
     tiny = lm.style(lm.load_tokenizer(lm.resolve(args.student, args.env))) == "bare"
-    own = dict(envs.game_type(args.env).tiny_defaults) if tiny else {}
+    own = dict(game_type.tiny_defaults) if tiny else {}
     if args.method == "sft":
         own["loss"] = "nll"
     fill_presets(args, tiny, own)
@@ -230,10 +231,10 @@ def load_models(args):
     return found
 
 
-def load_games(args, ranks):
+def load_games(args, style, ranks):
     """(training tasks, {split: held-out tasks}, environments: as many as are played at once by this rank)."""
     game_type, knobs = envs.game_type(args.env), envs.parse_knobs(args.env, args.knobs)
-    tasks, held_out = training_tasks(args, ranks), {}
+    tasks, held_out = training_tasks(args, style, ranks), {}
     for split in args.eval_splits.split(",") if args.eval_splits else game_type.eval_splits:
         held_out[split] = spread(envs.make_tasks(args.env, split, args.data, **knobs), args.eval_games)
     at_once = max(args.episodes // ranks.world, min(32, args.eval_games))
@@ -287,7 +288,7 @@ def train(args, defaults, ranks):
     actor = lm.playing_copy(student)  # fp32 master weights stay in `student`
     distiller = distributed(student, args, chat.vocabulary, ranks)
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, weight_decay=0.0)
-    tasks, held_out, games = load_games(args, ranks)
+    tasks, held_out, games = load_games(args, chat.style, ranks)
     turns = args.max_turns or games[0].horizon
     limits = limits_of(args, chat.style, args.temperature)
     judge = partial(

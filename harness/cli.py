@@ -69,12 +69,10 @@ def yes_or_no(text):
 
 
 def parse(args_type, argv=None, description=None):
-    """argv -> args_type(...): a field `k_start` is the option --k-start (or --k_start), a bool is a
-    switch."""
+    """argv -> args_type(...): a field `k_start` is the option --k-start or --k_start, a bool is a switch."""
     layout = argparse.RawDescriptionHelpFormatter  # the description's own lines
     parser = Parser(description=description, formatter_class=layout, allow_abbrev=False)
     for f in fields(args_type):
-        names = dict.fromkeys((f"--{f.name.replace('_', '-')}", f"--{f.name}"))
         how = dict(type=f.type, metavar=f.type.__name__.upper())
         if f.type is bool:
             how = dict(type=yes_or_no, nargs="?", const=True, metavar="true|false")
@@ -82,7 +80,9 @@ def parse(args_type, argv=None, description=None):
             how = dict(nargs="+", metavar=f.name.upper())
         default = f.default if f.default is not MISSING else None
         text = f.metadata["help"].replace("%", "%%")
-        parser.add_argument(*names, dest=f.name, default=default, help=text, **how)
+        parser.add_argument("--" + f.name.replace("_", "-"), default=default, help=text, **how)
+        if "_" in f.name:
+            parser.add_argument(f"--{f.name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **how)
     return args_type(**vars(parser.parse_args(argv)))
 
 

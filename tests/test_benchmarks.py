@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+TINY = (
+    "--env webshop --teachers tiny-teacher --methods f2b,sft --seeds 0 -- "
+    "--steps 2 --episodes 2 --eval-every 2 --eval-games 2 --max-turns 2")
 SMALLEST = [  # name and options; a figure that the output must hold, as a pattern
     ("alfworld_step", "--games 1", r"\d\.\d+ s +\d\.\d+ s +\d+ x"),
     ("scienceworld_step", "--steps 3 --tasks 1 --environments 2 --turns 2", r"ours \d+\.\d ms.* 0 differ"),
     ("webshop_envs", "--environments 1 2 --seconds 0.1", r"\d+ steps per second"),
     ("webshop_search", "--sizes 100 200 --queries 5", r"(?m)^200( \| [\d.,e+-]+){9}"),
-    ("compare_methods", "--help", r"--seeds"),
-    ("play_vs_generate", "--help", r"--help"),
+    ("compare_methods", TINY, r"(?m)^\| tiny-teacher \| sft \|.*%.* – \| \d+ \| \d+ \|"),
+    ("play_vs_generate", "--turns 2 --rows 2", r"ratio \d+\.\d"),
 ]
 
 

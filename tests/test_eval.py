@@ -157,7 +157,7 @@ def test_experts_come_back_as_they_were_won(tmp_path):
     path = experts_file(tmp_path, won("b", "pq"), won("a", "y"), won("elsewhere", "z"))
     assert read_experts(path)["a"] == ("d", ("y",), ("I should. <action>y</action>",))
     tasks = [envs.Task(name, "", expert=("old",), digest="d") for name in "abc"]
-    able = give_experts(tasks, path)
+    able = give_experts(tasks, path, "react")
     assert [task.id for task in able] == ["a", "b"]
     assert able[1].expert == ("p", "q")
     assert able[1].responses[1] == "I should. <action>q</action>"
@@ -175,8 +175,16 @@ def test_experts_of_other_games_are_refused(known, words, tmp_path):
     path = experts_file(tmp_path, won("a", "y"), won("b", "z"))
     tasks = [envs.Task(name, "", digest=digest) for name, digest in known.items()]
     with pytest.raises(UserError, match=words) as caught:
-        give_experts(tasks, path)
+        give_experts(tasks, path, "react")
     assert "\n" not in str(caught.value)
+
+
+def test_experts_of_another_prompt_style_are_refused(tmp_path):
+    """A student that is asked to think and then act, taught by the bare words of a tiny model: whole tags would
+    be its actions, or none."""
+    path = experts_file(tmp_path, won("a", "y"))
+    with pytest.raises(UserError, match="responses to a .* 'bare' prompt"):
+        give_experts([envs.Task("a", "", digest="d")], path, "bare")
 
 
 @pytest.mark.parametrize("line, words", [
@@ -214,7 +222,7 @@ def test_what_was_won_is_replayed(checkpoints, data, tmp_path, monkeypatch):
     path = str(tmp_path / "e.jsonl")
     evaluation.main(arguments(checkpoints, data, save_expert=path))
     tasks = envs.make_tasks("alfworld", "valid_seen", data)
-    able = give_experts(tasks, path)
+    able = give_experts(tasks, path, "bare")
     assert [task.id for task in able] == [task.id for task in tasks]
     for task in able:
         assert len(task.expert) == len(task.responses) == 5
