@@ -14,8 +14,7 @@ AGGREGATES = ("episode", "token", "turn")
 
 
 class Sample(NamedTuple):
-    """A row to learn from: whose it is, the row up to its last trained token, and per token the weight and
-    the loss's name."""
+    """A row to learn from, up to its last trained token, with the weight and the loss of every token."""
     episode: int            # the episode's place in the list that the samples were made of
     row: Row
     weight: list[float]     # (T,), 0 where nothing is trained
@@ -27,8 +26,7 @@ EMPTY = Sample(0, Row([0], [-1], [0.0]), [0.0], [""])
 
 
 def count(episodes):
-    """[episodes, trained turns, trained tokens] of a list of episodes: what Eq. 2's means divide by, summed
-    over the ranks."""
+    """[episodes, trained turns, trained tokens]: summed over the ranks, what the loss is divided by."""
     turns = tokens = 0
     for episode in episodes:
         for row in episode.rows:
@@ -39,8 +37,7 @@ def count(episodes):
 
 
 def share(aggregate, totals, length):
-    """What a token weighs: of a turn with `length` tokens, in a step with these totals (`count`, over all
-    ranks).
+    """What a token of a turn with `length` tokens weighs, in a step with these totals (see `count`).
 
     episode   1 / episodes: the sum over an episode's tokens, the mean over episodes (Eq. 2)
     token     1 / tokens
@@ -53,18 +50,21 @@ def share(aggregate, totals, length):
 
 
 def trimmed(row):
-    """The row up to its last trained token: what was said after it is never scored. Empty where nothing is
-    trained."""
+    """The row up to its last trained token: what follows is never scored. Empty where nothing is trained."""
     end = max((j + 1 for j, t in enumerate(row.turn) if t >= 0), default=0)
     return Row(row.ids[:end], row.turn[:end], row.logp[:end])
 
 
 def samples(episodes, aggregate, totals, loss):
-    """The samples of some episodes: a token weighs its turn's own weight times its `share`; loss: for turns
-    that name none."""
+    """The samples of some episodes: a token weighs its turn's weight times its `share`.
+
+    loss: the name for turns that name none.
+    """
     found = []
     for e, episode in enumerate(episodes):
-        for row in filter(lambda row: row.ids, map(trimmed, episode.rows)):
+        for row in map(trimmed, episode.rows):
+            if not row.ids:
+                continue
             lengths = Counter(t for t in row.turn if t >= 0)
             weights, losses = [0.0] * len(row.ids), [""] * len(row.ids)
             for j, t in enumerate(row.turn):

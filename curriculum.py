@@ -44,8 +44,7 @@ def f2b(turn):
 
 
 def b2f(turn):
-    """Back to front (Eq. 5): an expert's episode is replayed up to its last k turns, then the student
-    plays."""
+    """Back to front (Eq. 5): the expert's episode is replayed but for its last k turns; the student goes on."""
     return REPLAY if turn.t < turn.L - turn.k else STUDENT
 
 
@@ -55,8 +54,7 @@ def sft(turn):
 
 
 def guided(turn):
-    """Guided turns (arXiv 2606.15912): in each turn the teacher acts with probability beta(n), else the
-    student."""
+    """Guided turns (arXiv 2606.15912): the teacher acts with probability beta(n), else the student."""
     return TEACHER if turn.coin < turn.beta else STUDENT
 
 

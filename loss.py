@@ -4,9 +4,10 @@ A loss is a function of log-probabilities to a value per token; autograd forms i
 one over hidden states, a chunk of tokens at a time, so that no [tokens × vocabulary] tensor lives beyond its
 chunk. Nothing here knows of episodes.
 
-Notation: θ student, φ teacher; n = token of a chunk, N = trained token of a micro-batch, V = vocabulary, D =
-width. logq (n, V) = log p_θ, logp (n, V) = log p_φ, both fp32 at the sampling temperature; token (n,): the
-token that was said. """
+Notation: θ student, φ teacher; n = token of a chunk, N = trained token of a micro-batch, V = vocabulary,
+D = width. logq (n, V) = log p_θ and logp (n, V) = log p_φ, both fp32 at the sampling temperature; token (n,):
+what was said.
+"""
 
 import math
 
@@ -47,7 +48,8 @@ def k1(logq, logp, token, *_):
     gradient.
 
     There is one update per batch, so that r is 1 and its clip would never act. Its expected gradient is that
-    of `reverse`. """
+    of `reverse`.
+    """
     said = at(logq, token)
     advantage = at(logp, token) - said.detach()
     return -(said - said.detach()).exp() * advantage
@@ -78,7 +80,8 @@ def gradients(hidden, head, weight, value, chunks, vocabulary, temperature):
     """Σ_n weight_n · value_n, and its gradients with respect to hidden (N, D) and head (V', D).
 
     value: (name, n, logits (n, V)) -> (n,); chunks: pairs (name, n), n the index tensor (n,) of tokens of one
-    loss. """
+    loss.
+    """
     d_hidden, d_head = torch.zeros_like(hidden), torch.zeros_like(head)
     seen, total = head[:vocabulary], hidden.new_zeros((), dtype=torch.float32)  # (V, D), ()
     for name, n in chunks:
@@ -118,7 +121,8 @@ def chunked(student, teacher, batch, *, beta, temperature, vocabulary, chunk):
     Only the first `vocabulary` ids are compared, since checkpoints pad their heads differently. Returns Σ
     weight · value (), and for the log (3, N), not differentiable: the value; KL(θ‖φ) in nats, NaN without a
     teacher; |log q − log q_sampled|, the mismatch of the learner and who played, NaN where the student did
-    not play. """
+    not play.
+    """
     hidden, head = student
     logged = torch.full((3, len(hidden)), torch.nan, device=hidden.device)
 

@@ -58,8 +58,7 @@ def play_dtype():
 
 
 def load_tokenizer(name):
-    """The tokenizer of a Hugging Face name or folder; raises UserError where there is none, or none with a
-    chat template."""
+    """The tokenizer of a Hugging Face name or folder; raises UserError without one, or its chat template."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
@@ -192,7 +191,8 @@ def logits(hidden, weight):
     """hidden (N, D), weight (V, D) -> (N, V) in fp32.
 
     The products of bf16 weights are summed and kept in fp32: rounded to bf16, logits of 16 to 32 would lie an
-    eighth apart, which is more than the divergences that are trained on. """
+    eighth apart, which is more than the divergences that are trained on.
+    """
     if weight.is_cuda and weight.dtype == torch.bfloat16:
         return torch.mm(hidden.to(weight.dtype), weight.T, out_dtype=torch.float32)
     return hidden.float() @ weight.float().T
@@ -269,7 +269,8 @@ def extend(model, cache, new, grow=None):
     (B, V) in fp32.
 
     Every row needs at least one new token. grow: rows whose tokens count from now on (default all); a row
-    that is only carried along writes behind its end, where the next call overwrites it. """
+    that is only carried along writes behind its end, where the next call overwrites it.
+    """
     device, width = head(model).device, max(map(len, new))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in new], device=device)  # (B, T)
     positions, mask = cache.place(width, device)

@@ -6,7 +6,10 @@ tokenised again. Every turn, each model that acts is fed only the tokens that it
 episodes leave the batch.
 
 Left out on purpose: asynchronous rollouts, a serving engine, top-p and top-k (they would change the
-distribution that is distilled). B = episode, T = token, t = turn, V = vocabulary. """
+distribution that is distilled).
+
+B = episode, T = token, t = turn, V = vocabulary.
+"""
 
 import math
 from collections.abc import Iterator
@@ -29,7 +32,8 @@ class Chat:
     opening text = before + first observation + behind;  next turn = between + observation + behind.
     `between` begins behind the token with which the template ends a response; the model samples it itself. A
     template that rewrites history (some strip the reasoning of past turns) is not asked again: the row keeps
-    what was sampled, which is the exact on-policy prefix. """
+    what was sampled, which is the exact on-policy prefix.
+    """
 
     def __init__(self, tokenizer, stop=()):
         """stop: ids that end a response besides the tokenizer's end token (`lm.end_tokens`)."""
@@ -93,8 +97,7 @@ class Row:
 
 @dataclass
 class Episode:
-    """One game as it was played. `rows` holds one row (history "full") or one per turn (history
-    "window:N")."""
+    """One game as it was played. `rows` holds one row (history "full"), or one per turn ("window:N")."""
     task: envs.Task
     index: int                 # its number within the step, over all ranks: seeds its draws
     env: Any = field(default=None, repr=False)
@@ -137,9 +140,11 @@ def begin(episode, game, limits):
 
 
 def open_row(episode, chat, keep):
-    """The row of a turn with history "window:N", N = keep: the opening, the last N (observation, response)
-    pairs in their order, the observation of now. The opening and the first kept observation are one message,
-    since many templates want users and assistants to alternate."""
+    """The row of a turn with history "window:N", N = keep.
+
+    The opening, the last N (observation, response) pairs in their order, the observation of now. The opening
+    and the first kept observation are one message: many templates want users and assistants to alternate.
+    """
     shown = episode.turns[-keep:]
     first = len(episode.turns) - len(shown)
     said = [turn["observation"] for turn in shown] + [episode.observation]
@@ -152,8 +157,7 @@ def open_row(episode, chat, keep):
 
 
 def open_turn(episode, room, chat, limits):
-    """Write what the game said; the episode is cut where a response of `room` tokens would not fit behind
-    it."""
+    """Write what the game said; the episode is cut where `room` more tokens, the response, would not fit."""
     if limits.history != "full":
         open_row(episode, chat, keep=int(limits.history.split(":")[1]))
     elif episode.rows:
@@ -201,8 +205,7 @@ def answer(episode, ids, logp, chat, limits):
 
 
 def replay(episode, chat, limits):
-    """The expert's recorded response, whole: reasoning and action; the action alone where a world's script
-    gave it."""
+    """The expert's recorded response, whole: reasoning and action; where a script gave it, the action alone."""
     task, turn = episode.task, len(episode.turns)
     action = task.expert[turn]
     response = task.responses[turn] if task.responses else envs.format_action(action, limits.style)
@@ -214,8 +217,7 @@ def replay(episode, chat, limits):
 
 
 def to_model(episode, plan, seed, chat, limits):
-    """Bring an episode to the next turn that a model plays: expert's turns are replayed. False where there is
-    none."""
+    """Replay the expert's turns up to the next one that a model plays. False where there is none."""
     while not episode.done:
         turn = len(episode.turns)
         coin = generator(seed, episode, 1).random()
@@ -243,7 +245,8 @@ def sample(logits, temperature, u):
 
     logits (B, V) fp32, u (B,) in [0, 1) -> token (B,), log-probability (B,) at that temperature. Temperature
     0 is greedy and returns the log-probability at temperature 1. The sum is carried in fp64: in fp32 the tail
-    of 150,000 tokens would be lost. """
+    of 150,000 tokens would be lost.
+    """
     logp = torch.log_softmax(logits / (temperature or 1.0), -1)  # (B, V)
     if temperature == 0:
         token = logp.argmax(-1)  # (B,)

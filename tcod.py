@@ -9,13 +9,13 @@ student are run once over each trajectory row, the divergence of their distribut
 the loss, AdamW takes a step. The methods differ in one line each, the functions of curriculum.py. Left out on
 purpose: stale rollouts, several nodes, sharding of one model.
 
-Notation as in loss.py and batch.py: B = row, T = token, t = turn, N = trained token of a micro-batch, D =
-width, E = episode. """
+B = row, T = token, t = turn, N = trained token of a micro-batch, D = width, V = vocabulary, E = episode.
+"""
 
 import os
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 
 import numpy as np
@@ -94,8 +94,7 @@ class Distiller(torch.nn.Module):
         self.student, self.setting = student, setting
 
     def forward(self, batch, teacher):
-        """batch from `collate`, teacher from `score` -> loss (), and per token its value, KL and mismatch (3,
-        N)."""
+        """batch from `collate`, teacher from `score` -> what `loss.chunked` returns."""
         hidden = lm.hidden_states(self.student, batch["ids"]).flatten(0, 1)  # (B, T, D) -> (B · T, D)
         student = hidden[batch["where"]], lm.head(self.student)  # (N, D), (V', D)
         return losses.chunked(student, teacher, batch, **self.setting)
@@ -103,23 +102,25 @@ class Distiller(torch.nn.Module):
 
 @torch.no_grad()
 def score(teacher, rows):
-    """The teacher's part: its hidden states before the trained tokens of these rows, in order of (row,
-    position), and its head.
+    """The teacher's part: its hidden states before the trained tokens of these rows, (N, D'), and its head.
 
-    -> (hidden (N, D'), head (V'', D')). A fork that shows the teacher other context than the student (a
-    solution, a hint) does it here: other rows, the same trained tokens. """
+    In order of (row, position). A fork that shows the teacher other context than the student (a solution, a
+    hint) does it here: other rows, the same trained tokens.
+    """
     device = lm.head(teacher).device
     hidden = lm.hidden_states(teacher, batches.padded(rows, device)).flatten(0, 1)  # (B · T, D')
     return hidden[batches.before(rows, device)], lm.head(teacher)
 
 
 def backward(distiller, teacher, episodes, args, ranks):
-    """Accumulate the gradient of Eq. 2 over this rank's episodes; returns this rank's part of the loss, and
-    summed over the tokens of each turn (E, t): how many they are, their value, KL and mismatch, in this
-    order, (4, E, t).
+    """Accumulate the gradient of Eq. 2 over this rank's episodes.
+
+    Returns this rank's part of the loss, and lists (4, E, t): the sums over each turn's tokens of 1, of their
+    value, KL and mismatch (see `loss.chunked`).
 
     The normalisers are summed over all ranks before the first backward. Ranks may have different numbers of
-    micro-batches: only the last one of each rank synchronises, and a rank without any runs an empty one. """
+    micro-batches: only the last one of each rank synchronises, and a rank without any runs an empty one.
+    """
     totals = ranks.sum(batches.count(episodes))
     samples = batches.samples(episodes, args.aggregate, totals, args.loss) or [batches.EMPTY]
     groups = batches.micro_batches(samples, args.batch_tokens)
@@ -143,8 +144,7 @@ def backward(distiller, teacher, episodes, args, ranks):
 
 
 def stop_unless_finite(loss, norm, records):
-    """Raises UserError before the optimizer step when the loss or its gradient is not finite, naming the
-    episodes to blame."""
+    """Raises UserError, naming the episodes to blame, where the loss or its gradient is not finite."""
     if not np.isfinite(loss + norm):
         bad = [r for r in records if not np.isfinite(r["loss"])]
         named = [f"{r['task']} (step {r['step']}, episode {r['index']})" for r in bad]
@@ -156,8 +156,7 @@ def stop_unless_finite(loss, norm, records):
 # ---- tasks
 
 def training_tasks(args, style, ranks):
-    """The train split; for the methods that replay an expert only the tasks with an expert's episode,
-    counted."""
+    """The train split; for methods that replay an expert only its tasks with an expert's episode, counted."""
     game_type, knobs = envs.game_type(args.env), envs.parse_knobs(args.env, args.knobs)
     tasks = envs.make_tasks(args.env, args.train_split or game_type.train_split, args.data, **knobs)
     if args.method not in curriculum.NEEDS_EXPERT:
@@ -192,12 +191,17 @@ def resumed(args):
     """The arguments of the run to go on with."""
     if args != Args(resume=args.resume):
         raise UserError("--resume takes everything else from the run's own args.json: give it alone")
-    return Args(**{**read_args(args.resume), "resume": args.resume, "out": args.resume})
+    saved = read_args(args.resume)
+    strange = sorted(set(saved) - {f.name for f in fields(Args)})
+    if strange:
+        raise UserError(
+            f"{args.resume}/args.json has arguments that this version does not know ({', '.join(strange)}): "
+            "go on with the version that began the run")
+    return Args(**{**saved, "resume": args.resume, "out": args.resume})
 
 
 def resolve(args):
-    """Fill in the defaults that depend on the student and the method; returns whether the student is an
-    embedded tiny one."""
+    """Fill in the defaults that depend on student and method; returns whose they are, for the screen."""
     game_type = envs.game_type(args.env)
     tiny = lm.style(lm.load_tokenizer(lm.resolve(args.student, args.env))) == "bare"
     own = dict(game_type.tiny_defaults) if tiny else {}

@@ -41,39 +41,50 @@ def outcome(episode):
         actions=[turn["action"] for turn in episode.turns])
 
 
+def total(records, name):
+    """The sum of one figure over outcomes or records."""
+    return sum(record[name] for record in records)
+
+
 def success(outcomes):
     """`rate` of a list of outcomes."""
-    return rate(sum(o["won"] for o in outcomes), len(outcomes))
+    return rate(total(outcomes, "won"), len(outcomes))
 
 
 def summarise(outcomes):
     """One line of a table: success in all and per task type, mean rounds, pass@k, and rates over the turns
     that models played."""
-    turns = max(1, sum(o["played"] for o in outcomes))
-    kinds = sorted({o["kind"] for o in outcomes})
+    turns = max(1, total(outcomes, "played"))
     tasks = {o["task"] for o in outcomes}
     solved = {o["task"] for o in outcomes if o["won"]}
+    kinds = {}
+    for kind in sorted({o["kind"] for o in outcomes}):
+        kinds[kind] = success([o for o in outcomes if o["kind"] == kind])
     return dict(
         **success(outcomes),
-        rounds=sum(o["rounds"] for o in outcomes) / max(1, len(outcomes)),
-        **{what: sum(o[what] for o in outcomes) / turns for what in ("invalid", "missing", "cut")},
-        context_cut=sum(o["context_cut"] for o in outcomes),
-        crashed=sum(o["crashed"] for o in outcomes),
+        rounds=total(outcomes, "rounds") / max(1, len(outcomes)),
+        invalid=total(outcomes, "invalid") / turns,
+        missing=total(outcomes, "missing") / turns,
+        cut=total(outcomes, "cut") / turns,
+        context_cut=total(outcomes, "context_cut"),
+        crashed=total(outcomes, "crashed"),
         pass_at_k=rate(len(solved), len(tasks)),
-        kinds={kind: success([o for o in outcomes if o["kind"] == kind]) for kind in kinds})
+        kinds=kinds)
 
 
 # ---- what a training run logs
 
 def known(number):
     """A number for the log; None for what is not known, since JSON has no NaN."""
-    return None if math.isnan(number) else float(number)
+    return float(number) if math.isfinite(number) else None
 
 
 def episode_record(n, episode, tokens, values, kls, mismatches):
-    """An episode's line in the log of step n. The four lists have an entry per turn, summed over the turn's
-    trained tokens: how many they are, their loss before weights, KL(θ‖φ) in nats (NaN: no teacher), and |log
-    q − log q_sampled| (NaN: not the student's). """
+    """An episode's line in the log of step n.
+
+    The four lists have an entry per turn, summed over the turn's trained tokens: how many they are, their
+    loss before weights, KL(θ‖φ) in nats (NaN: no teacher), |log q − log q_sampled| (NaN: not the student's).
+    """
     rounds = len(episode.turns)
     trained = [t for t in range(rounds) if tokens[t]]
     sampled = [t for t in trained if not math.isnan(mismatches[t])]
@@ -97,31 +108,34 @@ def mean_per_turn(records):
 
 
 def step_record(n, k, loss, norm, records, crashed, seconds):
-    """The log's line of step n, from all ranks' episodes. rounds count replayed turns, turns only trained
-    ones.
+    """The log's line of step n, from all ranks' episodes.
 
-    mismatch: the mean |log q − log q_sampled| over the tokens that the student sampled; not 0 where learner
-    and player compute differently. crashed: episodes that are not among the records, since their world died.
+    rounds count replayed turns, turns only trained ones. mismatch: the mean |log q − log q_sampled| over the
+    tokens that the student sampled; not 0 where learner and player compute differently. crashed: episodes
+    that are not among the records, since their world died.
     """
-    total, games = summarise(records), max(1, len(records))
-    tokens = sum(r["response_tokens"] for r in records)
-    turns = sum(r["trained"] for r in records)
+    summary, games = summarise(records), max(1, len(records))
+    tokens, turns = total(records, "response_tokens"), total(records, "trained")
     kls = [r["kl"] for r in records]
     kl = math.nan if None in kls else sum(kls)
-    sampled = sum(r["sampled_tokens"] for r in records)
-    rates = ("games", "success", "rounds", "invalid", "missing", "cut", "context_cut")
+    shown = ("games", "success", "rounds", "invalid", "missing", "cut", "context_cut")
     return dict(
         step=n, k=k, loss=loss, grad_norm=norm,
-        kl=known(kl / games), kl_token=known(kl / max(1, tokens)), kl_turn=mean_per_turn(records),
-        mismatch=sum(r["mismatch"] for r in records) / max(1, sampled),
-        **{name: total[name] for name in rates}, crashed=crashed,
-        turns=turns / games, response_length=tokens / max(1, turns),
-        tokens=tokens, row_tokens=sum(r["row_tokens"] for r in records), seconds=seconds)
+        kl=known(kl / games),
+        kl_token=known(kl / max(1, tokens)),
+        kl_turn=mean_per_turn(records),
+        mismatch=total(records, "mismatch") / max(1, total(records, "sampled_tokens")),
+        **{name: summary[name] for name in shown},
+        crashed=crashed,
+        turns=turns / games,
+        response_length=tokens / max(1, turns),
+        tokens=tokens,
+        row_tokens=total(records, "row_tokens"),
+        seconds=seconds)
 
 
 def status(record, results):
-    """The figures to watch, for the progress bar. results: {who: {split: summary}} of the evaluations so
-    far."""
+    """The figures to watch, for the progress bar. results: {who: {split: summary}} so far."""
     held_out = next((f"{s['success']:.0%}" for s in results.get("after", {}).values()), "–")
     kl = "–" if record["kl"] is None else f"{record['kl'] / max(record['turns'], 1e-9):.3g}"
     speed = record["tokens"] / sum(record["seconds"].values())
@@ -148,8 +162,7 @@ def table(results):
 
 
 def table_by_kind(splits):
-    """{split: summary} -> a line for each task type and a column for each split; empty where there is one
-    type only."""
+    """{split: summary} -> a line per task type, a column per split; empty where there is one type only."""
     kinds = sorted({kind for s in splits.values() for kind in s["kinds"]})
     if len(kinds) < 2:
         return ""
