@@ -44,7 +44,8 @@ def f2b(turn):
 
 
 def b2f(turn):
-    """Back to front (Eq. 5): the expert's episode is replayed but for its last k turns; the student goes on."""
+    """Back to front (Eq. 5): the expert's episode is replayed but for its last k turns; the student goes
+    on."""
     return REPLAY if turn.t < turn.L - turn.k else STUDENT
 
 

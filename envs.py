@@ -124,7 +124,7 @@ class TextGame(gymnasium.Env):
 
     def step(self, action):
         """-> observation, reward, terminated, truncated (always False), info. No action makes it raise."""
-        obs, reward, terminated = self._act(action)
+        obs, reward, terminated = self._act(tidy(action))
         return obs, float(reward), terminated, False, self._info()
 
     def _draw(self):
@@ -503,7 +503,11 @@ def make_tasks(name, split, data="", **knobs):
     """The tasks of a split of the environment of that name. Raises UserError as make_env does."""
     game = game_type(name)
     game.check_knobs(knobs)
-    return game.tasks(split, data, **knobs)
+    tasks = game.tasks(split, data, **knobs)
+    if not tasks:
+        raise UserError(
+            f"{name}'s split '{split}' has no tasks with --data '{data}': name another split or other data.")
+    return tasks
 
 
 # ---- prompts and answers
@@ -530,11 +534,25 @@ def prompt(env, obs, info, style, first):
 
 
 def parse_action(response, style):
-    """The action in a response; None if it has none. "react": the last <action>...</action>; "bare": all."""
-    if style == "react":
-        found = re.findall(r"<action>(.*?)</action>", response, re.DOTALL)
-        response = found[-1] if found else ""
-    return response.strip() or None
+    """The action in a response; None if it has none. "bare": all of it.
+
+    "react": what stands between the last <action> and </action> that hold something; an <action> that is only
+    mentioned opens nothing. One pass: its time grows with the response's length, whatever it repeats.
+    """
+    if style == "bare":
+        return response.strip() or None
+    action, opened = None, None
+    for tag in re.finditer(r"<(/?)action>", response, re.IGNORECASE):
+        if not tag[1]:
+            opened = tag.end()
+        elif opened is not None:
+            action, opened = response[opened: tag.start()].strip() or action, None
+    return action
+
+
+def tidy(action):
+    """An action as the engines want it: lower case, single blanks, no quotes around it, no full stop."""
+    return " ".join(action.lower().split()).strip("\"'`. ")
 
 
 def format_action(action, style):

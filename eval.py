@@ -34,7 +34,7 @@ from harness.report import outcome, percent, success, summarise, table, table_by
 class PlayArgs:
     """What games are played, and how: shared by tcod.py and eval.py."""
     env: str = knob("alfworld", "alfworld, webshop or scienceworld")
-    data: str = knob("", envs.DATA_HELP)
+    data: str = knob("", envs.DATA_HELP, path=True)
     knobs: str = knob("", envs.KNOBS_HELP)
     history: str = knob(
         "full",
@@ -50,7 +50,7 @@ class Args(PlayArgs):
     """Play held-out games with a checkpoint and report its success."""
     model: str = knob(
         "tiny-student",
-        "checkpoint: a Hugging Face name or folder, or tiny-student, tiny-teacher, tiny-narrow")
+        "checkpoint: a Hugging Face name or folder, or tiny-student, tiny-teacher, tiny-narrow", path=True)
     split: str = knob("", "split of the task list; empty: the environment's first held-out split")
     games: int = knob(140, "number of games, evenly over the split's list", least=1)
     samples: int = knob(
@@ -59,11 +59,11 @@ class Args(PlayArgs):
     temperature: float = knob(0.4, "sampling temperature; 0 is greedy", least=0.0)
     take_over: str = knob(
         "", "take-over test: numbers of student turns before the teacher acts, as in 0,3,6,10")
-    teacher: str = knob("tiny-teacher", "who takes over")
+    teacher: str = knob("tiny-teacher", "who takes over", path=True)
     save_expert: str = knob(
-        "", "write the shortest won episode of each game to this file (for tcod.py --experts)")
+        "", "write the shortest won episode of each game to this file (for tcod.py --experts)", path=True)
     watch: bool = knob(False, "play the first game only and print it turn by turn")
-    out: str = knob("", "write the table to this JSON file")
+    out: str = knob("", "write the table to this JSON file", path=True)
     batch: int = knob(64, "episodes played at once", least=1)
 
 
@@ -229,8 +229,8 @@ def give_experts(tasks, path, style):
         _, actions, responses = experts[task.id]
         if [envs.parse_action(response, style) or "" for response in responses] != list(actions):
             raise UserError(
-                f"the expert's responses to {task.id} in {path} do not hold its actions as a {style!r} prompt "
-                "asks for them: write them again with an expert of the student's prompt style")
+                f"the expert's responses to {task.id} in {path} do not hold its actions as a {style!r} "
+                "prompt asks for them: write them again with an expert of the student's prompt style")
         able.append(replace(task, expert=actions, responses=responses))
     return able
 
@@ -336,6 +336,8 @@ def main(args):
     split = args.split or game_type.eval_splits[0]
     tasks, games = load_games(args, split)
     turns = args.max_turns or games[0].horizon
+    if args.take_over and max(take_over_turns(args.take_over)) > turns:
+        raise UserError(f"--take-over {args.take_over} goes beyond the {turns} turns of an episode")
     chat = rollout.Chat(tokenizer, lm.end_tokens(actors["student"]))
     limits = limits_of(args, chat.style, args.temperature)
     play = partial(

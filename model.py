@@ -15,6 +15,7 @@ import os
 import shutil
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -25,6 +26,7 @@ logging.disable_progress_bar()
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 SMALL = 10_000_000  # parameters
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # nats, of our log-probabilities to a model's own
 # Shipped in assets/WORLD/, made by tiny/make.py.
 TINY = {"tiny-teacher": "teacher", "tiny-student": "student", "tiny-narrow": "teacher-narrow"}
 
@@ -81,15 +83,21 @@ def load_model(name, device="cpu", dtype=torch.float32):
 
     Raises UserError where there is no such checkpoint, or an architecture that is not supported.
     """
+    if os.path.exists(os.path.join(name, "adapter_config.json")):
+        raise UserError(f"{name!r} holds an adapter, not a model: merge it into its base model and save that")
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
-    except (OSError, ValueError, KeyError) as error:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, attn_implementation="sdpa", output_loading_info=True)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise cannot_load(name, error) from error
+    check_weights(name, found)
     check_supported(name, model.config)
     if model.num_parameters() < SMALL and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # at this size more threads cost more than they save
     without_noise(model)
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    check_logits(name, model)
+    return model
 
 
 def load(name, device="cpu", dtype=torch.float32):
@@ -102,6 +110,47 @@ def cannot_load(name, error):
     """The UserError for a checkpoint that transformers does not load."""
     reason = str(error).strip().split("\n")[0]
     return UserError(f"cannot load a causal language model from {name!r} ({reason})")
+
+
+def check_weights(name, found):
+    """Raises UserError where the file's weights are not those of the model: transformers draws what is
+    missing at random.
+
+    found: the loading info of `from_pretrained`.
+    """
+    for what, keys in (("lacks", "missing_keys"), ("has besides its own", "unexpected_keys"),
+                       ("has in other shapes", "mismatched_keys")):
+        names = sorted(str(key) for key in found[keys])
+        if names:
+            raise UserError(
+                f"{name!r} is not a whole checkpoint of its model: it {what} {len(names)} weights, as "
+                f"{names[0]} (a compiled or wrapped model wants its weights' names back)")
+
+
+@torch.no_grad()
+def check_logits(name, model):
+    """Raises UserError unless both of our paths, over whole rows and over the ragged cache, give the model's
+    own logits.
+
+    What stands behind the head (a bias, a scale, a cap) or inside a layer (a window) shows here, in one
+    forward of two rows. """
+    kind = model.config.model_type
+    ids = torch.arange(34, device=model.device).view(2, 17)  # (B, T)
+    ids %= model.config.get_text_config().vocab_size
+    try:
+        own = model(input_ids=ids).logits.float().log_softmax(-1)  # (B, T, V)
+        whole = logits(hidden_states(model, ids).flatten(0, 1), head(model)).log_softmax(-1)  # (B · T, V)
+        rows = [ids[0].tolist(), ids[1, :9].tolist()]
+        cached = extend(model, RaggedCache(model, rows), rows).log_softmax(-1)  # (B, V)
+    except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{name!r} ({kind}) does not play over the ragged cache ({reason})") from error
+    ends = torch.stack([own[0, -1], own[1, 8]])  # (B, V)
+    worst = max((own - whole.view_as(own)).abs().max().item(), (ends - cached).abs().max().item())
+    if not worst <= TOLERANCE[model.dtype]:
+        raise UserError(
+            f"{name!r} ({kind}) has logits that are not its head's products: ours are up to {worst:.2g} nats "
+            "off its own, so that other distributions would be played and trained")
 
 
 def check_supported(name, config):
@@ -121,7 +170,7 @@ def check_supported(name, config):
 def without_noise(model):
     """Set every dropout to 0: distributions are compared, and noise in them would be noise in the loss."""
     for module in model.modules():
-        if hasattr(module, "attention_dropout"):
+        if isinstance(getattr(module, "attention_dropout", None), (int, float)):
             module.attention_dropout = 0.0
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

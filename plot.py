@@ -23,8 +23,8 @@ from harness.folder import LOG, check_place, read_args, read_log
 @dataclass
 class Args:
     """Which runs to draw, and where."""
-    runs: list = knob(None, "run folders")
-    out: str = knob("tcod.png", "the picture to write; its ending says which type")
+    runs: list = knob(None, "run folders", path=True)
+    out: str = knob("tcod.png", "the picture to write; its ending says which type", path=True)
     smooth: int = knob(5, "steps averaged in the training curves", least=1)
 
 

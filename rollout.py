@@ -205,7 +205,8 @@ def answer(episode, ids, logp, chat, limits):
 
 
 def replay(episode, chat, limits):
-    """The expert's recorded response, whole: reasoning and action; where a script gave it, the action alone."""
+    """The expert's recorded response, whole: reasoning and action; where a script gave it, the action
+    alone."""
     task, turn = episode.task, len(episode.turns)
     action = task.expert[turn]
     response = task.responses[turn] if task.responses else envs.format_action(action, limits.style)

@@ -46,8 +46,10 @@ class Args(PlayArgs):
         "f2b", "opd: the student plays all turns; f2b: the first k; b2f: an expert is replayed up to its "
         "last k turns; sft: an expert's responses are learned; guided: in each turn the teacher acts with a "
         "probability that falls from 1 to 0", choices=tuple(curriculum.METHODS))
-    student: str = knob("tiny-student", "checkpoint: a Hugging Face name or folder, or tiny-student")
-    teacher: str = knob("tiny-teacher", "checkpoint with the same vocabulary, or tiny-teacher, tiny-narrow")
+    student: str = knob(
+        "tiny-student", "checkpoint: a Hugging Face name or folder, or tiny-student", path=True)
+    teacher: str = knob(
+        "tiny-teacher", "checkpoint with the same vocabulary, or tiny-teacher, tiny-narrow", path=True)
     loss: str = preset(
         "reverse", "reverse", f"{losses.explained()}. sft takes nll", choices=tuple(losses.LOSSES))
     beta: float = knob(0.5, "the weight of the teacher's side in the loss jsd", above=0.0, below=1.0)
@@ -75,12 +77,14 @@ class Args(PlayArgs):
     eval_temperature: float = knob(0.4, "sampling temperature of the evaluation; 0 is greedy", least=0.0)
     save_every: int = knob(10, "write the checkpoint that --resume goes on from every so many steps", least=1)
     experts: str = knob(
-        "", "experts' episodes for b2f and sft, written by eval.py --save-expert; empty: the games' own")
+        "", "experts' episodes for b2f and sft, written by eval.py --save-expert; empty: the games' own",
+        path=True)
     train_split: str = knob("", "split to train on; empty: the environment's own")
     eval_splits: str = knob("", "splits to evaluate on, by commas; empty: the environment's own")
-    out: str = knob("", "run folder; empty: the first free runs/ENV-METHOD-N")
+    out: str = knob("", "run folder; empty: the first free runs/ENV-METHOD-N", path=True)
     resume: str = knob(
-        "", "a run folder: go on exactly where its checkpoint stands, with its own arguments; give it alone")
+        "", "a run folder: go on exactly where its checkpoint stands, with its own arguments; give it alone",
+        path=True)
 
 
 # ---- one training step

@@ -1,9 +1,10 @@
 """Commands and their arguments: one dataclass per entry point, every knob once, with its bounds and its help.
 
-A user's mistake ends in one sentence and exit status 2. Nothing heavy is imported here: `--help` comes at once.
-"""
+A user's mistake ends in one sentence and exit status 2. Nothing heavy is imported here: `--help` comes at
+once. """
 
 import argparse
+import os
 import sys
 from dataclasses import MISSING, field, fields
 
@@ -13,8 +14,10 @@ class UserError(Exception):
 
 
 def knob(default, text, **bounds):
-    """A field of an Args dataclass. bounds: choices=…, least=… (at least), above=… and below=…
-    (strictly), checked by `check_knobs`."""
+    """A field of an Args dataclass.
+
+    bounds: choices=…, least=…, above=… and below=…, which `check_knobs` checks; path=True: a ~ is one's home.
+    """
     shown = "" if default in ("", None) or default is False else f" (default: {default})"
     return field(default=default, metadata=dict(help=text + shown, **bounds))
 
@@ -77,6 +80,8 @@ def parse(args_type, argv=None, description=None):
             how = dict(type=yes_or_no, nargs="?", const=True, metavar="true|false")
         elif f.type is list:
             how = dict(nargs="+", metavar=f.name.upper())
+        if f.metadata.get("path"):
+            how["type"] = os.path.expanduser
         default = f.default if f.default is not MISSING else None
         text = f.metadata["help"].replace("%", "%%")
         parser.add_argument("--" + f.name.replace("_", "-"), default=default, help=text, **how)

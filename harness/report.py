@@ -6,6 +6,8 @@ A figure of success always stands beside the number of games and its 95 % interv
 
 import math
 
+CONTEXT_WARNING = 0.02  # share of episodes that the context ended, above which the table says so
+
 
 def wilson(won, games):
     """95 % Wilson score interval of won/games, as fractions (low, high); (0, 1) for no games.
@@ -154,10 +156,17 @@ def table(results):
     """The screen's table: results {who: {split: summary}} -> a line for each of both."""
     rows = {f"{who} · {split}": s for who, splits in results.items() for split, s in splits.items()}
     width = max(map(len, rows)) + 2
-    lines = [f"{'':{width}}success [95 %]      games  rounds  invalid  no action    cut"]
+    lines = [f"{'':{width}}success [95 %]      games  rounds  invalid  no action    cut  context"]
+    ended = games = 0
     for label, s in rows.items():
-        rates = f"{s['invalid']:9.1%}{s['missing']:11.1%}{s['cut']:7.1%}"
+        out_of_context = s["context_cut"] / max(1, s["games"])
+        rates = f"{s['invalid']:9.1%}{s['missing']:11.1%}{s['cut']:7.1%}{out_of_context:9.1%}"
         lines.append(f"{label:{width}}{percent(s):19}{s['games']:6}{s['rounds']:8.1f}{rates}")
+        ended, games = ended + s["context_cut"], games + s["games"]
+    if ended > CONTEXT_WARNING * games:
+        lines.append(
+            f"{ended} of {games} episodes were ended by the context and count as not won: "
+            "raise --max-context, or use --history window:N")
     return "\n".join(lines)
 
 

@@ -28,7 +28,7 @@ class Args:
     steps: int = preset(250, 120, "steps", least=1)
     data: str = knob("", "folder")
     watch: bool = knob(False, "print it, 100 % of it")
-    runs: list = knob(None, "folders")
+    runs: list = knob(None, "folders", path=True)
 
 
 @pytest.mark.parametrize("flags, expected", [
@@ -200,10 +200,10 @@ def test_tables_by_hand():
     one = report.summarise([heat])
     text = report.table({"teacher": {"seen": one}, "student after": {"seen": both, "unseen": one}})
     assert text.splitlines() == [
-        "                        success [95 %]      games  rounds  invalid  no action    cut",
-        "teacher · seen          100.0% [21%–100%]       1     8.0     0.0%       0.0%   0.0%",
-        "student after · seen     50.0% [9%–91%]         2    14.0    71.4%       0.0%   0.0%",
-        "student after · unseen  100.0% [21%–100%]       1     8.0     0.0%       0.0%   0.0%"]
+        "                        success [95 %]      games  rounds  invalid  no action    cut  context",
+        "teacher · seen          100.0% [21%–100%]       1     8.0     0.0%       0.0%   0.0%     0.0%",
+        "student after · seen     50.0% [9%–91%]         2    14.0    71.4%       0.0%   0.0%     0.0%",
+        "student after · unseen  100.0% [21%–100%]       1     8.0     0.0%       0.0%   0.0%     0.0%"]
     assert report.table_by_kind({"seen": both, "unseen": one}).splitlines() == [
         "",
         "success by task type              seen          unseen",
@@ -337,3 +337,20 @@ def test_the_cache_can_be_elsewhere(monkeypatch):
     assert str(folder.cache_home()) == os.path.expanduser("~/elsewhere")
     monkeypatch.delenv("TCOD_CACHE")
     assert str(folder.cache_home()) == os.path.expanduser("~/.cache/tcod")
+
+
+def test_the_table_warns_of_a_full_context():
+    """Episodes that the context ended and that look like ordinary losses: 65 % instead of 100, no word."""
+    cut = episode("a", "heat", False, [turn()] * 3)
+    cut.context_cut = True
+    won = episode("b", "heat", True, [turn()] * 3)
+    few = report.summarise([report.outcome(e) for e in [cut] + [won] * 60])
+    many = report.summarise([report.outcome(e) for e in [cut] + [won] * 40])
+    assert "1 of 41 episodes" in report.table({"student": {"seen": many}}).splitlines()[-1]
+    assert len(report.table({"student": {"seen": few}}).splitlines()) == 2
+
+
+def test_a_home_in_a_path():
+    """A folder called ~ beside the project."""
+    args = cli.parse(Args, ["--runs", "~/x", "y", "--data", "~/x"])
+    assert args.runs == [os.path.expanduser("~/x"), "y"] and args.data == "~/x"  # only runs are paths here

@@ -6,6 +6,8 @@ import copy
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import model as lm
 from harness.cli import UserError
@@ -150,3 +152,65 @@ def test_noise_is_taken_out():
     with torch.no_grad():
         still = lm.hidden_states(model, row)
         assert torch.equal(still, lm.hidden_states(model.train(), row))
+
+
+def saved(folder, model):
+    """A checkpoint with a tokenizer, as a folder."""
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def renamed(weights):
+    """As a compiled model saves them."""
+    return {f"_orig_mod.{name}": weight for name, weight in weights.items()}
+
+
+def without_one(weights):
+    return {name: weight for name, weight in weights.items() if not name.endswith("layers.1.mlp.up_proj.weight")}
+
+
+def with_one_more(weights):
+    return {**weights, "model.layers.0.self_attn.sinks": torch.zeros(4)}
+
+
+@pytest.mark.parametrize("change, words", [
+    (renamed, "not a whole checkpoint.*lacks"), (without_one, "lacks 1 weights, as .*up_proj"),
+    (with_one_more, "besides its own 1 weights, as .*sinks")])
+def test_weights_that_do_not_match_are_refused(change, words, tmp_path):
+    """A compiled or wrapped model's checkpoint, loaded as a random model in silence."""
+    folder = saved(tmp_path / "model", make_model())
+    path = tmp_path / "model" / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=words):
+        lm.load_model(folder)
+
+
+def test_an_adapters_folder_is_refused_by_name(tmp_path):
+    """Beside peft it loads, and nothing in it is trained."""
+    folder = saved(tmp_path / "adapter", make_model())
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="adapter"):
+        lm.load_model(folder)
+
+
+SIZES = dict(
+    vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=4, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, initializer_range=0.2,
+    eos_token_id=2, bos_token_id=1, pad_token_id=0)
+
+
+@pytest.mark.parametrize("kind, words", [
+    ("cohere", "logits that are not its head's products"), ("phi", "logits that are not its head's products"),
+    ("gptj", "logits that are not its head's products"), ("biogpt", "does not play"),
+    ("falcon", "does not play")])
+def test_a_model_whose_logits_are_not_ours_is_refused(kind, words, tmp_path):
+    """A head's bias, a logit scale, another cache: played, scored and trained on other logits than its own,
+    or a traceback."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **SIZES)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    if model.get_output_embeddings().bias is not None:
+        torch.nn.init.normal_(model.get_output_embeddings().bias)  # a trained one is not zero
+    with pytest.raises(UserError, match=words):
+        lm.load_model(saved(tmp_path / "model", model))

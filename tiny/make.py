@@ -56,7 +56,7 @@ UNFINISHED = 0.1      # weight of what completes an action that is admissible, b
 class Args:
     """Make the tiny checkpoints of a world."""
     world: str = knob("alfworld", "which world: alfworld, webshop or scienceworld")
-    out: str = knob("assets", "folder to write WORLD/teacher and WORLD/student into")
+    out: str = knob("assets", "folder to write WORLD/teacher and WORLD/student into", path=True)
     make: str = knob(
         "student,teacher",
         "which checkpoints, by commas: student, teacher, teacher-narrow (from the expert's own play only)")
