@@ -510,6 +510,11 @@ def make_tasks(name, split, data="", **knobs):
     return tasks
 
 
+def fingerprint(tasks):
+    """12 hex digits that stand for a list of tasks: their ids and what their games are."""
+    return digest("\n".join(f"{task.id} {task.digest}" for task in tasks).encode())
+
+
 # ---- prompts and answers
 
 def prompt(env, obs, info, style, first):

@@ -11,6 +11,7 @@ B = row, T = new token, S = cached position, V = vocabulary, D = width of the hi
 """
 
 import copy
+import hashlib
 import os
 import shutil
 
@@ -174,6 +175,17 @@ def without_noise(model):
             module.attention_dropout = 0.0
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+
+
+def fingerprint(model):
+    """12 hex digits that stand for a model's weights: of each its name, its shape and some of its values, as
+    bf16."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        flat = weight.detach().flatten()
+        some = flat[:: max(1, len(flat) // 64)].to(torch.bfloat16).view(torch.int16)
+        digest.update(f"{name} {tuple(weight.shape)} {some.tolist()}".encode())
+    return digest.hexdigest()[:12]
 
 
 def end_tokens(model):

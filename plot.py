@@ -3,9 +3,10 @@
     python plot.py --runs runs/alfworld-opd-1 runs/alfworld-f2b-1 --out compare.png
 
 Four panels over training steps, as in the paper's Figures 2 and 4: held-out success, trajectory KL, mean
-rounds, and the KL of each turn over the turn index (early steps dashed, late steps solid). Runs of one method
-and teacher share a colour; several seeds are drawn as their mean with a band from the lowest to the highest.
-A run without a teacher's forward (sft by nll) has no KL, and none is drawn.
+rounds, and the KL of each turn over the turn index (early steps dashed, late steps solid). Runs that differ
+in nothing but the seed share a colour and are drawn as their mean with a band from the lowest to the highest;
+in what else runs differ (the loss, the schedule, the splits …) stands in their labels. A run without a
+teacher's forward (sft by nll) has no KL, and none is drawn.
 
 No torch here. The figure is made through its object, not through pyplot: a notebook keeps its own backend.
 """
@@ -20,6 +21,10 @@ from harness.cli import UserError, check_knobs, command, knob
 from harness.folder import LOG, check_place, read_args, read_log
 
 
+# Arguments that may differ between two seeds of one experiment: they change no figure, or only by chance.
+SAME_RUN = ("seed", "out", "resume", "fingerprint", "save_every", "batch_tokens", "chunk", "recompute")
+
+
 @dataclass
 class Args:
     """Which runs to draw, and where."""
@@ -30,11 +35,24 @@ class Args:
 
 # ---- what is drawn, as plain numbers
 
-def read_run(folder):
-    """(label, records) of a run: "method · teacher", its steps in order."""
-    args = read_args(folder)
+def named(args, differing):
+    """The label of a run: "method · teacher", and its own value of every argument in which the runs
+    differ."""
     label = f"{args['method']} · {os.path.basename(args['teacher'].rstrip('/'))}"
-    return label, read_log(os.path.join(folder, LOG))
+    others = [f"{name} {args.get(name)}" for name in differing if name not in ("method", "teacher")]
+    return " · ".join([label, *others])
+
+
+def grouped(folders):
+    """{label: the records of each of its runs}: runs of one label are seeds of one another."""
+    runs = [read_args(folder) for folder in folders]
+    names = sorted({name for args in runs for name in args} - set(SAME_RUN))
+    differing = [name for name in names if any(args.get(name) != runs[0].get(name) for args in runs)]
+    groups = {}
+    for args, folder in zip(runs, folders):
+        records = read_log(os.path.join(folder, LOG))
+        groups.setdefault(named(args, differing), []).append(records)
+    return groups
 
 
 def held_out(records):
@@ -132,11 +150,7 @@ def check(args):
 
 def main(args):
     check(args)
-    groups = {}
-    for folder in args.runs:
-        label, records = read_run(folder)
-        groups.setdefault(label, []).append(records)
-    draw(groups, args.smooth).savefig(args.out, dpi=110)
+    draw(grouped(args.runs), args.smooth).savefig(args.out, dpi=110)
     print(f"wrote {args.out}")
 
 

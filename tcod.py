@@ -81,6 +81,7 @@ class Args(PlayArgs):
         path=True)
     train_split: str = knob("", "split to train on; empty: the environment's own")
     eval_splits: str = knob("", "splits to evaluate on, by commas; empty: the environment's own")
+    shared_tasks: bool = knob(False, "evaluate also on tasks that are trained on")
     out: str = knob("", "run folder; empty: the first free runs/ENV-METHOD-N", path=True)
     resume: str = knob(
         "", "a run folder: go on exactly where its checkpoint stands, with its own arguments; give it alone",
@@ -196,6 +197,7 @@ def resumed(args):
     if args != Args(resume=args.resume):
         raise UserError("--resume takes everything else from the run's own args.json: give it alone")
     saved = read_args(args.resume)
+    saved.pop("fingerprint", None)
     strange = sorted(set(saved) - {f.name for f in fields(Args)})
     if strange:
         raise UserError(
@@ -239,12 +241,25 @@ def load_models(args):
     return found
 
 
+def check_shared(tasks, held_out):
+    """Raises UserError where held-out tasks are trained on, whatever their splits are called."""
+    trained = {task.digest for task in tasks} - {""}
+    for split, chosen in held_out.items():
+        shared = sum(task.digest in trained for task in chosen)
+        if shared:
+            raise UserError(
+                f"{shared} of the {len(chosen)} tasks to evaluate on of split {split} are trained on: choose "
+                "other --eval-splits, or say --shared-tasks if that is meant")
+
+
 def load_games(args, style, ranks):
     """(training tasks, {split: held-out tasks}, environments: as many as are played at once by this rank)."""
     game_type, knobs = envs.game_type(args.env), envs.parse_knobs(args.env, args.knobs)
     tasks, held_out = training_tasks(args, style, ranks), {}
     for split in args.eval_splits.split(",") if args.eval_splits else game_type.eval_splits:
         held_out[split] = spread(envs.make_tasks(args.env, split, args.data, **knobs), args.eval_games)
+    if not args.shared_tasks:
+        check_shared(tasks, held_out)
     at_once = max(args.episodes // ranks.world, min(32, args.eval_games))
     return tasks, held_out, [envs.make_env(args.env, data=args.data, **knobs) for _ in range(at_once)]
 
@@ -273,14 +288,34 @@ def assess(players, *, games, held_out, turns, limits, args, ranks):
     return results
 
 
-def open_folder(args, student, optimizer, ranks):
+def fingerprints(student, teacher, tasks, held_out):
+    """What a run learns from and is measured on, in few letters: --resume goes on only with the same."""
+    games = {f"list of {split} tasks": envs.fingerprint(chosen) for split, chosen in held_out.items()}
+    models = {"student": lm.fingerprint(student), "teacher": lm.fingerprint(teacher)}
+    return {**models, "list of training tasks": envs.fingerprint(tasks), **games}
+
+
+def check_same(folder, prints):
+    """Raises UserError where a run to go on with had another model or other games than those at hand."""
+    before = read_args(folder).get("fingerprint", prints)
+    changed = [what for what in prints if before.get(what) != prints[what]]
+    if changed:
+        raise UserError(
+            f"{folder} was begun with another {', another '.join(changed)}: bring back the --data and the "
+            "checkpoints that its args.json names, or begin a new run")
+
+
+def open_folder(args, student, optimizer, prints, ranks):
     """The run folder, the last step of its checkpoint (loaded), and the log's records up to it."""
+    if args.resume:
+        check_same(args.resume, prints)
     folder = args.resume or ranks.broadcast(lambda: free_folder(args.out, f"{args.env}-{args.method}"))
     done = load_checkpoint(folder, student, optimizer)
     if ranks.first:
         for name in (LOG, EPISODES):
             rewind(os.path.join(folder, name), done)
-        write_json(os.path.join(folder, "args.json"), {**asdict(args), "resume": "", "out": folder})
+        saved = {**asdict(args), "resume": "", "out": folder, "fingerprint": prints}
+        write_json(os.path.join(folder, "args.json"), saved)
     return folder, done, ranks.broadcast(lambda: read_log(os.path.join(folder, LOG)))
 
 
@@ -304,7 +339,8 @@ def train(args, defaults, ranks):
         limits=limits_of(args, chat.style, args.eval_temperature))
     stages, method = curriculum.parse_stages(args.stages), curriculum.METHODS[args.method]
 
-    folder, done, history = open_folder(args, student, optimizer, ranks)
+    prints = fingerprints(student, teacher, tasks, held_out)
+    folder, done, history = open_folder(args, student, optimizer, prints, ranks)
     lm.refresh(actor, student)
     ranks.print(f"{args.method} on {args.env}: {len(tasks)} training tasks, {defaults} defaults, "
                 f"run folder {folder}" + f", going on after step {done}" * bool(args.resume))

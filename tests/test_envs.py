@@ -16,7 +16,8 @@ from harness.cli import UserError
     ("<action>go to fridge 1</action> I will now wait for <action></action>", "go to fridge 1"),
     ("<action>look</action> or rather <action>go to fridge 1\n</action>", "go to fridge 1"),
     ("<ACTION>go to fridge 1</ACTION>", "go to fridge 1"),
-    ("<action>go to fridge 1", None), ("go to fridge 1</action>", None), ("<action> </action>", None), ("", None)])
+    ("<action>go to fridge 1", None), ("go to fridge 1</action>", None),
+    ("<action> </action>", None), ("", None)])
 def test_the_action_in_a_response(response, action):
     """A response that mentions the tag before it uses it, and loses its action or sends a mangled one."""
     assert envs.parse_action(response, "react") == action
@@ -34,7 +35,8 @@ def test_hostile_responses_take_linear_time(text):
     ("Go to Fridge 1.", "go to fridge 1"), ('"go  to\tfridge 1"', "go to fridge 1"),
     ("search[Red shoes, size 9.5]", "search[red shoes, size 9.5]"), ("", ""), (". . .", "")])
 def test_an_action_that_is_right_but_for_its_dress(action, engine):
-    """A turn lost to a capital, a full stop, a doubled blank or quotes; a number's point or a comma that goes."""
+    """A turn lost to a capital, a full stop, a doubled blank or quotes; a number's point or a comma that
+    goes."""
     assert envs.tidy(action) == engine
 
 

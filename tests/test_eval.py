@@ -180,8 +180,8 @@ def test_experts_of_other_games_are_refused(known, words, tmp_path):
 
 
 def test_experts_of_another_prompt_style_are_refused(tmp_path):
-    """A student that is asked to think and then act, taught by the bare words of a tiny model: whole tags would
-    be its actions, or none."""
+    """A student that is asked to think and then act, taught by the bare words of a tiny model: whole tags
+    would be its actions, or none."""
     path = experts_file(tmp_path, won("a", "y"))
     with pytest.raises(UserError, match="responses to a .* 'bare' prompt"):
         give_experts([envs.Task("a", "", digest="d")], path, "bare")

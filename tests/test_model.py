@@ -167,7 +167,7 @@ def renamed(weights):
 
 
 def without_one(weights):
-    return {name: weight for name, weight in weights.items() if not name.endswith("layers.1.mlp.up_proj.weight")}
+    return {name: weight for name, weight in weights.items() if "layers.1.mlp.up_proj" not in name}
 
 
 def with_one_more(weights):

