@@ -31,7 +31,7 @@ import model as lm
 import rollout
 from eval import PlayArgs, check_context, check_play, evaluate, give_experts, limits_of, spread
 from harness.cli import UserError, command, fill_presets, knob, preset
-from harness.folder import EPISODES, LOG, free_folder, read_args, read_log, rewind, write_json
+from harness.folder import EPISODES, LOG, claim, free_folder, read_args, read_log, rewind, write_json
 from harness.ranks import Ranks, load_checkpoint, save_checkpoint
 from harness.report import episode_record, status, step_record, summarise, table, table_by_kind
 
@@ -306,17 +306,18 @@ def check_same(folder, prints):
 
 
 def open_folder(args, student, optimizer, prints, ranks):
-    """The run folder, the last step of its checkpoint (loaded), and the log's records up to it."""
+    """The run folder and its lock, the last step of its checkpoint (loaded), the log's records up to it."""
     if args.resume:
         check_same(args.resume, prints)
     folder = args.resume or ranks.broadcast(lambda: free_folder(args.out, f"{args.env}-{args.method}"))
+    lock = claim(folder) if ranks.first else None
     done = load_checkpoint(folder, student, optimizer)
     if ranks.first:
         for name in (LOG, EPISODES):
             rewind(os.path.join(folder, name), done)
         saved = {**asdict(args), "resume": "", "out": folder, "fingerprint": prints}
         write_json(os.path.join(folder, "args.json"), saved)
-    return folder, done, ranks.broadcast(lambda: read_log(os.path.join(folder, LOG)))
+    return folder, lock, done, ranks.broadcast(lambda: read_log(os.path.join(folder, LOG)))
 
 
 def show(results):
@@ -340,7 +341,7 @@ def train(args, defaults, ranks):
     stages, method = curriculum.parse_stages(args.stages), curriculum.METHODS[args.method]
 
     prints = fingerprints(student, teacher, tasks, held_out)
-    folder, done, history = open_folder(args, student, optimizer, prints, ranks)
+    folder, lock, done, history = open_folder(args, student, optimizer, prints, ranks)
     lm.refresh(actor, student)
     ranks.print(f"{args.method} on {args.env}: {len(tasks)} training tasks, {defaults} defaults, "
                 f"run folder {folder}" + f", going on after step {done}" * bool(args.resume))
@@ -390,6 +391,8 @@ def train(args, defaults, ranks):
         lm.save(student, chat.tokenizer, os.path.join(folder, "student"))
     if results:
         ranks.print(show(results))
+    if lock:
+        lock.close()
 
 
 def main(args):

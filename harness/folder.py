@@ -17,6 +17,7 @@ try:
 except ImportError:
     fcntl = None  # Windows has none
 
+NO_LOCKS = "files are locked by fcntl, which Windows does not have: use Linux, macOS or WSL"
 LOG, EPISODES = "log.jsonl", "episodes.jsonl"  # in a run folder: a line per step, a line per episode
 
 
@@ -30,7 +31,7 @@ def locked(path):
     """Hold an exclusive lock on the file `path`, waiting for whoever has it; it ends with the process,
     however that ends."""
     if fcntl is None:
-        raise UserError("files are locked by fcntl, which Windows does not have: use Linux, macOS or WSL")
+        raise UserError(NO_LOCKS)
     with open(path, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -41,6 +42,24 @@ def check_place(path):
     folder, name = os.path.split(path)
     if folder and not os.path.isdir(folder):
         raise UserError(f"there is no folder {folder} to write {name} into")
+
+
+def claim(folder):
+    """Hold a run folder for this process, until what is returned is closed or the process ends, however it
+    does.
+
+    Raises UserError where another process has it: two would write into one log and one checkpoint.
+    """
+    if fcntl is None:
+        raise UserError(NO_LOCKS)
+    lock = open(os.path.join(folder, "lock"), "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UserError(
+            f"another process is at work in {folder}: wait for its end, or choose another --out") from None
+    return lock
 
 
 def write_json(path, content):

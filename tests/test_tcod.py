@@ -369,6 +369,25 @@ def test_an_existing_run_is_not_overwritten(checkpoints, data, tmp_path):
         tcod.main(arguments(checkpoints, data, tmp_path))
 
 
+def test_a_folder_is_one_runs_at_a_time(checkpoints, data, tmp_path):
+    """Two runs started at once into one folder, or one run resumed twice: one log and one checkpoint of
+    both."""
+    begun(checkpoints, data, tmp_path / "run")
+    before = (tmp_path / "run" / "log.jsonl").read_text()
+    holder = (
+        "import sys; from harness.folder import claim; held = claim(sys.argv[1]); print('held', flush=True); "
+        "sys.stdin.read()")
+    command = [sys.executable, "-c", holder, str(tmp_path / "run")]
+    other = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another process is at work in"):
+        tcod.main(tcod.Args(resume=str(tmp_path / "run")))
+    assert (tmp_path / "run" / "log.jsonl").read_text() == before
+    other.kill()
+    other.wait()
+    tcod.main(tcod.Args(resume=str(tmp_path / "run")))
+
+
 def test_resume_is_given_alone(tmp_path):
     """--resume with another flag that is silently dropped."""
     (tmp_path / "args.json").write_text("{}")
