@@ -41,7 +41,7 @@ class Task:
     id: str                         # unique and stable
     kind: str                       # task type: a row of the success table
     source: Any = None              # what it is loaded from: a path, (name, variation), a goal's index
-    expert: tuple[str, ...] = ()    # actions of an expert's successful episode, for B2F; () if none is known
+    expert: tuple[str, ...] = ()    # actions of an expert's successful episode, replayed; () if none is known
     responses: tuple[str, ...] = ()  # what the expert said, per action; () where it gave bare actions
     digest: str = ""                # of the game's content: says which game an id numbers
 
@@ -94,7 +94,7 @@ class TextGame(gymnasium.Env):
 
     @classmethod
     def check_knobs(cls, knobs):
-        """knobs: names."""
+        """Raises UserError for a knob that this world does not have. knobs: names."""
         for knob in knobs:
             if knob not in cls.knob_types:
                 raise cls.no_knob(knob)

@@ -14,6 +14,9 @@ No torch here. The figure is made through its object, not through pyplot: a note
 import os
 from dataclasses import dataclass
 
+if __name__ == "__main__":
+    os.environ.pop("MPLBACKEND", None)  # a notebook's cell hands down its own, which may not be there
+
 import numpy as np
 from matplotlib.figure import Figure
 

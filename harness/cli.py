@@ -1,7 +1,7 @@
 """Commands and their arguments: one dataclass per entry point, every knob once, with its bounds and its help.
 
-A user's mistake ends in one sentence and exit status 2. Nothing heavy is imported here: `--help` comes at
-once. """
+A user's mistake ends in one sentence and exit status 2. No torch here: `--help` comes at once.
+"""
 
 import argparse
 import os

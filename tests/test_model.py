@@ -2,6 +2,7 @@
 silently are refused."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -212,5 +213,23 @@ def test_a_model_whose_logits_are_not_ours_is_refused(kind, words, tmp_path):
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     if model.get_output_embeddings().bias is not None:
         torch.nn.init.normal_(model.get_output_embeddings().bias)  # a trained one is not zero
-    with pytest.raises(UserError, match=words):
-        lm.load_model(saved(tmp_path / "model", model))
+    folder = saved(tmp_path / "model", model)
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(UserError, match=words):
+            lm.load_model(folder, dtype=dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_played_in_bf16_on_a_gpu_loads(kind, tmp_path):
+    """A check so tight that bf16's own rounding, of the tail of a vocabulary above all, refuses a sound
+    model."""
+    folder = saved(tmp_path / "model", make_model(kind))
+    assert lm.load_model(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_distance_by_hand():
+    """A tail that nobody samples decides; a masked id gives NaN."""
+    own = torch.tensor([[0.5, 0.25, 0.25, 0.0]]).log()
+    ours = torch.tensor([[0.25, 0.5, 0.25, 0.0]]).log()
+    assert lm.distance(own, ours) == pytest.approx(0.75 * math.log(2), abs=1e-6)
+    assert lm.distance(own, own) == 0.0
