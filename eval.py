@@ -87,7 +87,8 @@ def check_context(args, model):
     longest = getattr(model.config, "max_position_embeddings", None) or args.max_context
     if args.max_context > longest:
         raise UserError(
-            f"--max-context {args.max_context} is more than the {longest} positions that the model has")
+            f"--max-context {args.max_context} is more than the {longest} positions that "
+            f"{model.name_or_path!r} has")
 
 
 def take_over_turns(text):
@@ -305,9 +306,14 @@ def load(args, name):
 
 
 def load_teacher(args, tokenizer):
-    """The model that takes over; raises UserError where its vocabulary is not the student's."""
+    """The model that takes over, in the student's template; raises UserError where its vocabulary is not the
+    student's."""
     name = lm.resolve(args.teacher, args.env)
-    lm.same_vocabulary(tokenizer, lm.load_tokenizer(name))
+    other = lm.load_tokenizer(name)
+    lm.same_vocabulary(tokenizer, other)
+    unlike = rollout.Chat(tokenizer).unlike(rollout.Chat(other))
+    if unlike:
+        print(f"the teacher's own {', '.join(unlike)} are others than the student's, in which it takes over")
     return load(args, name)
 
 
@@ -338,7 +344,8 @@ def main(args):
     turns = args.max_turns or games[0].horizon
     if args.take_over and max(take_over_turns(args.take_over)) > turns:
         raise UserError(f"--take-over {args.take_over} goes beyond the {turns} turns of an episode")
-    chat = rollout.Chat(tokenizer, lm.end_tokens(actors["student"]))
+    vocabulary = lm.vocabulary(tokenizer, *actors.values())
+    chat = rollout.Chat(tokenizer, lm.end_tokens(actors["student"]), vocabulary)
     limits = limits_of(args, chat.style, args.temperature)
     play = partial(
         play_all, actors, chat=chat, games=games, tasks=tasks, limits=limits, seed=args.seed)

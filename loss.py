@@ -83,15 +83,16 @@ def gradients(hidden, head, weight, value, chunks, vocabulary, temperature):
     loss.
     """
     d_hidden, d_head = torch.zeros_like(hidden), torch.zeros_like(head)
-    seen, total = head[:vocabulary], hidden.new_zeros((), dtype=torch.float32)  # (V, D), ()
+    seen, total = head[: vocabulary.size], hidden.new_zeros((), dtype=torch.float32)  # (V, D), ()
     for name, n in chunks:
-        logits = at_temperature(lm.logits(hidden[n], seen), temperature).requires_grad_()  # (n, V)
+        logits = vocabulary.among(lm.logits(hidden[n], seen))  # (n, V)
+        logits = at_temperature(logits, temperature).requires_grad_()
         with torch.enable_grad():
             loss = (value(name, n, logits) * weight[n]).sum()
         slope = torch.autograd.grad(loss, logits)[0].div_(temperature)  # (n, V)
         total += loss.detach()
         d_hidden[n] = (slope @ seen.float()).to(d_hidden.dtype)
-        d_head[:vocabulary] += slope.T @ hidden[n].float()
+        d_head[: vocabulary.size] += slope.T @ hidden[n].float()
     return total, d_hidden, d_head
 
 
@@ -118,7 +119,7 @@ def chunked(student, teacher, batch, *, beta, temperature, vocabulary, chunk):
     student   (hidden (N, D), head (V', D))
     teacher   the same of the teacher, widths of its own; None where no loss asks for it
     batch     token, sampled_logp, weight (N,); loss {name: indices (n,)}: a chunk holds tokens of one loss
-    Only the first `vocabulary` ids are compared, since checkpoints pad their heads differently. Returns Σ
+    Only the ids of `vocabulary` are compared, since checkpoints pad their heads differently. Returns Σ
     weight · value (), and for the log (3, N), not differentiable: the value; KL(θ‖φ) in nats, NaN without a
     teacher; |log q − log q_sampled|, the mismatch of the learner and who played, NaN where the student did
     not play.
@@ -128,7 +129,7 @@ def chunked(student, teacher, batch, *, beta, temperature, vocabulary, chunk):
 
     def teachers(n):
         with torch.no_grad():
-            logits = lm.logits(teacher[0][n], teacher[1][:vocabulary])
+            logits = vocabulary.among(lm.logits(teacher[0][n], teacher[1]))  # (n, V)
             return torch.log_softmax(at_temperature(logits, temperature), -1)  # (n, V)
 
     def value(name, n, logits):

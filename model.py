@@ -14,6 +14,7 @@ import copy
 import hashlib
 import os
 import shutil
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +29,8 @@ logging.disable_progress_bar()
 ROOT = os.path.dirname(os.path.abspath(__file__))
 SMALL = 10_000_000  # parameters
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # nats, see `distance`
+NOISE = 1e-4  # largest difference of a logit between training mode and play
+BY_LENGTH = ("dynamic", "longrope")  # rotary frequencies that change with the length of the batch
 # Shipped in assets/WORLD/, made by tiny/make.py.
 TINY = {"tiny-teacher": "teacher", "tiny-student": "student", "tiny-narrow": "teacher-narrow"}
 
@@ -89,10 +92,10 @@ def load_model(name, device="cpu", dtype=torch.float32):
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, attn_implementation="sdpa", output_loading_info=True)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise cannot_load(name, error) from error
     check_weights(name, found)
-    check_supported(name, model.config)
+    check_supported(name, model, dtype)
     if model.num_parameters() < SMALL and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # at this size more threads cost more than they save
     without_noise(model)
@@ -142,32 +145,43 @@ def distance(own, ours):
 @torch.no_grad()
 def check_logits(name, model):
     """Raises UserError unless both of our paths, whole rows and the ragged cache, give the model's own
-    logits.
+    logits, and training mode the same.
 
-    What stands behind the head (a bias, a scale, a cap) or inside a layer shows here, in one forward of two
-    rows.
+    What stands behind the head (a scale, a cap) or inside a layer shows here, on two rows of different
+    lengths, fed to the cache in two parts.
     """
     kind = model.config.model_type
     ids = torch.arange(34, device=model.device).view(2, 17)  # (B, T)
     ids %= model.config.get_text_config().vocab_size
     try:
-        own = model(input_ids=ids).logits  # (B, T, V)
+        own = model(input_ids=ids).logits.flatten(0, 1)  # (B · T, V)
         whole = logits(hidden_states(model, ids).flatten(0, 1), head(model))  # (B · T, V)
-        rows = [ids[0].tolist(), ids[1, :9].tolist()]
-        cached = extend(model, RaggedCache(model, rows), rows)  # (B, V)
-    except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        first, second = ids.tolist()
+        cache = RaggedCache(model, [first, second])
+        extend(model, cache, [first[:5], second[:8]])
+        cached = extend(model, cache, [first[5:], second[8:9]])  # (B, V)
+        learning = logits(hidden_states(model.train(), ids).flatten(0, 1), head(model))  # (B · T, V)
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{name!r} ({kind}) does not play over the ragged cache ({reason})") from error
-    ends = torch.stack([own[0, -1], own[1, 8]])  # (B, V)
-    apart = max(distance(own.flatten(0, 1), whole), distance(ends, cached))
+    model.eval()
+    ends = own[[16, 17 + 8]]  # (B, V)
+    apart = max(distance(own, whole), distance(ends, cached))
     if not apart <= TOLERANCE[model.dtype]:
         raise UserError(
             f"{name!r} ({kind}) has logits that are not its head's products: ours are {apart:.2g} nats off "
             "its own, so that other distributions would be played and trained")
+    noise = (whole - learning).abs().max().item()
+    if not noise <= NOISE:
+        raise UserError(
+            f"{name!r} ({kind}) is noisy in training mode, by {noise:.2g} in its logits, in a way that this "
+            "version does not know how to turn off: set its dropout or jitter to 0 in its config.json")
 
 
-def check_supported(name, config):
-    """Raises UserError for what the cache or the head would silently get wrong."""
+def check_supported(name, model, dtype):
+    """Raises UserError for what the cache or the head would silently get wrong and a forward of a few tokens
+    does not show."""
+    config = model.config
     layer_types = getattr(config, "layer_types", None)
     if layer_types is None:
         windowed = getattr(config, "sliding_window", None)
@@ -176,15 +190,33 @@ def check_supported(name, config):
     if windowed or not hasattr(config, "num_hidden_layers"):
         raise UserError(
             f"{name!r} has layers other than full attention, which the ragged cache does not support")
-    if getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_scaling", 1) != 1:
-        raise UserError(f"{name!r} transforms its logits after the head, which the loss does not support")
+    if getattr(config, "final_logit_softcapping", None):
+        raise UserError(f"{name!r} caps its logits behind the head, which the loss does not support")
+    for module in model.modules():
+        if any(kind in str(getattr(module, "rope_type", "")) for kind in BY_LENGTH):
+            raise UserError(
+                f"{name!r} has rotary frequencies that depend on the longest row of a batch (rope_type "
+                f"{module.rope_type}): a row would be judged otherwise beside other rows")
+    if getattr(config, "quantization_config", None):
+        raise UserError(f"{name!r} is quantised, which is not supported: name the checkpoint it was made from")
+    attention, other = config._attn_implementation, {p.dtype for p in model.parameters()} - {dtype}
+    if attention != "sdpa" or other:
+        raise UserError(
+            f"{name!r} does not load as it is asked to: its attention is {attention} instead of sdpa, or some "
+            f"of its weights are {', '.join(map(str, other))} instead of {dtype}")
 
 
 def without_noise(model):
-    """Set every dropout to 0: distributions are compared, and noise in them would be noise in the loss."""
+    """Set every dropout and jitter to 0: distributions are compared, and noise in them would be noise in the
+    loss.
+
+    They are modules, or numbers that a layer keeps under some name (attention_dropout, attn_pdrop,
+    router_jitter_noise, layerdrop).
+    """
     for module in model.modules():
-        if isinstance(getattr(module, "attention_dropout", None), (int, float)):
-            module.attention_dropout = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("drop" in name or "jitter" in name):
+                setattr(module, name, 0.0)
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
 
@@ -207,13 +239,47 @@ def end_tokens(model):
     return ends if isinstance(ends, list) else [ends]
 
 
+class Vocabulary(NamedTuple):
+    """The ids that are sampled and compared: those below `size` but for the `holes`."""
+    size: int
+    holes: list
+
+    def among(self, logits):
+        """logits (..., V') over the ids of a head -> (..., V) over these; −inf where no token is."""
+        logits = logits[..., : self.size]
+        if self.holes:
+            logits[..., self.holes] = -torch.inf
+        return logits
+
+
+def vocabulary(tokenizer, *models):
+    """The ids that stand for a token of the tokenizer and have a row in every model's head.
+
+    Heads are padded beyond the tokenizer, each to its own size; tokenizers skip ids, or have tokens that were
+    added and never trained. Raises UserError where text can become an id that a model has no row for.
+    """
+    size = min([head(model).shape[0] for model in models], default=max(tokenizer.get_vocab().values()) + 1)
+    known = set(tokenizer.get_vocab().values())
+    control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    beyond = sorted(i for i in known - control if i >= size)
+    if beyond:
+        raise UserError(
+            f"{tokenizer.name_or_path!r} has {len(beyond)} tokens for text that the model's head lacks, as "
+            f"{tokenizer.convert_ids_to_tokens(beyond[0])!r}: the tokenizer is another model's")
+    size = min(size, max(known) + 1)
+    return Vocabulary(size, sorted(set(range(size)) - known))
+
+
 def same_vocabulary(student, teacher):
     """Raises UserError unless the two tokenizers give every token the same id: distributions over ids are
     compared."""
-    if student.get_vocab() != teacher.get_vocab():
-        raise UserError(
-            f"teacher and student need the same vocabulary, but {teacher.name_or_path!r} has {len(teacher)} "
-            f"tokens and {student.name_or_path!r} {len(student)}, with different ids")
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours == theirs:
+        return
+    other = sorted(token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token))
+    raise UserError(
+        f"teacher and student need the same vocabulary, but {teacher.name_or_path!r} has {len(theirs)} tokens "
+        f"and {student.name_or_path!r} {len(ours)}, and {len(other)} have different ids, as {other[0]!r}")
 
 
 def save(model, tokenizer, folder):
@@ -256,8 +322,23 @@ def refresh(actor, student):
 # ---- the head, and whole rows
 
 def head(model):
-    """The output projection's weight: (V, D)."""
-    return model.get_output_embeddings().weight
+    """The output projection (V, D); its bias, where it has one, is a last column (see `ready`)."""
+    out = model.get_output_embeddings()
+    if getattr(out, "bias", None) is None:
+        return out.weight
+    return torch.cat([out.weight, out.bias[:, None]], 1)  # (V, D)
+
+
+def ready(model, hidden):
+    """Hidden states (..., D) such that their products with the rows of `head` are the model's own logits:
+    scaled as the model scales its logits, and with a one for the head's bias."""
+    scale = getattr(model.config, "logit_scale", None) or 1.0  # Cohere's
+    scale /= getattr(model.config, "logits_scaling", None) or 1.0  # Granite's
+    if scale != 1.0:
+        hidden = hidden * scale
+    if getattr(model.get_output_embeddings(), "bias", None) is None:
+        return hidden
+    return torch.cat([hidden, torch.ones_like(hidden[..., :1])], -1)  # (..., D)
 
 
 def logits(hidden, weight):
@@ -276,7 +357,7 @@ def hidden_states(model, ids):
 
     Right padding needs no mask: under causal attention a real token never sees a pad behind it.
     """
-    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, D)
+    return ready(model, model.base_model(input_ids=ids, use_cache=False).last_hidden_state)  # (B, T, D)
 
 
 # ---- play over a ragged cache
@@ -289,7 +370,7 @@ class RaggedCache:
         """model: the model that will fill it; owners: whom each of the B rows belongs to (`select` finds them
         again)."""
         self.owners, self.length = list(owners), [0] * len(owners)
-        # Per layer (2, B, heads, S, head width), made at the first update.
+        # Per layer [keys, values], each (B, heads, S, width of its own), made at the first update.
         self.layers = [None] * model.config.num_hidden_layers
         self.positions, self.span = None, 0
 
@@ -300,9 +381,9 @@ class RaggedCache:
         if index == list(range(len(self.owners))):
             return
         self.owners, self.length = list(owners), [self.length[i] for i in index]
-        for layer, kv in enumerate(self.layers):
-            if kv is not None:
-                self.layers[layer] = kv[:, torch.tensor(index, device=kv.device)]
+        for pair in filter(None, self.layers):
+            for i, kept in enumerate(pair):
+                pair[i] = kept[torch.tensor(index, device=kept.device)]
 
     def place(self, width, device):
         """Where the next `width` tokens of every row go; returns (position_ids (B, T), mask (B, 1, T, S))."""
@@ -313,27 +394,31 @@ class RaggedCache:
         mask = keys <= self.positions[:, :, None]  # (B, T, S)
         return self.positions, mask[:, None]
 
+    def get_seq_length(self, *_):
+        """For models that ask before they are told the positions; the mask says what a row sees."""
+        return self.span
+
     def update(self, keys, values, layer, *_, **__):
         """Write new keys and values (B, heads, T, head width) of one layer; returns all of it up to the
         longest row."""
-        kv = self.layers[layer]
-        if kv is None or kv.shape[3] < self.span:
-            kv = self.layers[layer] = self.grown(kv, keys)
+        new, pair = (keys, values), self.layers[layer]
+        if pair is None or pair[0].shape[2] < self.span:
+            pair = self.layers[layer] = [self.grown(*both) for both in zip(pair or (None, None), new)]
         rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
-        kv[0][rows, :, self.positions] = keys.transpose(1, 2).to(kv.dtype)
-        kv[1][rows, :, self.positions] = values.transpose(1, 2).to(kv.dtype)
-        return kv[0][:, :, : self.span], kv[1][:, :, : self.span]
+        for kept, added in zip(pair, new):
+            kept[rows, :, self.positions] = added.transpose(1, 2).to(kept.dtype)
+        return pair[0][:, :, : self.span], pair[1][:, :, : self.span]
 
-    def grown(self, kv, like):
+    def grown(self, kept, like):
         """A larger buffer with the old content: capacity doubles, so that a long episode copies each entry
         about once.
 
         Zeros, not empty: a masked key has probability 0, but 0 · NaN would still be NaN.
         """
         capacity = max(64, 2 * self.span)
-        new = like.new_zeros(2, like.shape[0], like.shape[1], capacity, like.shape[3])
-        if kv is not None:
-            new[:, :, :, : kv.shape[3]] = kv
+        new = like.new_zeros(*like.shape[:2], capacity, like.shape[3])
+        if kept is not None:
+            new[:, :, : kept.shape[2]] = kept
         return new
 
 
@@ -344,13 +429,13 @@ def extend(model, cache, new, grow=None):
     Every row needs at least one new token. grow: rows whose tokens count from now on (default all); a row
     that is only carried along writes behind its end, where the next call overwrites it.
     """
-    device, width = head(model).device, max(map(len, new))
+    device, width = model.device, max(map(len, new))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in new], device=device)  # (B, T)
     positions, mask = cache.place(width, device)
     out = model.base_model(
         input_ids=ids, position_ids=positions, attention_mask=mask, cache=cache, use_cache=True)
     last = torch.tensor([len(row) - 1 for row in new], device=device)
-    hidden = out.last_hidden_state[torch.arange(len(new), device=device), last]  # (B, D)
+    hidden = ready(model, out.last_hidden_state[torch.arange(len(new), device=device), last])  # (B, D)
     for i, row in enumerate(new):
         if grow is None or grow[i]:
             cache.length[i] += len(row)

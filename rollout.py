@@ -35,11 +35,12 @@ class Chat:
     what was sampled, which is the exact on-policy prefix.
     """
 
-    def __init__(self, tokenizer, stop=()):
-        """stop: ids that end a response besides the tokenizer's end token (`lm.end_tokens`)."""
+    def __init__(self, tokenizer, stop=(), vocabulary=None):
+        """stop: ids that end a response besides the tokenizer's end token (`lm.end_tokens`); vocabulary: the
+        ids that may be sampled (`lm.vocabulary`), all of the tokenizer's where none is given."""
         self.tokenizer = tokenizer
         self.style = lm.style(tokenizer)
-        self.vocabulary = len(tokenizer)  # a head may be padded beyond it: never sampled nor compared
+        self.vocabulary = vocabulary or lm.vocabulary(tokenizer)
         roles = ("user", "assistant", "user")
         user, reply, then = [dict(role=role, content=text) for role, text in zip(roles, SENTINELS)]
         self.before, self.behind = self.render([user]).split(SENTINELS[0])
@@ -53,6 +54,15 @@ class Chat:
         self.end = tokenizer.convert_tokens_to_ids(end)
         self.between = between.removeprefix(end)
         self.stop = {self.end, tokenizer.eos_token_id, *stop} - {None}
+
+    def unlike(self, other):
+        """In what another chat differs for who reads this one's rows: a list of words."""
+        parts = {
+            "chat templates": (self.before, self.behind, self.between),
+            "end tokens": (self.end, self.stop),
+            "prompt styles": self.style}
+        others = ((other.before, other.behind, other.between), (other.end, other.stop), other.style)
+        return [what for (what, ours), theirs in zip(parts.items(), others) if ours != theirs]
 
     def render(self, messages):
         """The template's text, ready for the model to answer. Hybrid reasoning models answer without their
@@ -269,7 +279,7 @@ def decode(model, cache, rows, acts, u, chat, limits):
     said, alive = [([], []) for _ in rows], list(acts)
     for j in range(limits.max_response):
         logits = lm.extend(model, cache, pending, grow=alive)  # (B, V)
-        token, logp = sample(logits[:, : chat.vocabulary], limits.temperature, u[:, j])
+        token, logp = sample(chat.vocabulary.among(logits), limits.temperature, u[:, j])
         pending = [[i] for i in token.tolist()]
         for i, value in enumerate(logp.tolist()):
             if alive[i]:
@@ -287,7 +297,7 @@ def respond_all(model, cache, who, going, seed, chat, limits):
     if limits.history != "full":  # every turn is a row of its own
         cache.length = [0] * len(going)
     u = np.stack([generator(seed, episode).random(limits.max_response) for episode in going])
-    u = torch.tensor(u, device=lm.head(model).device)  # (B, max_response)
+    u = torch.tensor(u, device=model.device)  # (B, max_response)
     acts = [episode.role.who == who for episode in going]
     responses = decode(model, cache, [episode.row.ids for episode in going], acts, u, chat, limits)
     return [(e, *response) for e, act, response in zip(going, acts, responses) if act]

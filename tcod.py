@@ -35,7 +35,9 @@ from harness.folder import EPISODES, LOG, claim, free_folder, read_args, read_lo
 from harness.ranks import Ranks, load_checkpoint, save_checkpoint
 from harness.report import episode_record, status, step_record, summarise, table, table_by_kind
 
-LABELS = {"teacher": "teacher", "before": "student before", "after": "student after"}  # of who is evaluated
+LABELS = {  # of who is evaluated
+    "teacher": "teacher", "guest": "teacher, as the student", "before": "student before",
+    "after": "student after"}
 
 
 @dataclass
@@ -112,7 +114,7 @@ def score(teacher, rows):
     In order of (row, position). A fork that shows the teacher other context than the student (a solution, a
     hint) does it here: other rows, the same trained tokens.
     """
-    device = lm.head(teacher).device
+    device = teacher.device
     hidden = lm.hidden_states(teacher, batches.padded(rows, device)).flatten(0, 1)  # (B · T, D')
     return hidden[batches.before(rows, device)], lm.head(teacher)
 
@@ -230,15 +232,22 @@ def check(args, world):
         raise UserError(f"--episodes {args.episodes} cannot be shared equally by {world} processes")
 
 
-def load_models(args):
-    """(student, its chat, teacher, its chat), on this process's device."""
-    found, device = [], lm.device()
-    for name, dtype in ((args.student, torch.float32), (args.teacher, lm.play_dtype())):
-        model, tokenizer = lm.load(lm.resolve(name, args.env), device, dtype)
-        found += [model, rollout.Chat(tokenizer, lm.end_tokens(model))]
-    lm.same_vocabulary(found[1].tokenizer, found[3].tokenizer)
-    check_context(args, found[0])
-    return found
+def load_models(args, ranks):
+    """(student, its chat, teacher, its chat), on this process's device; says in what the chats differ."""
+    device = lm.device()
+    student, tokenizer = lm.load(lm.resolve(args.student, args.env), device)
+    teacher, other = lm.load(lm.resolve(args.teacher, args.env), device, lm.play_dtype())
+    lm.same_vocabulary(tokenizer, other)
+    for model in (student, teacher):
+        check_context(args, model)
+    vocabulary = lm.vocabulary(tokenizer, student, teacher)
+    chat = rollout.Chat(tokenizer, lm.end_tokens(student), vocabulary)
+    teacher_chat = rollout.Chat(other, lm.end_tokens(teacher), vocabulary)
+    unlike = chat.unlike(teacher_chat)
+    if unlike:
+        ranks.print(f"teacher and student have different {', '.join(unlike)}: the teacher judges rows in the "
+                    "student's, and is evaluated in both")
+    return student, chat, teacher, teacher_chat
 
 
 def check_shared(tasks, held_out):
@@ -328,7 +337,7 @@ def show(results):
 
 def train(args, defaults, ranks):
     """Set up models, games and the run folder; then the loop. defaults: whose they are, for the screen."""
-    student, chat, teacher, teacher_chat = load_models(args)
+    student, chat, teacher, teacher_chat = load_models(args, ranks)
     actor = lm.playing_copy(student)  # fp32 master weights stay in `student`
     distiller = distributed(student, args, chat.vocabulary, ranks)
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, weight_decay=0.0)
@@ -347,7 +356,10 @@ def train(args, defaults, ranks):
                 f"run folder {folder}" + f", going on after step {done}" * bool(args.resume))
     results = {who: splits for record in history for who, splits in record.get("eval", {}).items()}
     if args.eval_every and not results:
-        results = judge({"teacher": (teacher, teacher_chat), "before": (actor, chat)})
+        players = {"teacher": (teacher, teacher_chat), "guest": (teacher, chat), "before": (actor, chat)}
+        if not chat.unlike(teacher_chat):
+            del players["guest"]
+        results = judge(players)
         history.append(dict(step=0, eval=results))
         ranks.append(os.path.join(folder, LOG), history)
         ranks.print(show(results))

@@ -24,6 +24,7 @@ from conftest import WORDS, make_model, make_tokenizer
 
 import curriculum
 import envs
+import model as lm
 import rollout
 
 PAD = 0
@@ -101,7 +102,7 @@ def setting(args):
         hidden_size=args.width, intermediate_size=3 * args.width, num_hidden_layers=args.layers,
         num_attention_heads=args.width // 32, num_key_value_heads=max(1, args.width // 64))
     chat = rollout.Chat(make_tokenizer())
-    chat.vocabulary = model.config.vocab_size  # both draw from all ids
+    chat.vocabulary = lm.Vocabulary(model.config.vocab_size, [])  # both draw from all ids
     chat.stop = {-1}
     return model, chat, rollout.Limits(max_response=args.response, max_context=10**6, style="bare")
 

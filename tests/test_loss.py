@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from loss import LOSSES, WITHOUT_TEACHER, at_temperature, chunked, explained
+from model import Vocabulary
 
 BETAS = {"jsd": (0.5, 0.1)}
 KINDS = [(name, beta) for name in LOSSES for beta in BETAS.get(name, (0.5,))]
@@ -95,34 +96,38 @@ def batch_of(token, losses, weight=None, sampled_logp=None):
 
 
 @pytest.mark.parametrize("names", [*([name] for name in LOSSES), ["reverse", "forward", "nll"]])
-@pytest.mark.parametrize("chunk", [3, 1000])
-def test_chunks_against_the_whole(names, chunk):
+@pytest.mark.parametrize("chunk, holes", [(3, []), (1000, []), (3, [2, 7])])
+def test_chunks_against_the_whole(names, chunk, holes):
     """A chunk whose gradient overwrites another's, a temperature that the gradient forgets, padding of the
-    head that is trained, a chunk that holds tokens of two losses, an upstream gradient that is dropped."""
+    head that is trained, ids that no token has, a chunk that holds tokens of two losses, an upstream gradient
+    that is dropped."""
     torch.manual_seed(1)
     n, d, v = 20, 6, 11
     hidden, head = torch.randn(n, d), torch.randn(v + 3, d)
     teacher = torch.randn(n, 4), torch.randn(v + 5, 4)
-    token, weight, sampled = torch.randint(v, (n,)), torch.rand(n), -torch.rand(n)
+    known = torch.tensor([i for i in range(v) if i not in holes])
+    chosen, weight, sampled = torch.randint(len(known), (n,)), torch.rand(n), -torch.rand(n)
+    token, vocabulary = known[chosen], Vocabulary(v, holes)
     losses = [names[i % len(names)] for i in range(n)]
     x, y = hidden.clone().requires_grad_(), head.clone().requires_grad_()
     batch = batch_of(token, losses, weight, sampled)
-    total, logged = chunked((x, y), teacher, batch, beta=0.3, temperature=0.7, vocabulary=v, chunk=chunk)
+    total, logged = chunked(
+        (x, y), teacher, batch, beta=0.3, temperature=0.7, vocabulary=vocabulary, chunk=chunk)
     (3 * total).backward()
 
     a, b = hidden.double().requires_grad_(), head.double().requires_grad_()
-    student_logits = a @ b[:v].T / 0.7
-    teacher_logits = teacher[0].double() @ teacher[1][:v].double().T / 0.7
+    student_logits = a @ b[known].T / 0.7
+    teacher_logits = teacher[0].double() @ teacher[1][known].double().T / 0.7
     values = torch.stack([
-        reference(name, student_logits[i:i + 1], teacher_logits[i:i + 1], token[i:i + 1], 0.3)[0]
+        reference(name, student_logits[i:i + 1], teacher_logits[i:i + 1], chosen[i:i + 1], 0.3)[0]
         for i, name in enumerate(losses)])
     exact = (values * weight).sum()
     (3 * exact).backward()
     assert abs(total.item() - exact.item()) <= 1e-5 * abs(exact.item())
     assert relative(x.grad, a.grad) <= 1e-5 and relative(y.grad, b.grad) <= 1e-5
-    assert y.grad[v:].abs().max() == 0
-    kl = reference("reverse", student_logits, teacher_logits, token, 0.3)
-    said = student_logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
+    assert y.grad[v:].abs().max() == 0 and y.grad[holes].abs().sum() == 0
+    kl = reference("reverse", student_logits, teacher_logits, chosen, 0.3)
+    said = student_logits.log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
     assert relative(logged[0], values.detach()) <= 1e-5 and relative(logged[1], kl.detach()) <= 1e-5
     assert relative(logged[2], (said - sampled).abs().detach()) <= 1e-5
 
@@ -131,7 +136,8 @@ def test_no_token_at_all():
     """A rank without work still takes part in the backward pass."""
     hidden, head = torch.zeros(0, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
     batch = batch_of(torch.zeros(0, dtype=torch.long), [])
-    total, logged = chunked((hidden, head), None, batch, beta=0.5, temperature=1.0, vocabulary=5, chunk=8)
+    total, logged = chunked(
+        (hidden, head), None, batch, beta=0.5, temperature=1.0, vocabulary=Vocabulary(5, []), chunk=8)
     total.backward()
     assert total.item() == 0 and logged.shape == (3, 0) and head.grad.abs().sum() == 0
 
@@ -141,7 +147,8 @@ def test_nll_needs_no_teacher():
     torch.manual_seed(0)
     hidden, head, token = torch.randn(4, 3), torch.randn(6, 3), torch.tensor([0, 1, 2, 3])
     batch = batch_of(token, ["nll"] * 4)
-    _, logged = chunked((hidden, head), None, batch, beta=0.5, temperature=1.0, vocabulary=6, chunk=2)
+    _, logged = chunked(
+        (hidden, head), None, batch, beta=0.5, temperature=1.0, vocabulary=Vocabulary(6, []), chunk=2)
     exact = (hidden @ head.T).log_softmax(-1)
     assert torch.allclose(logged[0], -exact[range(4), token], atol=1e-6) and logged[1].isnan().all()
     assert WITHOUT_TEACHER == ("nll",)

@@ -2,13 +2,15 @@
 silently are refused."""
 
 import copy
+import json
 import math
 
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import model as lm
 from harness.cli import UserError
@@ -136,13 +138,13 @@ def test_the_gpus_precision_on_the_cpu():
 
 def test_sliding_window_attention_is_refused():
     """The cache's mask would attend beyond the window, silently."""
-    config = copy.deepcopy(make_model("qwen2").config)
-    config.layer_types = ["full_attention", "sliding_attention"]
+    model = make_model("qwen2")
+    model.config.layer_types = ["full_attention", "sliding_attention"]
     with pytest.raises(UserError, match="full attention"):
-        lm.check_supported("some-model", config)
-    mistral = type("Config", (), dict(num_hidden_layers=2, sliding_window=4096))()
+        lm.check_supported("some-model", model, torch.float32)
+    model.config.layer_types, model.config.sliding_window = None, 4096
     with pytest.raises(UserError, match="full attention"):
-        lm.check_supported("some-model", mistral)
+        lm.check_supported("some-model", model, torch.float32)
 
 
 def test_noise_is_taken_out():
@@ -201,22 +203,134 @@ SIZES = dict(
     eos_token_id=2, bos_token_id=1, pad_token_id=0)
 
 
-@pytest.mark.parametrize("kind, words", [
-    ("cohere", "logits that are not its head's products"), ("phi", "logits that are not its head's products"),
-    ("gptj", "logits that are not its head's products"), ("biogpt", "does not play"),
-    ("falcon", "does not play")])
-def test_a_model_whose_logits_are_not_ours_is_refused(kind, words, tmp_path):
-    """A head's bias, a logit scale, another cache: played, scored and trained on other logits than its own,
-    or a traceback."""
+def of_kind(kind, **more):
+    """A random model of an architecture, with all that its head may have beside a weight."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **SIZES)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    if model.get_output_embeddings().bias is not None:
+    config = AutoConfig.for_model(kind, **{**SIZES, **more})
+    model = AutoModelForCausalLM.from_config(config)
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
         torch.nn.init.normal_(model.get_output_embeddings().bias)  # a trained one is not zero
-    folder = saved(tmp_path / "model", model)
+    return model
+
+
+DEEPSEEK = dict(
+    q_lora_rank=None, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8,
+    n_routed_experts=4, num_experts_per_tok=2, n_group=2, topk_group=1, moe_intermediate_size=32)
+
+
+@pytest.mark.parametrize("kind, more", [
+    ("phi", {}), ("gptj", {}), ("cohere", dict(logit_scale=0.25)), ("granite", dict(logits_scaling=4.0)),
+    ("falcon", {}), ("opt", dict(ffn_dim=64, word_embed_proj_dim=32)), ("deepseek_v3", DEEPSEEK)])
+def test_heads_and_caches_of_other_architectures(kind, more, tmp_path):
+    """A head's bias, a scale of the logits, keys wider than values, a cache that is asked for its length:
+    played, scored and trained on other logits than the model's own, or a traceback."""
+    model = lm.load_model(saved(tmp_path / "model", of_kind(kind, **more)))
+    rows = [[5, 9, 11, 7, 30, 2, 17], [8, 6, 4]]
+    cache = lm.RaggedCache(model, rows)
+    with torch.no_grad():
+        lm.extend(model, cache, [rows[0][:4], rows[1][:1]])
+        played = lm.extend(model, cache, [rows[0][4:], rows[1][1:]])
+        for i, row in enumerate(rows):
+            own = model(input_ids=torch.tensor([row])).logits[0, -1]
+            hidden = lm.hidden_states(model, torch.tensor([row]))[0]
+            trained = lm.logits(hidden, lm.head(model))[-1]
+            assert torch.allclose(played[i], own, atol=1e-4) and torch.allclose(trained, own, atol=1e-4)
+
+
+def test_a_head_with_a_bias_is_trained():
+    """The bias is a column that `head` makes anew: its gradient must reach the parameter."""
+    model = of_kind("phi")
+    hidden = lm.hidden_states(model, torch.tensor([[5, 9, 11]]))[0]  # (T, D + 1)
+    ours = lm.logits(hidden, lm.head(model)).logsumexp(-1).sum()
+    bias = model.get_output_embeddings().bias
+    gradient = torch.autograd.grad(ours, bias)[0]
+    own = model(input_ids=torch.tensor([[5, 9, 11]])).logits.logsumexp(-1).sum()
+    assert torch.allclose(gradient, torch.autograd.grad(own, bias)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind, words", [
+    ("bert", "logits that are not its head's products"), ("bart", "does not play"),
+    ("bloom", "cannot load"), ("gemma3_text", "other than full attention")])
+def test_a_model_whose_logits_are_not_ours_is_refused(kind, words, tmp_path):
+    """No causal model at all, another cache: played, scored and trained on other logits than its own, or a
+    traceback."""
+    folder = saved(tmp_path / "model", of_kind(kind))
     for dtype in (torch.float32, torch.bfloat16):
         with pytest.raises(UserError, match=words):
             lm.load_model(folder, dtype=dtype)
+
+
+@pytest.mark.parametrize("rope", [
+    {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 64},
+    {"rope_type": "longrope", "factor": 4.0, "rope_theta": 1e4, "short_factor": [1.0] * 4,
+     "long_factor": [1.0, 2.0, 4.0, 8.0], "original_max_position_embeddings": 64}])
+def test_frequencies_that_depend_on_the_neighbours_are_refused(rope, tmp_path):
+    """A row beside a longer one has other log-probabilities than alone, and play and training disagree."""
+    folder = saved(tmp_path / "model", make_model("llama", rope_parameters=rope, max_position_embeddings=64))
+    with pytest.raises(UserError, match="depend on the longest row"):
+        lm.load_model(folder)
+
+
+def test_noise_that_nobody_turned_off_is_refused(monkeypatch):
+    """A model that is random in training mode, in a way that `without_noise` does not know: `--recompute`
+    would train it on other log-probabilities than it played with."""
+    model = make_model("qwen2")
+    lm.check_logits("some-model", model)
+    monkeypatch.setattr(model.model.norm, "forward", lambda x: x + torch.rand_like(x) * model.training)
+    with pytest.raises(UserError, match="noisy in training mode"):
+        lm.check_logits("some-model", model)
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}), "quantis|cannot load"),
+    (dict(attn_implementation="eager", dtype="bfloat16"), None)])
+def test_what_a_configuration_says_does_not_overrule(change, words, tmp_path):
+    """A quantised teacher, eager attention or bf16 weights since config.json asks for them."""
+    folder = saved(tmp_path / "model", make_model("qwen2"))
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    if words:
+        with pytest.raises(UserError, match=words):
+            lm.load_model(folder)
+    else:
+        model = lm.load_model(folder)
+        assert model.dtype == torch.float32 and model.config._attn_implementation == "sdpa"
+
+
+def with_ids(change):
+    """The tests' tokenizer with other ids."""
+    tokenizer = make_tokenizer()
+    core = json.loads(tokenizer.backend_tokenizer.to_str())
+    change(core)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(core)), eos_token="<|im_end|>", unk_token="<unk>",
+        chat_template=tokenizer.chat_template)
+
+
+def test_ids_that_no_token_has_are_left_out():
+    """Counting a tokenizer's tokens: with holes in its ids the last tokens are never sampled nor compared,
+    and ids that stand for nothing are."""
+    def skip_ten(core):
+        words = core["model"]["vocab"]
+        core["model"]["vocab"] = {word: i if i < 20 else i + 10 for word, i in words.items()}
+
+    tokenizer = with_ids(skip_ten)
+    vocabulary, most = lm.vocabulary(tokenizer, make_model()), max(tokenizer.get_vocab().values())
+    assert vocabulary == (most + 1, list(range(20, 30))) and most >= len(tokenizer)
+    logits = vocabulary.among(torch.zeros(2, 128))
+    assert logits.shape == (2, most + 1) and (logits.exp().sum(-1) == len(tokenizer)).all()
+
+
+def test_ids_beyond_a_head():
+    """A control token that was added and has no row is never sampled; words without one are refused, since a
+    game's text could name them."""
+    plain, rows = make_tokenizer(), len(make_tokenizer())
+    assert lm.vocabulary(plain, make_model(vocabulary=128), make_model(vocabulary=144)) == (rows, [])
+    padded = make_tokenizer()
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    assert lm.vocabulary(padded, make_model(vocabulary=rows)) == (rows, [])
+    with pytest.raises(UserError, match="1 tokens for text that the model's head lacks, as 'zebra'"):
+        lm.vocabulary(make_tokenizer(extra=["zebra"]), make_model(vocabulary=rows))
 
 
 @pytest.mark.parametrize("kind", KINDS)

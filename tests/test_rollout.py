@@ -39,7 +39,7 @@ def run(world, pick, method="opd", k=99, T=20, beta=0.0, limits=LIMITS, tasks=No
 def uncached_logp(model, chat, row):
     """Log-probability of every token of a row from one plain forward of the model, float64 softmax."""
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([row.ids])).logits[0, :, : chat.vocabulary].double()  # (T, V)
+        logits = model(input_ids=torch.tensor([row.ids])).logits[0, :, : chat.vocabulary.size].double()  # (T, V)
     said = torch.tensor(row.ids[1:])[:, None]
     return [math.nan] + logits.log_softmax(-1)[:-1].gather(-1, said)[:, 0].tolist()
 
@@ -108,7 +108,7 @@ def test_the_teacher_samples_from_its_own_distribution(world):
             at = episode.row.turn.index(t)
             with torch.no_grad():
                 logits = world[turn["who"]](input_ids=torch.tensor([episode.row.ids[:at]])).logits[0, -1]
-            assert logits[: world["chat"].vocabulary].argmax().item() == episode.row.ids[at]
+            assert logits[: world["chat"].vocabulary.size].argmax().item() == episode.row.ids[at]
             checked += turn["who"] == "teacher"
     assert 3 <= checked <= 21
 

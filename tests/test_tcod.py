@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import curriculum
 import envs
+import model as lm
 import rollout
 import tcod
 from harness.cli import UserError
@@ -44,7 +45,7 @@ def step(episodes, ddp=False, **knobs):
     per turn."""
     args = tcod.Args(**{**dict(loss="reverse", batch_tokens=64, chunk=8, beta=0.3), **knobs})
     student, teacher = make_model(seed=1), make_model(seed=2, vocabulary=144)
-    distiller = tcod.distributed(student, args, 120, SimpleNamespace(world=1))
+    distiller = tcod.distributed(student, args, lm.Vocabulary(120, []), SimpleNamespace(world=1))
     if ddp:
         distiller = torch.nn.parallel.DistributedDataParallel(distiller)
     value, sums = tcod.backward(distiller, teacher, episodes, args, RANKS)
@@ -111,7 +112,7 @@ def test_recomputation_is_asked_of_the_model():
     """--recompute that is read and does nothing."""
     student = make_model()
     args = tcod.Args(recompute=True, loss="reverse", batch_tokens=10**6)
-    distiller = tcod.distributed(student, args, 120, SimpleNamespace(world=1))
+    distiller = tcod.distributed(student, args, lm.Vocabulary(120, []), SimpleNamespace(world=1))
     runs = []
     student.model.layers[0].self_attn.register_forward_pre_hook(lambda *_: runs.append(1))
     tcod.backward(distiller, make_model(seed=2), [made_up_episode(0)], args, RANKS)
