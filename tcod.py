@@ -34,8 +34,8 @@ from harness.cli import UserError, command, fill_presets, knob, preset
 from harness.folder import EPISODES, LOG, claim, free_folder, read_args, read_log, rewind, write_json
 from harness.ranks import Ranks, load_checkpoint, save_checkpoint
 from harness.report import (
-    LEFT_OUT, all_unplayable, check_playable, episode_record, left_out, named, outcome, status, step_record,
-    summarise, table, table_by_kind)
+    LEFT_OUT, NO_ROOM, all_unplayable, check_playable, episode_record, left_out, named, outcome, status,
+    step_record, summarise, table, table_by_kind)
 
 LABELS = {"teacher": "teacher", "before": "student before", "after": "student after"}  # of who is evaluated
 
@@ -197,11 +197,14 @@ def drawn(n, tasks, args):
     return min(n * args.episodes, len(tasks))
 
 
-def tell_unplayable(record, history, number, tasks, ranks):
-    """Name on the screen what this step found not to be playable; raises UserError where it is more than a few.
+def tell_left_out(record, history, number, tasks, ranks):
+    """Say what this step left out, each task that cannot be played once; raises UserError where these have
+    become more than a few.
 
     record: of this step; history: the records before it; number: of tasks drawn so far.
     """
+    if record["filled"] and not any(before.get("filled") for before in history):
+        ranks.print(f"step {record['step']}: {NO_ROOM}: {len(record['filled'])} tasks")
     known = all_unplayable(history)
     new = {task: why for task, why in record["unplayable"].items() if task not in known}
     if new:
@@ -405,7 +408,7 @@ def train(args, defaults, ranks):
         ranks.append(os.path.join(folder, EPISODES), records)
         if ranks.first and (n % args.save_every == 0 or n == args.steps):
             save_checkpoint(folder, student, optimizer, n)
-        tell_unplayable(record, history, drawn(n, tasks, args), tasks, ranks)
+        tell_left_out(record, history, drawn(n, tasks, args), tasks, ranks)
         history.append(record)
         bar.set_postfix_str(status(record, results))
 

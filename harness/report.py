@@ -13,6 +13,9 @@ CONTEXT_WARNING = 0.02  # share of episodes that the context ended, above which 
 # such a share of the tasks drawn.
 BAD_TASKS, BAD_SHARE = 10, 1 / 50
 LEFT_OUT = "left out, since it cannot be played"
+NO_ROOM = (
+    "left out, since the replayed expert leaves no room in the context (raise --max-context, or use --history "
+    "window:N)")
 NAMED = 3               # tasks that the screen names; a log names all
 
 
@@ -198,9 +201,7 @@ def left_out(history, drawn):
     if bad:
         lines.append(f"of {drawn} tasks drawn, {LEFT_OUT}: {named(bad)}")
     if filled:
-        lines.append(
-            f"of {drawn} tasks drawn, {len(filled)} were left out in some steps, since the replayed expert left "
-            "no room in the context: raise --max-context, or use --history window:N")
+        lines.append(f"of {drawn} tasks drawn, {NO_ROOM}: {len(filled)} in some steps")
     return "\n".join(lines)
 
 
@@ -209,8 +210,10 @@ def status(record, results):
     held_out = next((f"{s['success']:.0%}" for s in results.get("after", {}).values()), "–")
     kl = "–" if record["kl"] is None else f"{record['kl'] / max(record['turns'], 1e-9):.3g}"
     speed = record["tokens"] / sum(record["seconds"].values())
-    return (f"k {record['k']} loss {record['loss']:.3g} KL/turn {kl} won {record['success']:.0%} "
+    lost = record["crashed"] + len(record["filled"]) + len(record["unplayable"])
+    text = (f"k {record['k']} loss {record['loss']:.3g} KL/turn {kl} won {record['success']:.0%} "
             f"rounds {record['rounds']:.1f} held-out {held_out} tok/s {speed:.0f}")
+    return text + f" left out {lost}" * bool(lost)
 
 
 # ---- tables
