@@ -27,11 +27,21 @@ from worlds.webshop import Session, open_shop
 from worlds.webshop_catalogue import default_folder
 
 MAX_TEXT = 100_000              # characters of an observation or action that the spaces accept
+MAX_REASON = 300                # characters of what is said of a game that cannot be played
 PROMPTS = ("react", "bare")
 NO_EFFECT = "Nothing happens."  # ALFWorld's answer to whatever it does not understand or allow
 
 
-class ReplayError(UserError):
+class Unplayable(UserError):
+    """A task that cannot be played, by the fault of its game's file or of the engine. Who plays many of them
+    goes on without it (`Episode.unplayable`). reason: the error's text without the task's name."""
+
+    def __init__(self, task, reason):
+        super().__init__(f"{task.id} cannot be played ({reason})")
+        self.reason = reason
+
+
+class ReplayError(Unplayable):
     """Expert actions ended the game before they were all played: they belong to another game or version."""
 
 
@@ -44,11 +54,17 @@ class Task:
     expert: tuple[str, ...] = ()    # actions of an expert's successful episode, replayed; () if none is known
     responses: tuple[str, ...] = ()  # what the expert said, per action; () where it gave bare actions
     digest: str = ""                # of the game's content: says which game an id numbers
+    fault: str = ""                 # why it cannot be played, where listing it showed that
 
 
 def digest(content):
     """12 hex digits that stand for a game's content (bytes)."""
     return hashlib.sha256(content).hexdigest()[:12]
+
+
+def reason(error):
+    """What an exception says, in a line of bounded length."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON]
 
 
 class AnyText(gymnasium.spaces.Text):
@@ -63,7 +79,8 @@ class TextGame(gymnasium.Env):
 
     info: "task" (its text), "kind", "admissible" (list of actions), "won", "lost", "invalid" (the last action
     was not understood, by the benchmark's own answer), "status" (one short line: the task, and what a player
-    may have lost track of). Reward is 1 for a game won, else the world's own.
+    may have lost track of); and where the engine failed, which ends the episode, "fault" (the reason).
+    Reward is 1 for a game won, else the world's own.
     """
     name = ""
     horizon = 30                    # turns
@@ -84,6 +101,7 @@ class TextGame(gymnasium.Env):
         self.data = data
         self.knobs = knobs
         self.task = None
+        self._told = {}             # the last info
         self.check_split(self.split)
         self.check_knobs(knobs)
 
@@ -117,15 +135,33 @@ class TextGame(gymnasium.Env):
         return [task for task in tasks if task.expert]
 
     def reset(self, *, seed=None, options=None):
-        """options={"task": Task} chooses the game; without it the environment's own generator draws one."""
+        """options={"task": Task} chooses the game; without it the environment's own generator draws one.
+
+        Raises Unplayable for a game that cannot be played; the environment is as good as before.
+        """
         super().reset(seed=seed)
         self.task = (options or {}).get("task") or self._draw()
-        return self._start(self.task), self._info()
+        if self.task.fault:
+            raise Unplayable(self.task, self.task.fault)
+        try:
+            obs, self._told = self._start(self.task), self._info()
+        except UserError:           # what the user can mend, as a Java that is missing
+            raise
+        except Exception as error:  # whatever a game's file makes an engine raise
+            raise Unplayable(self.task, reason(error)) from error
+        return obs[:MAX_TEXT], self._told
 
     def step(self, action):
         """-> observation, reward, terminated, truncated (always False), info. No action makes it raise."""
-        obs, reward, terminated = self._act(tidy(action))
-        return obs, float(reward), terminated, False, self._info()
+        try:
+            obs, reward, terminated = self._act(tidy(action))
+            self._told = self._info()
+        except UserError:
+            raise
+        except Exception as error:  # a game whose fault shows only now
+            self._told = {**self._told, "won": False, "lost": False, "fault": reason(error)}
+            obs, reward, terminated = self._told["fault"], 0, True
+        return obs[:MAX_TEXT], float(reward), terminated, False, self._told
 
     def _draw(self):
         tasks = type(self).tasks(self.split, self.data, **self.knobs)
@@ -183,13 +219,7 @@ class ALFWorld(TextGame):
         return list(_alfworld_tasks(folder, split))
 
     def _start(self, task):
-        try:
-            self._engine.load(task.source)
-        except (Exception, SystemExit) as error:    # the PDDL translator leaves the process on a syntax error
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(
-                f"{task.source} is not a playable ALFWorld game ({reason}); fetch or generate it again."
-            ) from error
+        self._engine.load(task.source)
         self._state = self._engine.reset()
         self._invalid = False
         return self._state.feedback
@@ -241,7 +271,8 @@ def _alfworld_tasks(folder, split):
 
 
 def _alfworld_task(game, name):
-    """The Task of a game file, or None for those that the benchmark leaves out."""
+    """The Task of a game file, or None for those that the benchmark leaves out; of one that cannot be read,
+    a Task with a fault: it is left out, counted and named when it is drawn."""
     traj = game.with_name("traj_data.json")
     expert = game.with_name("expert.json")
     if "movable" in name or "Sliced" in name or not traj.exists():
@@ -251,8 +282,8 @@ def _alfworld_task(game, name):
         solvable = json.loads(content).get("solvable", False)
         kind = json.loads(traj.read_text())["task_type"]
         actions = json.loads(expert.read_text()) if expert.exists() else []
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{game.parent} does not hold a readable ALFWorld game ({error}).") from error
+    except Exception as error:      # whatever a damaged file holds
+        return Task(name, "unreadable", str(game), fault=reason(error))
     if not solvable:
         return None
     return Task(name, kind, str(game), tuple(actions), digest=digest(content))
@@ -409,10 +440,7 @@ class ScienceWorld(TextGame):
     def _start(self, task):
         self._game = self._game or Game()
         self._crashed = False
-        try:
-            self._seen = self._game.start(*task.source, self._world.simplification)
-        except EngineDied as error:
-            raise UserError(f"{error}") from error
+        self._seen = self._game.start(*task.source, self._world.simplification)
         return f"{self._game.task}\n{self._seen.text}"
 
     def _act(self, action):
@@ -575,10 +603,9 @@ def replay(env, actions):
     length = max(len(actions), len(env.task.expert))
     for number, action in enumerate(actions, 1):
         obs, _, terminated, _, info = env.step(action)
-        crashed = info.get("crashed")
+        crashed = info.get("crashed") or info.get("fault")
         if terminated and number < length and not crashed:
-            played = f"{number} of the expert's {length} actions"
-            raise ReplayError(f"{env.task.id}: the game ended after {played}.")
+            raise ReplayError(env.task, f"the game ended after {number} of the expert's {length} actions")
         yield obs, terminated, info
         if crashed:
             return

@@ -25,7 +25,8 @@ import model as lm
 import rollout
 from harness.cli import UserError, check_knobs, command, fill_presets, knob, preset
 from harness.folder import check_place, write_json, write_lines
-from harness.report import outcome, percent, success, summarise, table, table_by_kind
+from harness.report import (
+    LEFT_OUT, named, outcome, percent, playable, success, summarise, table, table_by_kind, unplayable)
 
 
 # ---- arguments
@@ -141,10 +142,10 @@ def play_all(actors, chat, games, tasks, plan, limits, *, seed=0, rank=0, world=
             episodes = rollout.play(
                 actors, chat, games, [tasks[j] for j in batch], plan, limits,
                 seed=(seed, 1), first_index=batch[0], stride=world)
-            played += len(episodes)
+            played += sum(not episode.unplayable for episode in episodes)
             won += sum(episode.won for episode in episodes)
             bar.update(len(episodes))
-            bar.set_postfix_str(f"success {won / played:.0%}")
+            bar.set_postfix_str(f"success {won / max(1, played):.0%}")
             yield from episodes
             del episodes  # before the next ones are played
 
@@ -240,6 +241,8 @@ def give_experts(tasks, path, style):
 
 def watch(episode):
     """Print an episode turn by turn."""
+    if episode.unplayable:
+        raise envs.Unplayable(episode.task, episode.unplayable)
     print(episode.opening)
     answers = [turn["observation"] for turn in episode.turns[1:]] + [""]
     for i, (turn, answer) in enumerate(zip(episode.turns, answers), 1):
@@ -261,7 +264,8 @@ def take_over(play, n, turns):
     for episode in play(plan=curriculum.plan(curriculum.take_over, n, turns)):
         outcomes.append(outcome(episode))
         theirs += [turn["invalid"] for turn in episode.turns if turn["who"] == "teacher"]
-    return dict(n=n, **success(outcomes), teacher_invalid=sum(theirs) / max(1, len(theirs)))
+    share = sum(theirs) / max(1, len(theirs))
+    return dict(n=n, **success(playable(outcomes)), teacher_invalid=share, unplayable=unplayable(outcomes))
 
 
 def report_take_over(args, play, turns, games):
@@ -273,6 +277,8 @@ def report_take_over(args, play, turns, games):
         row = take_over(play, n, turns)
         rows.append(row)
         print(f"{n:3}  {percent(row):20} {row['teacher_invalid']:.1%}", flush=True)
+        if row["unplayable"]:
+            print(f"     {LEFT_OUT}: {named(row['unplayable'])}")
     write_json(args.out, dict(args=asdict(args), take_over=rows))
 
 

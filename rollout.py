@@ -12,8 +12,10 @@ B = episode, T = token, t = turn, V = vocabulary.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,19 @@ import model as lm
 from harness.cli import UserError
 
 SENTINELS = ("<first observation>", "<first response>", "<next observation>")
+
+
+def control_tokens(tokenizer, stop):
+    """(special, markup): sets of the ids that no text of a game's may become.
+
+    special: what the tokenizer calls so, and what ends a response. markup: what else was added to its
+    vocabulary and stands in brackets, as <think>; other additions are words or white space.
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    special = {i for i, token in added if token.special} | {*tokenizer.all_special_ids, *stop}
+    markup = {i for i, token in added if re.fullmatch(r"[^\w\s].*[^\w\s]", token.content.strip())}
+    unknown = {tokenizer.unk_token_id}  # stands for any text
+    return special - unknown, markup - unknown
 
 
 class Chat:
@@ -38,6 +53,11 @@ class Chat:
     def __init__(self, tokenizer, stop=(), vocabulary=None):
         """stop: ids that end a response besides the tokenizer's end token (`lm.end_tokens`); vocabulary: the
         ids that may be sampled (`lm.vocabulary`), all of the tokenizer's where none is given."""
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"the tokenizer of {tokenizer.name_or_path!r} does not say which letters a token stands for, "
+                "so that a game's text could not be kept from becoming control tokens: it needs a "
+                "tokenizer.json")
         self.tokenizer = tokenizer
         self.style = lm.style(tokenizer)
         self.vocabulary = vocabulary or lm.vocabulary(tokenizer)
@@ -54,6 +74,8 @@ class Chat:
         self.end = tokenizer.convert_tokens_to_ids(end)
         self.between = between.removeprefix(end)
         self.stop = {self.end, tokenizer.eos_token_id, *stop} - {None}
+        self.special, markup = control_tokens(tokenizer, self.stop)
+        self.control = self.special | markup
 
     def unlike(self, other):
         """In what another chat differs for who reads this one's rows: a list of words."""
@@ -71,13 +93,29 @@ class Chat:
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
 
     def encode_observation(self, text, first):
-        """Token ids of one observation with the template's text around it; first: it opens a row."""
-        whole = (self.before if first else self.between) + text + self.behind
-        return self.tokenizer.encode(whole, add_special_tokens=False)
+        """Token ids of one observation with the template's text around it; first: it opens a row. No control
+        token in it but the template's."""
+        before = self.before if first else self.between
+        end = len(before) + len(text)
+        return self.encode(before + text + self.behind, self.control, len(before), end)
 
     def encode_response(self, text):
-        """Token ids of an expert's response, with the end token."""
-        return self.tokenizer.encode(text, add_special_tokens=False) + [self.end]
+        """Token ids of an expert's response, with the end token; it may use markup such as <think>."""
+        return self.encode(text, self.special, 0, len(text)) + [self.end]
+
+    def encode(self, text, control, start, stop):
+        """Token ids of a text whose characters from `start` up to `stop` are plain.
+
+        Where the tokenizer finds a token of `control` there, the text is cut behind that token's first
+        character, and the pieces are encoded each on its own.
+        """
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, places = found["input_ids"], found["offset_mapping"]
+        cuts = [a + 1 for i, (a, b) in zip(ids, places) if i in control and start <= a < b - 1 < stop]
+        if not cuts:
+            return ids
+        pieces = pairwise([0, *cuts, len(text)])
+        return [i for a, b in pieces for i in self.encode(text[a:b], control, max(start - a, 0), stop - a)]
 
     def decode_response(self, ids):
         """What a sampled response says, without its end token."""
@@ -123,10 +161,21 @@ class Episode:
     lost: bool = False
     crashed: bool = False      # the world died and could not be brought back
     context_cut: bool = False  # ended because the next turn would not have fitted the context
+    filled: bool = False       # the same, when the expert's turns alone had been replayed
+    unplayable: str = ""       # why the task could not be played: the fault of its game, or of its expert
 
     @property
     def row(self):
         return self.rows[-1]
+
+    @property
+    def sound(self):
+        """Whether there is something to learn from: nothing of the task's or the world's own ended it."""
+        return not (self.crashed or self.filled or self.unplayable)
+
+    def give_up(self, reason):
+        """End the episode: its task cannot be played."""
+        self.unplayable, self.done = reason, True
 
 
 @dataclass(frozen=True)
@@ -142,9 +191,13 @@ class Limits:
 # ---- one episode: open a turn, answer it
 
 def begin(episode, game, limits):
-    """Reset the environment in which the episode is played."""
+    """Reset the environment in which the episode is played; a game that cannot be played ends it here."""
     episode.env = game
-    obs, info = episode.env.reset(options={"task": episode.task})
+    try:
+        obs, info = episode.env.reset(options={"task": episode.task})
+    except envs.Unplayable as error:
+        episode.give_up(error.reason)
+        return
     episode.opening = episode.observation = envs.prompt(episode.env, obs, info, limits.style, True)
     episode.expert = envs.replay(episode.env, episode.task.expert)
 
@@ -167,7 +220,11 @@ def open_row(episode, chat, keep):
 
 
 def open_turn(episode, room, chat, limits):
-    """Write what the game said; the episode is cut where `room` more tokens, the response, would not fit."""
+    """Write what the game said; the episode is cut where `room` more tokens, the response, would not fit.
+
+    Not even the first response fits: then the task cannot be played. The expert's turns alone were too long:
+    then there is nothing that the student did, nor a whole episode to imitate.
+    """
     if limits.history != "full":
         open_row(episode, chat, keep=int(limits.history.split(":")[1]))
     elif episode.rows:
@@ -178,10 +235,12 @@ def open_turn(episode, room, chat, limits):
     if len(episode.row.ids) + room <= limits.max_context:
         return
     if not episode.turns:
-        raise UserError(
-            f"--max-context {limits.max_context} is too short: the first prompt of {episode.task.id} has "
-            f"{len(episode.row.ids)} tokens and --max-response asks for {limits.max_response} more")
+        episode.give_up(
+            f"its first prompt has {len(episode.row.ids)} tokens, and {room} more for a response are beyond "
+            f"--max-context {limits.max_context}")
+        return
     episode.context_cut = episode.done = True
+    episode.filled = not episode.played
 
 
 def close_turn(episode, ids, response, action, cut, step, limits):
@@ -194,7 +253,7 @@ def close_turn(episode, ids, response, action, cut, step, limits):
         missing=action is None, invalid=bool(info["invalid"]) or action is None, cut=cut))
     episode.played += role.who != "expert"
     episode.won, episode.lost = bool(info["won"]), bool(info["lost"])
-    episode.crashed = bool(info.get("crashed"))
+    episode.crashed, episode.unplayable = bool(info.get("crashed")), info.get("fault", "")
     episode.done = terminated or episode.crashed
     episode.observation = "" if episode.done else envs.prompt(episode.env, obs, info, limits.style, False)
 
@@ -222,9 +281,15 @@ def replay(episode, chat, limits):
     response = task.responses[turn] if task.responses else envs.format_action(action, limits.style)
     ids = chat.encode_response(response)
     open_turn(episode, len(ids), chat, limits)
-    if not episode.done:
-        episode.row.respond(ids, turn if episode.role.weight else -1, [math.nan] * len(ids))
-        close_turn(episode, ids, response, action, False, next(episode.expert), limits)
+    if episode.done:
+        return
+    episode.row.respond(ids, turn if episode.role.weight else -1, [math.nan] * len(ids))
+    try:
+        answered = next(episode.expert)
+    except envs.ReplayError as error:
+        episode.give_up(error.reason)
+        return
+    close_turn(episode, ids, response, action, False, answered, limits)
 
 
 def to_model(episode, plan, seed, chat, limits):

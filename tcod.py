@@ -33,7 +33,9 @@ from eval import PlayArgs, check_context, check_play, evaluate, give_experts, li
 from harness.cli import UserError, command, fill_presets, knob, preset
 from harness.folder import EPISODES, LOG, claim, free_folder, read_args, read_log, rewind, write_json
 from harness.ranks import Ranks, load_checkpoint, save_checkpoint
-from harness.report import episode_record, status, step_record, summarise, table, table_by_kind
+from harness.report import (
+    LEFT_OUT, NO_ROOM, all_unplayable, check_playable, episode_record, left_out, named, outcome, status,
+    step_record, summarise, table, table_by_kind)
 
 LABELS = {  # of who is evaluated
     "teacher": "teacher", "guest": "teacher, as the student", "before": "student before",
@@ -192,6 +194,26 @@ def pick(tasks, n, args):
     return picked
 
 
+def drawn(n, tasks, args):
+    """How many different tasks have been picked behind step n."""
+    return min(n * args.episodes, len(tasks))
+
+
+def tell_left_out(record, history, number, tasks, ranks):
+    """Say what this step left out, each task that cannot be played once; raises UserError where these have
+    become more than a few.
+
+    record: of this step; history: the records before it; number: of tasks drawn so far.
+    """
+    if record["filled"] and not any(before.get("filled") for before in history):
+        ranks.print(f"step {record['step']}: {NO_ROOM}: {len(record['filled'])} tasks")
+    known = all_unplayable(history)
+    new = {task: why for task, why in record["unplayable"].items() if task not in known}
+    if new:
+        ranks.print(f"step {record['step']}: {LEFT_OUT}: {named(new)}")
+    check_playable({**known, **new}, number, len(tasks))
+
+
 # ---- the run
 
 def resumed(args):
@@ -331,7 +353,7 @@ def open_folder(args, student, optimizer, prints, ranks):
 
 def show(results):
     """The table of all evaluations so far; success per task type once the student has been trained."""
-    text = table({LABELS[who]: splits for who, splits in results.items()})
+    text = table({LABELS[who]: splits for who, splits in results.items()}) if results else ""
     return "\n".join(filter(None, [text, table_by_kind(results.get("after", {}))]))
 
 
@@ -376,33 +398,36 @@ def train(args, defaults, ranks):
             seed=(args.seed, 0), step=n, first_index=ranks.rank, stride=ranks.world)
         seconds = dict(play=time.perf_counter() - began)
 
-        episodes = [episode for episode in played if not episode.crashed]
+        episodes = [episode for episode in played if episode.sound]
         optimizer.zero_grad()
         loss, sums = backward(distiller, teacher, episodes, args, ranks)
         records = ranks.gather([episode_record(n, *parts) for parts in zip(episodes, *sums)])
-        loss, crashed = ranks.sum([loss, len(played) - len(episodes)])
+        lost = ranks.gather([outcome(episode) for episode in played if not episode.sound])
+        loss = ranks.sum([loss])[0]
         norm = torch.nn.utils.clip_grad_norm_(student.parameters(), args.clip).item()
         stop_unless_finite(loss, norm, records)
-        optimizer.step()
-        lm.refresh(actor, student)
+        if records:  # else AdamW's momentum alone would move the weights
+            optimizer.step()
+            lm.refresh(actor, student)
         seconds["train"] = time.perf_counter() - began - seconds["play"]
 
-        record = step_record(n, k, loss, norm, records, crashed, seconds)
+        record = step_record(n, k, loss, norm, records, lost, seconds)
         if args.eval_every and (n % args.eval_every == 0 or n == args.steps):
             record["eval"] = judge({"after": (actor, chat)})
             results.update(record["eval"])
         record["restarts"] = ranks.sum([games[0].restarts - restarts])[0]  # of engines, in all processes
-        history.append(record)
         ranks.append(os.path.join(folder, LOG), [record])
         ranks.append(os.path.join(folder, EPISODES), records)
         if ranks.first and (n % args.save_every == 0 or n == args.steps):
             save_checkpoint(folder, student, optimizer, n)
+        tell_left_out(record, history, drawn(n, tasks, args), tasks, ranks)
+        history.append(record)
         bar.set_postfix_str(status(record, results))
 
     if ranks.first:
         lm.save(student, chat.tokenizer, os.path.join(folder, "student"))
-    if results:
-        ranks.print(show(results))
+    for text in filter(None, (show(results), left_out(history, drawn(args.steps, tasks, args)))):
+        ranks.print(text)
     if lock:
         lock.close()
 

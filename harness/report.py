@@ -6,7 +6,17 @@ A figure of success always stands beside the number of games and its 95 % interv
 
 import math
 
+from harness.cli import UserError
+
 CONTEXT_WARNING = 0.02  # share of episodes that the context ended, above which the table says so
+# A few tasks that cannot be played are left out; a run ends where they are at least so many, and more than
+# such a share of the tasks drawn.
+BAD_TASKS, BAD_SHARE = 10, 1 / 50
+LEFT_OUT = "left out, since it cannot be played"
+NO_ROOM = (
+    "left out, since the replayed expert leaves no room in the context (raise --max-context, or use --history "
+    "window:N)")
+NAMED = 3               # tasks that the screen names; a log names all
 
 
 def wilson(won, games):
@@ -39,6 +49,7 @@ def outcome(episode):
         task=episode.task.id, kind=episode.task.kind, index=episode.index,
         rounds=len(episode.turns), played=len(models), won=episode.won, lost=episode.lost, **counts,
         context_cut=episode.context_cut, crashed=episode.crashed,
+        filled=episode.filled, unplayable=episode.unplayable,
         who="".join(turn["who"][0] for turn in episode.turns),  # a letter a turn: student, teacher, expert
         actions=[turn["action"] for turn in episode.turns])
 
@@ -48,6 +59,39 @@ def total(records, name):
     return sum(record[name] for record in records)
 
 
+# ---- tasks that cannot be played
+
+def unplayable(outcomes):
+    """{task: why it cannot be played}"""
+    return {o["task"]: o["unplayable"] for o in outcomes if o["unplayable"]}
+
+
+def named(bad):
+    """{task: why it cannot be played} for the screen: how many, and the first of them."""
+    texts = [f"{task} ({why})" for task, why in bad.items()]
+    more = f" and {len(texts) - NAMED} more" * (len(texts) > NAMED)
+    return f"{len(bad)} task{'s' * (len(bad) > 1)}, {', '.join(texts[:NAMED])}{more}"
+
+
+def check_playable(bad, drawn, listed):
+    """Raises UserError where the tasks that cannot be played are more than a few, or all that there are.
+
+    bad: as from `unplayable`; drawn: how many tasks have been drawn so far, listed: how many there are.
+    """
+    many = len(bad) >= BAD_TASKS and len(bad) > BAD_SHARE * drawn
+    if many or 0 < len(bad) == listed:
+        raise UserError(f"too many of the {drawn} tasks drawn cannot be played: {named(bad)}")
+
+
+def playable(outcomes):
+    """Those of tasks that could be played. Raises UserError where more than a few could not."""
+    drawn = len({o["task"] for o in outcomes})
+    check_playable(unplayable(outcomes), drawn, drawn)
+    return [o for o in outcomes if not o["unplayable"]]
+
+
+# ---- summaries
+
 def success(outcomes):
     """`rate` of a list of outcomes."""
     return rate(total(outcomes, "won"), len(outcomes))
@@ -55,7 +99,8 @@ def success(outcomes):
 
 def summarise(outcomes):
     """One line of a table: success in all and per task type, mean rounds, pass@k, and rates over the turns
-    that models played."""
+    that models played. Tasks that cannot be played count in none of them: they are named in `unplayable`."""
+    bad, outcomes = unplayable(outcomes), playable(outcomes)
     turns = max(1, total(outcomes, "played"))
     tasks = {o["task"] for o in outcomes}
     solved = {o["task"] for o in outcomes if o["won"]}
@@ -71,6 +116,7 @@ def summarise(outcomes):
         context_cut=total(outcomes, "context_cut"),
         crashed=total(outcomes, "crashed"),
         pass_at_k=rate(len(solved), len(tasks)),
+        unplayable=bad,
         kinds=kinds)
 
 
@@ -109,12 +155,14 @@ def mean_per_turn(records):
     return means
 
 
-def step_record(n, k, loss, norm, records, crashed, seconds):
-    """The log's line of step n, from all ranks' episodes.
+def step_record(n, k, loss, norm, records, lost, seconds):
+    """The log's line of step n, from all ranks' episodes: their records, and the outcomes of those that are
+    left out (`Episode.sound`).
 
     rounds count replayed turns, turns only trained ones. mismatch: the mean |log q − log q_sampled| over the
-    tokens that the student sampled; not 0 where learner and player compute differently. crashed: episodes
-    that are not among the records, since their world died.
+    tokens that the student sampled; not 0 where learner and player compute differently. crashed, filled,
+    unplayable: what is not among the records, since the world died, the replayed expert left no room in the
+    context, or the task cannot be played.
     """
     summary, games = summarise(records), max(1, len(records))
     tokens, turns = total(records, "response_tokens"), total(records, "trained")
@@ -128,7 +176,9 @@ def step_record(n, k, loss, norm, records, crashed, seconds):
         kl_turn=mean_per_turn(records),
         mismatch=total(records, "mismatch") / max(1, total(records, "sampled_tokens")),
         **{name: summary[name] for name in shown},
-        crashed=crashed,
+        crashed=total(lost, "crashed"),
+        filled=[o["task"] for o in lost if o["filled"]],
+        unplayable=unplayable(lost),
         turns=turns / games,
         response_length=tokens / max(1, turns),
         tokens=tokens,
@@ -136,13 +186,34 @@ def step_record(n, k, loss, norm, records, crashed, seconds):
         seconds=seconds)
 
 
+def all_unplayable(history):
+    """{task: why it cannot be played} of a run's log so far."""
+    bad = {}
+    for record in history:
+        bad.update(record.get("unplayable", {}))
+    return bad
+
+
+def left_out(history, drawn):
+    """What a run of `drawn` tasks left out, a line for each cause; empty where it is nothing."""
+    bad, lines = all_unplayable(history), []
+    filled = {task for record in history for task in record.get("filled", ())}
+    if bad:
+        lines.append(f"of {drawn} tasks drawn, {LEFT_OUT}: {named(bad)}")
+    if filled:
+        lines.append(f"of {drawn} tasks drawn, {NO_ROOM}: {len(filled)} in some steps")
+    return "\n".join(lines)
+
+
 def status(record, results):
     """The figures to watch, for the progress bar. results: {who: {split: summary}} so far."""
     held_out = next((f"{s['success']:.0%}" for s in results.get("after", {}).values()), "–")
     kl = "–" if record["kl"] is None else f"{record['kl'] / max(record['turns'], 1e-9):.3g}"
     speed = record["tokens"] / sum(record["seconds"].values())
-    return (f"k {record['k']} loss {record['loss']:.3g} KL/turn {kl} won {record['success']:.0%} "
+    lost = record["crashed"] + len(record["filled"]) + len(record["unplayable"])
+    text = (f"k {record['k']} loss {record['loss']:.3g} KL/turn {kl} won {record['success']:.0%} "
             f"rounds {record['rounds']:.1f} held-out {held_out} tok/s {speed:.0f}")
+    return text + f" left out {lost}" * bool(lost)
 
 
 # ---- tables
@@ -157,16 +228,19 @@ def table(results):
     rows = {f"{who} · {split}": s for who, splits in results.items() for split, s in splits.items()}
     width = max(map(len, rows)) + 2
     lines = [f"{'':{width}}success [95 %]      games  rounds  invalid  no action    cut  context"]
-    ended = games = 0
+    ended, games, bad = 0, 0, {}
     for label, s in rows.items():
         out_of_context = s["context_cut"] / max(1, s["games"])
         rates = f"{s['invalid']:9.1%}{s['missing']:11.1%}{s['cut']:7.1%}{out_of_context:9.1%}"
         lines.append(f"{label:{width}}{percent(s):19}{s['games']:6}{s['rounds']:8.1f}{rates}")
         ended, games = ended + s["context_cut"], games + s["games"]
+        bad.update(s.get("unplayable", {}))  # logs of older versions have none
     if ended > CONTEXT_WARNING * games:
         lines.append(
             f"{ended} of {games} episodes were ended by the context and count as not won: "
             "raise --max-context, or use --history window:N")
+    if bad:
+        lines.append(f"{LEFT_OUT}: {named(bad)}")
     return "\n".join(lines)
 
 

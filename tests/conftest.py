@@ -2,13 +2,15 @@
 Nothing is downloaded."""
 
 import dataclasses
+import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
     Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM)
@@ -48,6 +50,17 @@ def make_tokenizer(extra=()):
     return PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="<unk>", eos_token="<|im_end|>", chat_template=TEMPLATE,
         additional_special_tokens=["<|im_start|>"], prompt_style="bare")
+
+
+def make_byte_tokenizer(template, special):
+    """A token per byte, besides the special ones: whatever text is, it decodes to itself."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|im_end|>", chat_template=template,
+        additional_special_tokens=special)
 
 
 def make_model(kind="qwen3", seed=0, vocabulary=128, **more):
@@ -99,4 +112,29 @@ def data(tmp_path_factory):
     """A data folder of real ALFWorld games in the data set's layout: 8 train, 4 seen, 4 unseen."""
     folder = tmp_path_factory.mktemp("alfworld")
     write_splits(folder, "small", {"train": 8, "valid_seen": 4, "valid_unseen": 4})
+    return str(folder)
+
+
+def change_game(path, change):
+    """Rewrite a game's file: change is given its dictionary."""
+    game = json.loads(path.read_text())
+    change(game)
+    path.write_text(json.dumps(game))
+
+
+def list_an_object_twice(game):
+    """As some of the data set's problems do: the translator refuses it."""
+    lines = game["pddl_problem"].splitlines()
+    first = next(i for i, line in enumerate(lines) if line.strip().endswith("- receptacle"))
+    game["pddl_problem"] = "\n".join([*lines[:first], lines[first], *lines[first:]])
+
+
+@pytest.fixture(scope="session")
+def damaged(data, tmp_path_factory):
+    """The same games, of which one to train on and one to evaluate on cannot be played."""
+    folder = tmp_path_factory.mktemp("damaged") / "games"
+    shutil.copytree(data, folder)
+    for split in ("train", "valid_seen"):
+        games = sorted((folder / "json_2.1.1" / split).glob("**/game.tw-pddl"))
+        change_game(games[1], list_an_object_twice)
     return str(folder)

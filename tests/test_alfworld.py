@@ -501,9 +501,26 @@ def test_a_corrupt_game_is_named(folder, tmp_path, damage):
     path = tmp_path / "game.tw-pddl"
     path.write_text(damage(Path(task.source).read_text()))
     env = envs.make_env("alfworld", data=folder)
-    with pytest.raises(UserError, match=str(path)) as error:
+    with pytest.raises(envs.Unplayable, match=task.id) as error:
         start(env, dataclasses.replace(task, source=str(path)))
     assert "\n" not in str(error.value)
+    start(env, task)    # as good as before
+    assert [env.step(action)[4]["won"] for action in task.expert][-1]
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", '{"solvable": tr', "\x00", "[" * 5000])
+def test_one_unreadable_file_does_not_hide_a_split(folder, tmp_path, text):
+    """A list of games that ends at the first broken one."""
+    copied = tmp_path / "games"
+    shutil.copytree(folder, copied)
+    path = next((copied / "json_2.1.1" / "train").glob("**/game.tw-pddl"))
+    path.write_text(text)
+    tasks = envs.make_tasks("alfworld", "train", str(copied))
+    assert len(tasks) == len(envs.make_tasks("alfworld", "train", folder))
+    bad, = [task for task in tasks if task.fault]
+    assert bad.source == str(path)
+    with pytest.raises(envs.Unplayable, match=bad.id):
+        start(envs.make_env("alfworld", data=str(copied)), bad)
 
 
 def test_no_data_set_means_generated_games(monkeypatch, tmp_path):

@@ -49,6 +49,22 @@ def test_table_on_screen_and_in_a_file(checkpoints, data, tmp_path, capsys):
     assert "student · valid_seen" in capsys.readouterr().out
 
 
+def test_bad_games_are_left_out(checkpoints, damaged, tmp_path, capsys):
+    """One game that cannot be played and ends an evaluation, or counts as lost."""
+    out, name = tmp_path / "t.json", "valid_seen"
+    evaluation.main(arguments(checkpoints, damaged, out=str(out), samples=2))
+    summary = json.loads(out.read_text())["summary"]
+    assert (summary["games"], summary["pass_at_k"]["games"]) == (6, 3)
+    assert "left out, since it cannot be played: 1 task, valid_seen/" in capsys.readouterr().out
+    evaluation.main(arguments(checkpoints, damaged, take_over="0", out=str(out)))
+    assert json.loads(out.read_text())["take_over"][0]["games"] == 3
+    assert "left out, since it cannot be played: 1 task, valid_seen/" in capsys.readouterr().out
+    with pytest.raises(UserError, match="too many of the 4 tasks drawn .* --max-context 30"):
+        evaluation.main(arguments(checkpoints, damaged, max_context=30))
+    tasks = [dict(task=task, unplayable=why) for task, why in summary["unplayable"].items()]
+    assert tasks[0]["task"].startswith(name) and "duplicate object" in tasks[0]["unplayable"]
+
+
 def test_samples_are_episodes_of_their_own(checkpoints, data, capsys, monkeypatch):
     """Every sample of a game with the same draws; pass@k of samples instead of games."""
     played = []
@@ -102,7 +118,7 @@ def test_invalid_actions_are_those_of_the_teacher():
     turns[3]["invalid"] = True
     episode = SimpleNamespace(
         task=envs.Task("a", "heat"), index=0, turns=turns, won=False, lost=False, context_cut=False,
-        crashed=False)
+        crashed=False, filled=False, unplayable="")
     row = evaluation.take_over(play=lambda plan: iter([episode]), n=1, turns=4)
     assert row["teacher_invalid"] == 0.5
     assert (row["n"], row["games"], row["won"]) == (1, 1, 0)

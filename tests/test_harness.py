@@ -165,7 +165,7 @@ def episode(task, kind, won, turns, index=0):
     """A played episode, as far as the tables look at it."""
     return SimpleNamespace(
         task=SimpleNamespace(id=task, kind=kind), index=index, turns=turns, won=won, lost=False,
-        context_cut=False, crashed=False, rows=[SimpleNamespace(ids=[1] * 9)])
+        context_cut=False, crashed=False, filled=False, unplayable="", rows=[SimpleNamespace(ids=[1] * 9)])
 
 
 def test_summary_by_hand():
@@ -223,14 +223,14 @@ def test_log_records_by_hand():
             3, second, tokens=[4], values=[8.0], kls=[4.0], mismatches=[0.4])]
     assert records[0]["kl_turn"] == [None, 0.5, 1.5]
     assert records[0]["trained"] == 2
-    step = report.step_record(3, 2, 11.0, 1.0, records, 1, dict(play=1.0, train=3.0))
+    step = report.step_record(3, 2, 11.0, 1.0, records, [], dict(play=1.0, train=3.0))
     assert step["kl"] == (2.0 + 4.0) / 2
     assert step["kl_token"] == 6.0 / 8
     assert step["kl_turn"] == [4.0, 0.5, 1.5]
     assert step["mismatch"] == pytest.approx(0.8 / 8)
     assert step["response_length"] == pytest.approx(8 / 3)
     assert (step["turns"], step["rounds"]) == (1.5, 2.0)
-    assert (step["success"], step["crashed"]) == (0.5, 1)
+    assert (step["success"], step["crashed"], step["filled"], step["unplayable"]) == (0.5, 0, [], {})
     assert report.status(step, {}).startswith("k 2 loss 11 KL/turn 2 won 50%")
 
 
@@ -238,11 +238,54 @@ def test_log_records_without_a_teacher():
     """KL 0, or NaN in a file that has to be JSON, where no teacher was asked."""
     played = episode("b", "heat", False, [turn("expert")], 1)
     records = [report.episode_record(3, played, [4], [8.0], [math.nan], [math.nan])]
-    step = report.step_record(3, 2, 8.0, 1.0, records, 0, dict(play=1.0))
+    step = report.step_record(3, 2, 8.0, 1.0, records, [], dict(play=1.0))
     assert (step["kl"], step["kl_token"], step["kl_turn"]) == (None, None, [None])
     assert step["mismatch"] == 0.0
     assert "KL/turn –" in report.status(step, {})
     json.dumps([records, step], allow_nan=False)
+
+
+def lost(task, **why):
+    """The outcome of an episode that nothing can be learned from."""
+    empty = episode(task, "heat", False, [])
+    vars(empty).update(why)
+    return report.outcome(empty)
+
+
+def test_what_is_left_out_is_counted_and_named():
+    """A game that cannot be played and counts as lost, in the table or in a step's means; one that is left
+    out without a word."""
+    played = [report.outcome(episode(name, "heat", name == "a", [turn()])) for name in "ab"]
+    bad = lost("c", unplayable="no goal")
+    summary = report.summarise([*played, bad, bad])
+    assert (summary["games"], summary["success"], summary["rounds"]) == (2, 0.5, 1.0)
+    assert summary["pass_at_k"]["games"] == 2 and summary["unplayable"] == {"c": "no goal"}
+    last = report.table({"teacher": {"seen": summary}, "student": {"seen": summary}}).splitlines()[-1]
+    assert last == "left out, since it cannot be played: 1 task, c (no goal)"
+    records = [report.episode_record(1, episode("a", "heat", True, [turn()]), [2], [6.0], [6.0], [0.0])]
+    gone = [bad, lost("d", filled=True), lost("e", crashed=True), lost("f", filled=True)]
+    step = report.step_record(1, 1, 6.0, 1.0, records, gone, dict(play=1.0))
+    assert (step["games"], step["success"], step["kl"], step["crashed"]) == (1, 1.0, 6.0, 1)
+    assert (step["filled"], step["unplayable"]) == (["d", "f"], {"c": "no goal"})
+    assert report.status(step, {}).endswith("left out 4")
+    lines = report.left_out([dict(step=0), step, dict(step, filled=["d"])], 20).splitlines()
+    assert lines[0] == "of 20 tasks drawn, left out, since it cannot be played: 1 task, c (no goal)"
+    assert lines[1].startswith("of 20 tasks drawn, left out, since") and lines[1].endswith(": 2 in some steps")
+    assert report.left_out([dict(step=0)], 20) == ""
+
+
+@pytest.mark.parametrize("bad, drawn, listed, ends", [
+    (0, 0, 0, False), (1, 1, 24, False), (9, 9, 24, False), (9, 9, 9, True), (10, 500, 900, False),
+    (10, 499, 900, True), (30, 1501, 9000, False), (31, 1501, 9000, True)])
+def test_how_many_bad_tasks_end_a_run(bad, drawn, listed, ends):
+    """One bad game, drawn again and again, that ends a run; a data folder of which nothing can be played and
+    that does not. More than one in fifty and at least ten, or all."""
+    faults = {f"task {i}": "no goal" for i in range(bad)}
+    if not ends:
+        return report.check_playable(faults, drawn, listed)
+    with pytest.raises(cli.UserError, match="cannot be played: .* task 0 .no goal.") as caught:
+        report.check_playable(faults, drawn, listed)
+    assert "\n" not in str(caught.value)
 
 
 # ---- folder

@@ -201,14 +201,33 @@ def test_failure_is_zero_and_the_end(env):
     assert (done, info["lost"]) == (False, False)
 
 
-@pytest.mark.parametrize("action", ["reset task", " RESET  Task ", "task", "help", "objects"])
+@pytest.mark.parametrize("action", [
+    "reset task", " RESET  Task ", "task", "help", "objects", "reset the task", "Reset A\tTask", "the task",
+    "an reset\x0btask the", "reset task\x00", "\x1fthe reset task \x01", "'help.'", "objects\n"])
 def test_meta_commands_are_refused(env, action):
-    """`reset task` would take back a wrong focus; the simulator itself ignores case and white space."""
+    """`reset task` would take back a wrong focus; the simulator itself ignores case, white space, control
+    characters at the ends, and articles."""
     start(env, "find-plant")
     _, before, *_ = play(env, "go to greenhouse", "focus on apple tree")
     obs, reward, _, _, info = play(env, action)
     assert info["invalid"] and obs == sw.NOT_UNDERSTOOD
     assert reward == before
+
+
+def test_no_wording_of_a_meta_command_is_missed(env):
+    """A wording that the simulator understands and that is not refused: asked of the simulator itself."""
+    start(env, "find-plant")
+    simulator, rng, understood = env._game._simulator, random.Random(0), 0
+    noise = ["", " ", " the ", "A ", " an\t", "\x00", "\x1f ", "\n", "\x0b", "\u2003", " \x01 ", "\x85", ".", "s"]
+    for _ in range(400):
+        words = rng.choice(["reset task", "task", "Help", "OBJECTS"]).split()
+        between = f"{rng.choice(noise)} {rng.choice(noise)}"
+        text = rng.choice(noise) + between.join(words) + rng.choice(noise) + rng.choice(noise)
+        if simulator.step(text).startswith(("You reset the goal", "Task ", "Possible ")):
+            understood += 1
+            assert sw.is_meta(text), repr(text)
+    assert understood > 50
+    assert not any(map(sw.is_meta, ["reset", "look around", "focus on task", "wait", "move help to objects"]))
 
 
 def test_a_question_does_not_swallow_the_next_action(env):

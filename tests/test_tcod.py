@@ -24,6 +24,7 @@ import tcod
 from harness.cli import UserError
 from harness.folder import append, read_args, read_log, write_json
 from harness.ranks import Ranks
+from harness.report import NO_ROOM
 
 
 def made_up_episode(seed, rows=1):
@@ -183,11 +184,11 @@ def same_runs(one, other):
     assert records[0] == records[1]
 
 
-def test_a_killed_run_goes_on_exactly(checkpoints, data, tmp_path):
+def test_a_killed_run_goes_on_exactly(checkpoints, damaged, tmp_path):
     """State that is not in the checkpoint (a generator, the optimizer's moments, the order of the tasks), or
-    steps logged twice."""
-    tcod.main(arguments(checkpoints, data, tmp_path / "whole"))
-    process = launch(arguments(checkpoints, data, tmp_path / "killed"))
+    steps logged twice; a game that cannot be played, which ended a run, and its --resume at the same step."""
+    tcod.main(arguments(checkpoints, damaged, tmp_path / "whole"))
+    process = launch(arguments(checkpoints, damaged, tmp_path / "killed"))
     log = tmp_path / "killed" / "log.jsonl"
     deadline = time.time() + 120
     while time.time() < deadline and process.poll() is None:
@@ -204,15 +205,19 @@ def test_a_killed_run_goes_on_exactly(checkpoints, data, tmp_path):
     before = load_file(checkpoints / "student" / "model.safetensors")
     after = load_file(tmp_path / "killed" / "student" / "model.safetensors")
     assert any(not torch.equal(after[name], before[name]) for name in after)
-    assert [r["step"] for r in read_log(log)] == list(range(7))
-    assert len(read_log(tmp_path / "killed" / "episodes.jsonl")) == 6 * 4
+    records = read_log(log)
+    assert [r["step"] for r in records] == list(range(7))
+    left_out = [task for r in records[1:] for task in r["unplayable"]]
+    assert len(left_out) == 3 and len(set(left_out)) == 1  # 24 draws of 8 tasks, one of which is bad
+    assert len(read_log(tmp_path / "killed" / "episodes.jsonl")) == 6 * 4 - 3
 
 
-def test_a_whole_run_of_two_ranks_against_one(checkpoints, data, tmp_path):
-    """Ranks that play other episodes than one rank would, weigh them otherwise, or each write a log."""
+def test_a_whole_run_of_two_ranks_against_one(checkpoints, damaged, tmp_path):
+    """Ranks that play other episodes than one rank would, weigh them otherwise, or each write a log; a game
+    that one of them cannot play, which another does not know of."""
     shared = dict(steps=3, eval_every=3, method="guided")
-    tcod.main(arguments(checkpoints, data, tmp_path / "one", **shared))
-    args = arguments(checkpoints, data, tmp_path / "two", **shared)
+    tcod.main(arguments(checkpoints, damaged, tmp_path / "one", **shared))
+    args = arguments(checkpoints, damaged, tmp_path / "two", **shared)
     place = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     processes = [launch(args, RANK=rank, LOCAL_RANK=rank, **place) for rank in "01"]
     for process in processes:
@@ -227,7 +232,9 @@ def test_a_whole_run_of_two_ranks_against_one(checkpoints, data, tmp_path):
     assert max((weights[0][name] - weights[1][name]).abs().max() for name in weights[0]) < 1e-3
     played = [{(e["step"], e["index"]): e["actions"] for e in read_log(tmp_path / name / "episodes.jsonl")}
               for name in ("one", "two")]
-    assert played[0] == played[1] and len(played[0]) == 12
+    assert [r["unplayable"] for r in one[1:]] == [r["unplayable"] for r in two[1:]]
+    left_out = sum(len(r["unplayable"]) for r in one[1:])
+    assert played[0] == played[1] and len(played[0]) == 12 - left_out and left_out in (1, 2)
 
 
 @pytest.mark.parametrize("method", list(curriculum.METHODS))
@@ -258,6 +265,49 @@ def test_the_log_shows_who_acted(method, checkpoints, data, tmp_path):
         assert r["mismatch"] < 1e-4  # on the CPU learner and player are one model
         if method in ("opd", "f2b", "b2f"):
             assert abs(r["loss"] - r["kl"]) < 1e-4 * r["kl"]  # reverse KL by Eq. 2 is the logged KL itself
+
+
+def test_bad_games_are_left_out_of_means(checkpoints, damaged, tmp_path, capsys):
+    """Eq. 2's mean over episodes that were not played; a table that counts them as lost, or does not say that
+    they are missing."""
+    args = arguments(checkpoints, damaged, tmp_path / "run", steps=2, eval_every=2, eval_games=4, method="opd")
+    tcod.main(args)
+    start, *records = read_log(tmp_path / "run" / "log.jsonl")
+    episodes = read_log(tmp_path / "run" / "episodes.jsonl")
+    for r in records:  # the eight tasks are drawn in two steps
+        own = [e for e in episodes if e["step"] == r["step"]]
+        assert len(own) == r["games"] == 4 - len(r["unplayable"])
+        assert abs(r["loss"] - sum(e["loss"] for e in own) / len(own)) < 1e-4 * r["loss"]
+    task, = {task for r in records for task in r["unplayable"]}
+    seen = start["eval"]["before"]["valid_seen"]
+    assert seen["games"] == 3 and len(seen["unplayable"]) == 1
+    said = capsys.readouterr().out
+    assert f"of 8 tasks drawn, left out, since it cannot be played: 1 task, {task} (" in said
+    assert f"left out, since it cannot be played: 1 task, {next(iter(seen['unplayable']))} (" in said
+
+
+def test_a_run_of_bad_games_ends(checkpoints, data, tmp_path):
+    """A data folder of which nothing can be played, and a run that learns nothing to its end."""
+    args = arguments(checkpoints, data, tmp_path / "run", steps=9, eval_every=0, max_context=30)
+    with pytest.raises(UserError, match="of the 8 tasks drawn .* 8 tasks, .* --max-context 30"):
+        tcod.main(args)
+    assert [len(r["unplayable"]) for r in read_log(tmp_path / "run" / "log.jsonl")] == [4, 4]
+
+
+@pytest.mark.parametrize("method", curriculum.NEEDS_EXPERT)
+def test_a_replay_that_fills_the_context_is_left_out(method, checkpoints, data, tmp_path, capsys):
+    """Episodes that train nothing and count in the mean."""
+    limits = dict(max_context=445, k_start=1, eta=100.0)
+    args = arguments(checkpoints, data, tmp_path / "run", method=method, steps=2, eval_every=0, **limits)
+    tcod.main(args)
+    records = read_log(tmp_path / "run" / "log.jsonl")
+    filled = [task for r in records for task in r["filled"]]
+    assert 1 <= len(filled) <= 7
+    assert f"of 8 tasks drawn, {NO_ROOM}: {len(filled)} in some steps" in capsys.readouterr().out
+    for r in records:
+        own = [e for e in read_log(tmp_path / "run" / "episodes.jsonl") if e["step"] == r["step"]]
+        assert len(own) == 4 - len(r["filled"]) and all(e["trained"] for e in own)
+        assert abs(r["loss"] - sum(e["loss"] for e in own) / max(1, len(own))) < 1e-4 * max(1, r["loss"])
 
 
 def test_sft_runs_no_teacher_forward_and_distils_when_asked(checkpoints, data, tmp_path, monkeypatch):

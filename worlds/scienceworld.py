@@ -66,6 +66,8 @@ ELECTRICAL = ("power-component", "conductivity")    # types that noElectricalAct
 SIMPLIFICATIONS = (
     "easy", "teleportAction", "selfWateringFlowerPots", "openContainers", "openDoors", "noElectricalAction")
 META = {"reset task", "task", "help", "objects"}    # the first undoes mistakes; the others tell
+STOP_WORDS = {"a", "an", "the"}                     # its parser drops them
+BLANKS = dict.fromkeys(range(33), " ")              # what it strips: control characters too
 NOT_UNDERSTOOD = "No known action matches that input."
 REFUSALS = (NOT_UNDERSTOOD, "Unknown action.")      # how its answers to what it cannot parse begin
 FOCUSED = re.compile(r"You focus on the (.+)\.")
@@ -196,6 +198,13 @@ logging.getLogger().addFilter(_not_of_py4j)
 
 # ---- one game
 
+def is_meta(action):
+    """Whether the simulator would take it for one of META, in whatever wording: capitals, white space and
+    articles make no difference to its parser."""
+    words = action.lower().translate(BLANKS).split()
+    return " ".join(word for word in words if word not in STOP_WORDS) in META
+
+
 class Seen(NamedTuple):
     """What an action led to."""
     text: str                   # the simulator's answer
@@ -316,9 +325,8 @@ class Game:
     def _input(self, action):
         """Send one input, remember it with its answer, and return the answer."""
         action = action.encode("utf-8", "replace").decode()     # half a surrogate pair cannot be sent
-        refuse = " ".join(action.lower().split()) in META
         try:
-            answer = NOT_UNDERSTOOD if refuse else self._simulator.step(action)
+            answer = NOT_UNDERSTOOD if is_meta(action) else self._simulator.step(action)
         except Py4JJavaError:   # the simulator itself stumbled over this text
             answer = NOT_UNDERSTOOD
         self._played.append((action, answer))
