@@ -27,6 +27,7 @@ from harness.cli import UserError, check_knobs, command, fill_presets, knob, pre
 from harness.folder import check_place, write_json, write_lines
 from harness.report import (
     LEFT_OUT, named, outcome, percent, playable, success, summarise, table, table_by_kind, unplayable)
+from template import parse_date
 
 
 # ---- arguments
@@ -43,6 +44,7 @@ class PlayArgs:
     max_turns: int = knob(0, "turns per episode; 0: the environment's horizon", least=0)
     max_response: int = preset(512, 16, "tokens per response", least=1)
     max_context: int = preset(10240, 2048, "tokens per row, prompt and responses together", least=1)
+    date: str = knob("", "the day that chat templates which write one are given; empty: today")
     seed: int = knob(0, "seed of the run", least=0)
 
 
@@ -77,9 +79,13 @@ def check_history(text):
 
 
 def check_play(args):
-    """Every knob within its bounds, presets included, and the world's own ones known; raises UserError."""
+    """Every knob within its bounds, presets included, and the world's own ones known; raises UserError.
+
+    The day is filled in: it is part of the prompts, and a run that goes on keeps it.
+    """
     check_knobs(args)
     check_history(args.history)
+    args.date = parse_date(args.date).isoformat()
     envs.parse_knobs(args.env, args.knobs)
 
 
@@ -351,7 +357,7 @@ def main(args):
     if args.take_over and max(take_over_turns(args.take_over)) > turns:
         raise UserError(f"--take-over {args.take_over} goes beyond the {turns} turns of an episode")
     vocabulary = lm.vocabulary(tokenizer, *actors.values())
-    chat = rollout.Chat(tokenizer, lm.end_tokens(actors["student"]), vocabulary)
+    chat = rollout.Chat(tokenizer, lm.end_tokens(actors["student"]), vocabulary, args.date)
     limits = limits_of(args, chat.style, args.temperature)
     play = partial(
         play_all, actors, chat=chat, games=games, tasks=tasks, limits=limits, seed=args.seed)

@@ -12,10 +12,8 @@ B = episode, T = token, t = turn, V = vocabulary.
 """
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,104 +21,7 @@ import torch
 
 import envs
 import model as lm
-from harness.cli import UserError
-
-SENTINELS = ("<first observation>", "<first response>", "<next observation>")
-
-
-def control_tokens(tokenizer, stop):
-    """(special, markup): sets of the ids that no text of a game's may become.
-
-    special: what the tokenizer calls so, and what ends a response. markup: what else was added to its
-    vocabulary and stands in brackets, as <think>; other additions are words or white space.
-    """
-    added = tokenizer.added_tokens_decoder.items()
-    special = {i for i, token in added if token.special} | {*tokenizer.all_special_ids, *stop}
-    markup = {i for i, token in added if re.fullmatch(r"[^\w\s].*[^\w\s]", token.content.strip())}
-    unknown = {tokenizer.unk_token_id}  # stands for any text
-    return special - unknown, markup - unknown
-
-
-class Chat:
-    """A tokenizer's chat template, cut once into the pieces that an append-only row needs.
-
-    opening text = before + first observation + behind;  next turn = between + observation + behind.
-    `between` begins behind the token with which the template ends a response; the model samples it itself. A
-    template that rewrites history (some strip the reasoning of past turns) is not asked again: the row keeps
-    what was sampled, which is the exact on-policy prefix.
-    """
-
-    def __init__(self, tokenizer, stop=(), vocabulary=None):
-        """stop: ids that end a response besides the tokenizer's end token (`lm.end_tokens`); vocabulary: the
-        ids that may be sampled (`lm.vocabulary`), all of the tokenizer's where none is given."""
-        if not tokenizer.is_fast:
-            raise UserError(
-                f"the tokenizer of {tokenizer.name_or_path!r} does not say which letters a token stands for, "
-                "so that a game's text could not be kept from becoming control tokens: it needs a "
-                "tokenizer.json")
-        self.tokenizer = tokenizer
-        self.style = lm.style(tokenizer)
-        self.vocabulary = vocabulary or lm.vocabulary(tokenizer)
-        roles = ("user", "assistant", "user")
-        user, reply, then = [dict(role=role, content=text) for role, text in zip(roles, SENTINELS)]
-        self.before, self.behind = self.render([user]).split(SENTINELS[0])
-        between = self.render([user, reply, then]).split(SENTINELS[1])[1].split(SENTINELS[2])[0]
-        special = tokenizer.all_special_tokens + list(tokenizer.get_added_vocab())
-        ends = [token for token in special if token and between.startswith(token)]
-        if not ends:
-            raise UserError(
-                f"the chat template of {tokenizer.name_or_path!r} ends a response without a special token")
-        end = max(ends, key=len)
-        self.end = tokenizer.convert_tokens_to_ids(end)
-        self.between = between.removeprefix(end)
-        self.stop = {self.end, tokenizer.eos_token_id, *stop} - {None}
-        self.special, markup = control_tokens(tokenizer, self.stop)
-        self.control = self.special | markup
-
-    def unlike(self, other):
-        """In what another chat differs for who reads this one's rows: a list of words."""
-        parts = {
-            "chat templates": (self.before, self.behind, self.between),
-            "end tokens": (self.end, self.stop),
-            "prompt styles": self.style}
-        others = ((other.before, other.behind, other.between), (other.end, other.stop), other.style)
-        return [what for (what, ours), theirs in zip(parts.items(), others) if ours != theirs]
-
-    def render(self, messages):
-        """The template's text, ready for the model to answer. Hybrid reasoning models answer without their
-        thinking block."""
-        return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-
-    def encode_observation(self, text, first):
-        """Token ids of one observation with the template's text around it; first: it opens a row. No control
-        token in it but the template's."""
-        before = self.before if first else self.between
-        end = len(before) + len(text)
-        return self.encode(before + text + self.behind, self.control, len(before), end)
-
-    def encode_response(self, text):
-        """Token ids of an expert's response, with the end token; it may use markup such as <think>."""
-        return self.encode(text, self.special, 0, len(text)) + [self.end]
-
-    def encode(self, text, control, start, stop):
-        """Token ids of a text whose characters from `start` up to `stop` are plain.
-
-        Where the tokenizer finds a token of `control` there, the text is cut behind that token's first
-        character, and the pieces are encoded each on its own.
-        """
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, places = found["input_ids"], found["offset_mapping"]
-        cuts = [a + 1 for i, (a, b) in zip(ids, places) if i in control and start <= a < b - 1 < stop]
-        if not cuts:
-            return ids
-        pieces = pairwise([0, *cuts, len(text)])
-        return [i for a, b in pieces for i in self.encode(text[a:b], control, max(start - a, 0), stop - a)]
-
-    def decode_response(self, ids):
-        """What a sampled response says, without its end token."""
-        said = [i for i in ids if i not in self.stop]
-        return self.tokenizer.decode(said, skip_special_tokens=True).strip()
+from template import Chat  # noqa: F401, who plays finds it here
 
 
 @dataclass

@@ -263,8 +263,8 @@ def load_models(args, ranks):
     for model in (student, teacher):
         check_context(args, model)
     vocabulary = lm.vocabulary(tokenizer, student, teacher)
-    chat = rollout.Chat(tokenizer, lm.end_tokens(student), vocabulary)
-    teacher_chat = rollout.Chat(other, lm.end_tokens(teacher), vocabulary)
+    chat = rollout.Chat(tokenizer, lm.end_tokens(student), vocabulary, args.date)
+    teacher_chat = rollout.Chat(other, lm.end_tokens(teacher), vocabulary, args.date)
     unlike = chat.unlike(teacher_chat)
     if unlike:
         ranks.print(f"teacher and student have different {', '.join(unlike)}: the teacher judges rows in the "
