@@ -52,7 +52,7 @@ class Chat:
 
     def __init__(self, tokenizer, stop=()):
         """stop: ids that end a response besides the tokenizer's end token (`lm.end_tokens`)."""
-        if not tokenizer.is_fast:
+        if not getattr(tokenizer, "is_fast", False):
             raise UserError(
                 f"the tokenizer of {tokenizer.name_or_path!r} does not say which letters a token stands for, "
                 "so that a game's text could not be kept from becoming control tokens: it needs a "
@@ -99,6 +99,7 @@ class Chat:
         Where the tokenizer finds a token of `control` there, the text is cut behind that token's first
         character, and the pieces are encoded each on its own.
         """
+        text = envs.readable(text)  # as long as before
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, places = found["input_ids"], found["offset_mapping"]
         cuts = [a + 1 for i, (a, b) in zip(ids, places) if i in control and start <= a < b - 1 < stop]
