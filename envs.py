@@ -62,9 +62,14 @@ def digest(content):
     return hashlib.sha256(content).hexdigest()[:12]
 
 
+def readable(text):
+    """A text that can be written and tokenised: half a surrogate pair becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def reason(error):
     """What an exception says, in a line of bounded length."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON]
+    return readable(" ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON])
 
 
 class AnyText(gymnasium.spaces.Text):
@@ -147,9 +152,9 @@ class TextGame(gymnasium.Env):
             obs, self._told = self._start(self.task), self._info()
         except UserError:           # what the user can mend, as a Java that is missing
             raise
-        except Exception as error:  # whatever a game's file makes an engine raise
+        except (Exception, SystemExit) as error:    # ALFWorld's translator leaves the process on bad PDDL
             raise Unplayable(self.task, reason(error)) from error
-        return obs[:MAX_TEXT], self._told
+        return readable(obs)[:MAX_TEXT], self._told
 
     def step(self, action):
         """-> observation, reward, terminated, truncated (always False), info. No action makes it raise."""
@@ -161,7 +166,7 @@ class TextGame(gymnasium.Env):
         except Exception as error:  # a game whose fault shows only now
             self._told = {**self._told, "won": False, "lost": False, "fault": reason(error)}
             obs, reward, terminated = self._told["fault"], 0, True
-        return obs[:MAX_TEXT], float(reward), terminated, False, self._told
+        return readable(obs)[:MAX_TEXT], float(reward), terminated, False, self._told
 
     def _draw(self):
         tasks = type(self).tasks(self.split, self.data, **self.knobs)

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import jinja2
 
+import envs
 import model as lm
 from harness.cli import UserError
 
@@ -88,9 +89,10 @@ class Chat:
         self.tokenizer, self.date = tokenizer, parse_date(date)
         self.style = lm.style(tokenizer)
         self.vocabulary = vocabulary or lm.vocabulary(tokenizer)
-        if not tokenizer.is_fast:
-            raise self.refused("the tokenizer does not say which letters a token stands for, so that a game's "
-                               "text could not be kept from becoming control tokens: it needs a tokenizer.json")
+        if not getattr(tokenizer, "is_fast", False):
+            raise self.refused(
+                "its tokenizer does not say which letters a token stands for, so that a game's text could not "
+                "be kept from becoming control tokens: it needs a tokenizer.json")
         self.before, self.behind, self.lead, turn = self.cut()
         self.end, self.tail, self.between = self.ending(turn)
         self.stop = {self.end, tokenizer.eos_token_id, *stop} - {None}
@@ -211,6 +213,7 @@ class Chat:
         they are given. Where the tokenizer finds a token of `control` in the plain part, the text is cut
         behind that token's first character, and the pieces are encoded each on its own.
         """
+        text = envs.readable(text)  # as long as before
         ids, places = self.behind_anchor(text, anchor)
         cuts = [a + 1 for i, (a, b) in zip(ids, places) if i in control and start <= a < b - 1 < stop]
         if not cuts:

@@ -14,8 +14,8 @@ CONTEXT_WARNING = 0.02  # share of episodes that the context ended, above which 
 BAD_TASKS, BAD_SHARE = 10, 1 / 50
 LEFT_OUT = "left out, since it cannot be played"
 NO_ROOM = (
-    "left out, since the replayed expert leaves no room in the context (raise --max-context, or use --history "
-    "window:N)")
+    "left out, since the replayed expert leaves no room in the context (raise --max-context, or use "
+    "--history window:N)")
 NAMED = 3               # tasks that the screen names; a log names all
 
 
@@ -228,17 +228,19 @@ def table(results):
     rows = {f"{who} · {split}": s for who, splits in results.items() for split, s in splits.items()}
     width = max(map(len, rows)) + 2
     lines = [f"{'':{width}}success [95 %]      games  rounds  invalid  no action    cut  context"]
-    ended, games, bad = 0, 0, {}
+    ended, crashed, games, bad = 0, 0, 0, {}
     for label, s in rows.items():
         out_of_context = s["context_cut"] / max(1, s["games"])
         rates = f"{s['invalid']:9.1%}{s['missing']:11.1%}{s['cut']:7.1%}{out_of_context:9.1%}"
         lines.append(f"{label:{width}}{percent(s):19}{s['games']:6}{s['rounds']:8.1f}{rates}")
-        ended, games = ended + s["context_cut"], games + s["games"]
+        ended, crashed, games = ended + s["context_cut"], crashed + s["crashed"], games + s["games"]
         bad.update(s.get("unplayable", {}))  # logs of older versions have none
     if ended > CONTEXT_WARNING * games:
         lines.append(
             f"{ended} of {games} episodes were ended by the context and count as not won: "
             "raise --max-context, or use --history window:N")
+    if crashed:
+        lines.append(f"{crashed} of {games} episodes ended with an engine that died, and count as not won")
     if bad:
         lines.append(f"{LEFT_OUT}: {named(bad)}")
     return "\n".join(lines)

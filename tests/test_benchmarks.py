@@ -17,6 +17,7 @@ SMALLEST = [  # name and options; a figure that the output must hold, as a patte
     ("scienceworld_step", "--steps 3 --tasks 1 --environments 2 --turns 2", r"ours \d+\.\d ms.* 0 differ"),
     ("webshop_envs", "--environments 1 2 --seconds 0.1", r"\d+ steps per second"),
     ("webshop_search", "--sizes 100 200 --queries 5", r"(?m)^200( \| [\d.,e+-]+){9}"),
+    ("memory", "--worlds webshop --resets 3 --steps 3", r"3 resets: (\d+ ){4}MB\n.* 3 training steps: \d+"),
     ("compare_methods", TINY, r"(?m)^\| tiny-teacher \| sft \|.*%.* – \| \d+ \| \d+ \|"),
     ("play_vs_generate", "--turns 2 --rows 2", r"ratio \d+\.\d"),
 ]

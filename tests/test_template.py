@@ -105,6 +105,8 @@ def test_markup_is_text_where_a_game_says_it():
     ids = chat.encode_observation("a <think>    fridge", True)
     assert thought not in ids and {blank, word} <= set(ids)
     assert thought in chat.encode_response("<think> a fridge")
+    halves = chat.encode_observation("a \ud83d<think>\udfff", True)  # what JSON can hold and UTF-8 cannot
+    assert halves == chat.encode_observation("a ?<think>?", True)
 
 
 def test_a_text_of_nothing_but_control_tokens_takes_linear_time():

@@ -184,8 +184,6 @@ def _translate(domain, problem):
     gc.disable()
     try:
         return fast_downward.pddl2sas(domain, problem)
-    except SystemExit as error:     # it leaves the process where the PDDL is wrong
-        raise ValueError(f"the PDDL translator gave up ({error})") from error
     finally:
         sys.argv = argv
         if collecting:
@@ -257,7 +255,7 @@ class Engine(PddlEnv):
 
     reset() -> state; step(command) -> state, score, done. state: feedback, won, lost, admissible_commands.
     `task` is the task's sentence; `place` and `carried` say what is true now, for a status line.
-    Errors: a file that is not a game raises KeyError, ValueError, or what the parsers of its texts raise.
+    Errors: a file that is not a game raises KeyError or ValueError, as the stock engine does.
     """
 
     def load(self, game):
