@@ -26,7 +26,7 @@ BEAT = 5  # seconds between two signs of life
 SILENCE = 300  # seconds without one, after which a rank counts as lost
 LEAVING = 60  # seconds that a rank which has lost another has to leave in good order
 COMING = 300  # seconds within which all ranks have to be there
-LOOK = timedelta(seconds=1)  # how long a wait lasts before signals are heeded
+LOOK = 0.2  # seconds between two looks for a word, at most
 
 
 class Lost(UserError):
@@ -150,22 +150,17 @@ class Ranks:
         self.meetings += 1
         self.store.set(f"meeting {self.meetings} {self.rank}", "")
         end = time.monotonic() + (within or float("inf"))
+        pause = LOOK / 256
         for other in range(self.world):
-            while not self.came(f"meeting {self.meetings} {other}"):
+            while not self.store.check([f"meeting {self.meetings} {other}"]):
                 if self.watch.lost:
                     raise Lost(self.watch.lost)
                 if time.monotonic() > end:
                     raise Lost(f"rank {other} of {self.world} did not come in {within} s")
+                time.sleep(pause)
+                pause = min(LOOK, 2 * pause)
         # Who came here has left the meeting before this one, so that nobody asks for its word any more.
         self.store.delete_key(f"meeting {self.meetings - 1} {self.rank}")
-
-    def came(self, key):
-        """Whether a key is in the store, now or in a moment."""
-        try:
-            self.store.wait([key], LOOK)
-            return True
-        except RuntimeError:
-            return False
 
     def share(self, items):
         """This rank's part of a list that all ranks have: items rank, rank + world, …"""
@@ -212,9 +207,8 @@ class Ranks:
         self.watch.end()
         dist.destroy_process_group()
         self.store.set(f"gone {self.rank}", "")
-        for other in range(1, self.world):
-            if self.first:
-                self.came(f"gone {other}")
+        if self.first:
+            self.store.wait([f"gone {other}" for other in range(self.world)])
 
 
 # ---- the checkpoint
