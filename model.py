@@ -283,14 +283,20 @@ def same_vocabulary(student, teacher):
 
 
 def save(model, tokenizer, folder):
-    """Write an ordinary Hugging Face checkpoint (safetensors), beside and then moved into place."""
+    """Write an ordinary Hugging Face checkpoint (safetensors), beside and then moved into place; raises
+    UserError where there is no room or no way to."""
     beside, old = f"{folder}.tmp-{os.getpid()}", f"{folder}.old-{os.getpid()}"
-    model.save_pretrained(beside)
-    tokenizer.save_pretrained(beside)
-    if os.path.exists(folder):
-        os.rename(folder, old)
-    os.rename(beside, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        if os.path.exists(folder):
+            os.rename(folder, old)
+        os.rename(beside, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder} cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 # ---- the copy that plays

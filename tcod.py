@@ -18,6 +18,11 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 
+from harness import stops
+
+if __name__ == "__main__":
+    stops.catch()  # before the imports that take seconds
+
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -31,8 +36,10 @@ import model as lm
 import rollout
 from eval import PlayArgs, check_context, check_play, evaluate, give_experts, limits_of, spread
 from harness.cli import UserError, command, fill_presets, knob, preset
-from harness.folder import EPISODES, LOG, claim, free_folder, read_args, read_log, rewind, write_json
-from harness.ranks import Ranks, load_checkpoint, save_checkpoint
+from harness.folder import (
+    EPISODES, LOG, append, claim, free_folder, left_by_restart, read_args, read_log, rewind, write_json,
+    write_lines)
+from harness.ranks import Checkpoint, Ranks
 from harness.report import (
     LEFT_OUT, NO_ROOM, all_unplayable, check_playable, episode_record, left_out, named, outcome, status,
     step_record, summarise, table, table_by_kind)
@@ -306,17 +313,32 @@ def distributed(student, args, vocabulary, ranks):
     return DistributedDataParallel(distiller, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
-def assess(players, *, games, held_out, turns, limits, args, ranks):
-    """Evaluate {who: (model, chat)} on each split: {who: {split: summary}}, the same on every rank."""
-    results = {}
-    for who, (model, chat) in players.items():
-        results[who] = {}
-        for split, tasks in held_out.items():
+def assess(history, keep, *, players, games, held_out, turns, limits, args, ranks):
+    """Evaluate what is due after the last step of the log and not yet in it: {who: {split: summary}}, the same
+    on every rank. Before the first step, 0, these are the teacher and the student, later the student.
+
+    players: {who: (model, chat)}; keep() writes the log, and is called for each split: nothing but the
+    evaluation in progress is lost.
+    """
+    n = history[-1]["step"] if history else 0
+    if not args.eval_every or (n % args.eval_every and n != args.steps):
+        return
+    if not history:
+        history.append(dict(step=0))
+    results = history[-1].setdefault("eval", {})
+    for who in ["after"] if n else [who for who in players if who != "after"]:
+        done, (model, chat) = results.setdefault(who, {}), players[who]
+        for split in [split for split in held_out if split not in done]:
             outcomes = evaluate(
-                model, chat, games, tasks, turns, limits, seed=args.seed, rank=ranks.rank, world=ranks.world,
-                label=f"{LABELS[who]} · {split}")
-            results[who][split] = summarise(ranks.gather(outcomes))
-    return results
+                model, chat, games, held_out[split], turns, limits, seed=args.seed, rank=ranks.rank,
+                world=ranks.world, label=f"{LABELS[who]} · {split}")
+            done[split] = summarise(ranks.gather(outcomes))
+            keep()
+
+
+def assessed(history):
+    """The last evaluation of each {who: {split: summary}} in the log."""
+    return {who: splits for record in history for who, splits in record.get("eval", {}).items()}
 
 
 def fingerprints(student, teacher, tasks, held_out):
@@ -336,19 +358,30 @@ def check_same(folder, prints):
             "checkpoints that its args.json names, or begin a new run")
 
 
+def run_name(args):
+    """What a run folder of these arguments is called, up to its number."""
+    return f"{args.env}-{args.method}"
+
+
+def write_log(folder, history, ranks):
+    """Write the log anew, all of it or nothing: the last line has got an evaluation."""
+    if ranks.first:
+        write_lines(os.path.join(folder, LOG), history)
+
+
 def open_folder(args, student, optimizer, prints, ranks):
-    """The run folder and its lock, the last step of its checkpoint (loaded), the log's records up to it."""
+    """The run folder, claimed: (its checkpoint, loaded; the log's records up to that step; the lock)."""
     if args.resume:
         check_same(args.resume, prints)
-    folder = args.resume or ranks.broadcast(lambda: free_folder(args.out, f"{args.env}-{args.method}"))
+    folder = args.resume or ranks.broadcast(lambda: free_folder(args.out, run_name(args)))
     lock = claim(folder) if ranks.first else None
-    done = load_checkpoint(folder, student, optimizer)
+    checkpoint = Checkpoint(folder, student, optimizer, ranks.first)
     if ranks.first:
         for name in (LOG, EPISODES):
-            rewind(os.path.join(folder, name), done)
+            rewind(os.path.join(folder, name), checkpoint.step)
         saved = {**asdict(args), "resume": "", "out": folder, "fingerprint": prints}
         write_json(os.path.join(folder, "args.json"), saved)
-    return folder, lock, done, ranks.broadcast(lambda: read_log(os.path.join(folder, LOG)))
+    return checkpoint, ranks.broadcast(lambda: read_log(os.path.join(folder, LOG))), lock
 
 
 def show(results):
@@ -366,67 +399,68 @@ def train(args, defaults, ranks):
     tasks, held_out, games = load_games(args, chat.style, ranks)
     turns = args.max_turns or games[0].horizon
     limits = limits_of(args, chat.style, args.temperature)
-    judge = partial(
-        assess, games=games, held_out=held_out, turns=turns, args=args, ranks=ranks,
-        limits=limits_of(args, chat.style, args.eval_temperature))
     stages, method = curriculum.parse_stages(args.stages), curriculum.METHODS[args.method]
 
     prints = fingerprints(student, teacher, tasks, held_out)
-    folder, lock, done, history = open_folder(args, student, optimizer, prints, ranks)
+    checkpoint, history, lock = open_folder(args, student, optimizer, prints, ranks)
+    folder, done = checkpoint.folder, checkpoint.step
     lm.refresh(actor, student)
     ranks.print(f"{args.method} on {args.env}: {len(tasks)} training tasks, {defaults} defaults, "
                 f"run folder {folder}" + f", going on after step {done}" * bool(args.resume))
-    results = {who: splits for record in history for who, splits in record.get("eval", {}).items()}
-    if args.eval_every and not results:
-        players = {"teacher": (teacher, teacher_chat), "guest": (teacher, chat), "before": (actor, chat)}
-        if not chat.unlike(teacher_chat):
-            del players["guest"]
-        results = judge(players)
-        history.append(dict(step=0, eval=results))
-        ranks.append(os.path.join(folder, LOG), history)
-        ranks.print(show(results))
+    players = {
+        "teacher": (teacher, teacher_chat), "guest": (teacher, chat), "before": (actor, chat),
+        "after": (actor, chat)}
+    if not chat.unlike(teacher_chat):
+        del players["guest"]
+    judge = partial(
+        assess, history, partial(write_log, folder, history, ranks), players=players, games=games,
+        held_out=held_out, turns=turns, args=args, ranks=ranks,
+        limits=limits_of(args, chat.style, args.eval_temperature))
 
-    steps = range(done + 1, args.steps + 1)
-    bar = tqdm(steps, initial=done, total=args.steps, disable=not ranks.first, dynamic_ncols=True)
-    for n in bar:
-        began, restarts = time.perf_counter(), games[0].restarts
-        k = curriculum.depth(n, args.schedule, args.k_start, args.eta, stages, history)
-        plan = curriculum.plan(method, k, turns, curriculum.beta(n, args.steps, args.rho))
-        mine = ranks.share(pick(tasks, n, args))
-        played = rollout.play(
-            {"student": actor, "teacher": teacher}, chat, games, mine, plan, limits,
-            seed=(args.seed, 0), step=n, first_index=ranks.rank, stride=ranks.world)
-        seconds = dict(play=time.perf_counter() - began)
+    steps, restarts = range(done + 1, args.steps + 1), games[0].restarts
+    with checkpoint.kept():
+        judge()
+        if done == 0 and history:
+            ranks.print(show(assessed(history)))
+        bar = tqdm(steps, initial=done, total=args.steps, disable=not ranks.first, dynamic_ncols=True)
+        for n in bar:
+            began, before = time.perf_counter(), restarts
+            k = curriculum.depth(n, args.schedule, args.k_start, args.eta, stages, history)
+            plan = curriculum.plan(method, k, turns, curriculum.beta(n, args.steps, args.rho))
+            mine = ranks.share(pick(tasks, n, args))
+            played = rollout.play(
+                {"student": actor, "teacher": teacher}, chat, games, mine, plan, limits,
+                seed=(args.seed, 0), step=n, first_index=ranks.rank, stride=ranks.world)
+            seconds = dict(play=time.perf_counter() - began)
 
-        episodes = [episode for episode in played if episode.sound]
-        optimizer.zero_grad()
-        loss, sums = backward(distiller, teacher, episodes, args, ranks)
-        records = ranks.gather([episode_record(n, *parts) for parts in zip(episodes, *sums)])
-        lost = ranks.gather([outcome(episode) for episode in played if not episode.sound])
-        loss = ranks.sum([loss])[0]
-        norm = torch.nn.utils.clip_grad_norm_(student.parameters(), args.clip).item()
-        stop_unless_finite(loss, norm, records)
-        if records:  # else AdamW's momentum alone would move the weights
-            optimizer.step()
-            lm.refresh(actor, student)
-        seconds["train"] = time.perf_counter() - began - seconds["play"]
-
-        record = step_record(n, k, loss, norm, records, lost, seconds)
-        if args.eval_every and (n % args.eval_every == 0 or n == args.steps):
-            record["eval"] = judge({"after": (actor, chat)})
-            results.update(record["eval"])
-        record["restarts"] = ranks.sum([games[0].restarts - restarts])[0]  # of engines, in all processes
-        ranks.append(os.path.join(folder, LOG), [record])
-        ranks.append(os.path.join(folder, EPISODES), records)
-        if ranks.first and (n % args.save_every == 0 or n == args.steps):
-            save_checkpoint(folder, student, optimizer, n)
-        tell_left_out(record, history, drawn(n, tasks, args), tasks, ranks)
-        history.append(record)
-        bar.set_postfix_str(status(record, results))
-
-    if ranks.first:
-        lm.save(student, chat.tokenizer, os.path.join(folder, "student"))
-    for text in filter(None, (show(results), left_out(history, drawn(args.steps, tasks, args)))):
+            episodes = [episode for episode in played if episode.sound]
+            optimizer.zero_grad()
+            loss, sums = backward(distiller, teacher, episodes, args, ranks)
+            records = ranks.gather([episode_record(n, *parts) for parts in zip(episodes, *sums)])
+            lost = ranks.gather([outcome(episode) for episode in played if not episode.sound])
+            restarts = games[0].restarts  # of engines; those of an evaluation count in the step behind it
+            loss, died = ranks.sum([loss, restarts - before])
+            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), args.clip).item()
+            stop_unless_finite(loss, norm, records)
+            with checkpoint.advancing(n):
+                if records:  # else AdamW's momentum alone would move the weights
+                    optimizer.step()
+                    lm.refresh(actor, student)
+                seconds["train"] = time.perf_counter() - began - seconds["play"]
+                history.append(step_record(n, k, loss, norm, records, lost, died, seconds))
+                if ranks.first:
+                    append(os.path.join(folder, LOG), history[-1:])
+                    append(os.path.join(folder, EPISODES), records)
+            if n % args.save_every == 0 or n == args.steps:
+                checkpoint.save()
+            tell_left_out(history[-1], history[:-1], drawn(n, tasks, args), tasks, ranks)
+            judge()
+            bar.set_postfix_str(status(history[-1], assessed(history)))
+        if ranks.first:
+            with stops.whole():
+                lm.save(student, chat.tokenizer, os.path.join(folder, "student"))
+    bad = left_out(history, drawn(args.steps, tasks, args))
+    for text in filter(None, (show(assessed(history)), bad)):
         ranks.print(text)
     if lock:
         lock.close()
@@ -434,12 +468,14 @@ def train(args, defaults, ranks):
 
 def main(args):
     ranks = Ranks()
-    if args.resume:
-        args = resumed(args)
+    before = ranks.broadcast(lambda: left_by_restart(args.out, run_name(args)))
+    if before or args.resume:
+        args = resumed(Args(resume=before) if before else args)
     defaults = resolve(args)
     check(args, ranks.world)
-    train(args, defaults, ranks)
-    ranks.leave()
+    with ranks.together():
+        train(args, defaults, ranks)
+        ranks.leave()
 
 
 if __name__ == "__main__":

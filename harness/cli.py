@@ -4,9 +4,15 @@ A user's mistake ends in one sentence and exit status 2. No torch here: `--help`
 """
 
 import argparse
+import codecs
+import math
 import os
 import sys
 from dataclasses import MISSING, field, fields
+
+from harness import stops
+
+PLAIN = str.maketrans("·–…²θφ‖", "--.2tf|")  # what a screen shows that has no such signs
 
 
 class UserError(Exception):
@@ -41,11 +47,13 @@ def fill_presets(args, tiny, own=()):
 
 
 def check_knobs(args):
-    """Raises UserError for a value outside its knob's bounds; a NaN is outside of any."""
+    """Raises UserError for a value outside its knob's bounds; infinity and NaN are outside of any."""
     for f in fields(args):
         value, bounds, name = getattr(args, f.name), f.metadata, "--" + f.name.replace("_", "-")
         if value is None:
             continue
+        if isinstance(value, float) and math.isinf(value):
+            raise UserError(f"{name} is a finite number, not {value}")
         if "choices" in bounds and value not in bounds["choices"]:
             raise UserError(f"unknown {name} {value!r}: {', '.join(bounds['choices'])}")
         if "least" in bounds and not value >= bounds["least"]:
@@ -90,10 +98,38 @@ def parse(args_type, argv=None, description=None):
     return args_type(**vars(parser.parse_args(argv)))
 
 
+def plain_signs():
+    """A screen that cannot show a sign of ours (LANG=C, a log in ASCII) shows one that looks like it."""
+    def instead(error):
+        return error.object[error.start: error.end].translate(PLAIN).encode("ascii", "replace").decode(), error.end
+
+    codecs.register_error("plain", instead)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's has not
+            stream.reconfigure(errors="plain")
+
+
 def command(main, args_type):
-    """Run an entry point: its module's docstring and its dataclass of arguments are its --help."""
+    """Run an entry point: its module's docstring and its dataclass of arguments are its --help.
+
+    A user's mistake, and a place that cannot be read or written, end in one sentence and exit status 2, a
+    Ctrl-C and SIGTERM in one and 130 and 143.
+    """
+    plain_signs()
+    stops.catch()
     try:
-        main(parse(args_type, description=sys.modules["__main__"].__doc__))
+        with stops.running():
+            main(parse(args_type, description=sys.modules["__main__"].__doc__))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(error)
+    except OSError as error:
+        fail(f"{error.strerror or error}" + f": {error.filename}" * bool(error.filename))
+    except stops.Stopped as stop:
+        stops.say(stop)
+        sys.exit(stop.status)
+
+
+def fail(sentence):
+    """The end after a user's mistake."""
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    sys.exit(2)

@@ -1,9 +1,10 @@
 """Files that survive a kill: JSON written beside and moved into place, logs of JSON lines, the run folder,
-locks, the cache.
+the journal of a long evaluation, locks, the cache. What cannot be written is a UserError that names the place.
 
 No torch is imported here.
 """
 
+import glob
 import itertools
 import json
 import os
@@ -17,13 +18,24 @@ try:
 except ImportError:
     fcntl = None  # Windows has none
 
+LOCKED = "another process is at work in {}: wait for its end, or choose another --out"
 NO_LOCKS = "files are locked by fcntl, which Windows does not have: use Linux, macOS or WSL"
 LOG, EPISODES = "log.jsonl", "episodes.jsonl"  # in a run folder: a line per step, a line per episode
 
 
 def cache_home():
-    """Where what was made once is kept: $TCOD_CACHE, else ~/.cache/tcod."""
-    return Path(os.environ.get("TCOD_CACHE") or "~/.cache/tcod").expanduser()
+    """Where what was made once is kept: $TCOD_CACHE, else tcod in $XDG_CACHE_HOME or ~/.cache."""
+    usual = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "tcod")
+    return Path(os.environ.get("TCOD_CACHE") or usual).expanduser()
+
+
+@contextmanager
+def writing(path):
+    """Around what writes `path`: raises UserError, naming it, where there is no room or no way to."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error})") from error
 
 
 @contextmanager
@@ -38,63 +50,95 @@ def locked(path):
 
 
 def check_place(path):
-    """Raises UserError where `path` lies in a folder that does not exist; nothing for an empty path."""
+    """Raises UserError where `path` is a folder, or lies in one that does not exist; nothing for an empty
+    path."""
     folder, name = os.path.split(path)
     if folder and not os.path.isdir(folder):
         raise UserError(f"there is no folder {folder} to write {name} into")
+    if path and os.path.isdir(path):
+        raise UserError(f"{path} is a folder: name a file to write")
+
+
+def hold(file, what):
+    """Lock an open file until it is closed or the process ends, however it does; raises UserError where another
+    process has it."""
+    if fcntl is None:
+        raise UserError(NO_LOCKS)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(LOCKED.format(what)) from None
 
 
 def claim(folder):
-    """Hold a run folder for this process, until what is returned is closed or the process ends, however it
-    does.
+    """Hold a run folder for this process: what is returned keeps it until it is closed.
 
-    Raises UserError where another process has it: two would write into one log and one checkpoint.
+    The lock says which start of torchrun has it (see `left_by_restart`). Raises UserError where another
+    process has it: two would write into one log and one checkpoint.
     """
-    if fcntl is None:
-        raise UserError(NO_LOCKS)
-    lock = open(os.path.join(folder, "lock"), "w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise UserError(
-            f"another process is at work in {folder}: wait for its end, or choose another --out") from None
+    with writing(folder):
+        lock = open(os.path.join(folder, "lock"), "a", encoding="utf-8")
+    hold(lock, folder)
+    with writing(folder):
+        lock.truncate(0)
+        lock.write(launch())
+        lock.flush()
     return lock
 
 
+@contextmanager
+def replacing(path, mode="w"):
+    """A file to write beside `path`, which is moved into place once it is whole, and never otherwise."""
+    beside = f"{path}.tmp"
+    try:
+        with writing(path):
+            with open(beside, mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+            os.replace(beside, path)
+    finally:
+        Path(beside).unlink(missing_ok=True)
+
+
 def write_json(path, content):
-    """Write JSON beside `path` and move it into place; nothing for an empty path."""
+    """Write JSON, whole or not at all; nothing for an empty path."""
     if path:
-        with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+        with replacing(path) as file:
             json.dump(content, file, indent=1)
-        os.replace(f"{path}.tmp", path)
+
+
+def lines(records):
+    """Records as JSON lines."""
+    return (json.dumps(record) + "\n" for record in records)
 
 
 def write_lines(path, records):
-    """Write JSON lines beside `path` and move them into place."""
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
-    os.replace(f"{path}.tmp", path)
+    """Write JSON lines, all or none."""
+    with replacing(path) as file:
+        file.writelines(lines(records))
 
 
 def append(path, records):
     """Add JSON lines to a log."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
+    with writing(path), open(path, "a", encoding="utf-8") as file:
+        file.writelines(lines(records))
 
 
 def read_log(path, last=None):
     """The records of a JSON-lines log, up to step `last`; a line that a kill cut short is skipped."""
-    records = []
     if not os.path.exists(path):
-        return records
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
+        return []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        records = [record for record in map(parsed, file) if isinstance(record, dict)]
     return [r for r in records if last is None or r["step"] <= last]
+
+
+def parsed(line):
+    """The JSON of a line; None where a kill cut it short."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def rewind(path, last):
@@ -104,11 +148,17 @@ def rewind(path, last):
 
 def read_args(folder):
     """The arguments that a run was started with; raises UserError where there is no run."""
+    path = os.path.join(folder, "args.json")
     try:
-        with open(os.path.join(folder, "args.json"), encoding="utf-8") as file:
-            return json.load(file)
+        with open(path, encoding="utf-8") as file:
+            saved = json.load(file)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder} holds no run (no args.json)") from None
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({error}): bring back the file that the run wrote") from None
+    if not isinstance(saved, dict):
+        raise UserError(f"{path} holds no arguments: bring back the file that the run wrote")
+    return saved
 
 
 def free_folder(out, name):
@@ -116,12 +166,38 @@ def free_folder(out, name):
     if out and os.path.exists(os.path.join(out, "args.json")):
         raise UserError(f"{out} holds a run already: continue it with --resume {out} or choose another --out")
     if out:
-        os.makedirs(out, exist_ok=True)
+        with writing(out):
+            os.makedirs(out, exist_ok=True)
         return out
-    for n in itertools.count(1):
-        folder = os.path.join("runs", f"{name}-{n}")
-        try:
-            os.makedirs(folder)
-            return folder
-        except FileExistsError:
-            continue
+    with writing(os.path.abspath("runs")):
+        os.makedirs("runs", exist_ok=True)
+        for n in itertools.count(1):
+            folder = os.path.join("runs", f"{name}-{n}")
+            try:
+                os.mkdir(folder)
+                return folder
+            except FileExistsError:
+                continue
+
+
+# ---- torchrun's own restarts
+
+def launch():
+    """What all attempts of one start of torchrun have in common; empty without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"torchrun {name} {os.getppid()}" if name else ""
+
+
+def left_by_restart(out, name):
+    """The run folder of the attempt that torchrun restarts with this process, "" where there is none.
+
+    torchrun starts its processes again with the same command: the run that they were in is told by its lock.
+    """
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return ""
+    for folder in [out] if out else glob.glob(os.path.join("runs", f"{name}-*")):
+        lock = Path(folder, "lock")
+        if lock.is_file() and lock.read_text(encoding="utf-8") == launch():
+            if os.path.exists(os.path.join(folder, "args.json")):
+                return folder
+    return ""

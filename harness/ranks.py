@@ -1,7 +1,16 @@
-"""The ranks of torchrun: the collectives that the loop needs, and the checkpoint that --resume goes on
-from."""
+"""The ranks of torchrun: how they meet, and how one notices that another has stopped; the checkpoint that
+--resume goes on from.
 
+A rank may play for an hour while the others wait, which no time limit tells from a rank that is gone. So each
+rank beats once in a while from a thread of its own, and what is limited is silence.
+"""
+
+import atexit
 import os
+import sys
+import threading
+import time
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -9,26 +18,149 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import model as lm
-from harness.folder import append
+from harness.cli import UserError
+from harness.folder import replacing
+from harness.stops import Stopped, whole
+
+BEAT = 5  # seconds between two signs of life
+SILENCE = 300  # seconds without one, after which a rank counts as lost
+LEAVING = 60  # seconds that a rank which has lost another has to leave in good order
+COMING = 300  # seconds within which all ranks have to be there
+LOOK = 0.2  # seconds between two looks for a word, at most
+
+
+class Lost(UserError):
+    """Another rank came not, or stopped."""
+
+
+def place():
+    """(rank, number of ranks) from torchrun's variables; raises UserError where some are missing or wrong."""
+    variables = ["RANK", "MASTER_ADDR", "MASTER_PORT"] + ["LOCAL_RANK"] * torch.cuda.is_available()
+    named = os.environ
+    missing = [name for name in variables if not named.get(name)]
+    if named.get("WORLD_SIZE", "1") != "1" and missing:
+        raise UserError(
+            f"WORLD_SIZE is {named['WORLD_SIZE']}, but {', '.join(missing)} is not set: start several processes "
+            "with torchrun, or unset WORLD_SIZE for a single one")
+    try:
+        rank, world = int(named.get("RANK") or 0), int(named.get("WORLD_SIZE") or 1)
+    except ValueError as error:
+        raise UserError(f"RANK and WORLD_SIZE are whole numbers ({error})") from None
+    if not 0 <= rank < world:
+        raise UserError(f"RANK {rank} is none of the {world} that WORLD_SIZE names: start it with torchrun")
+    return rank, world
+
+
+def connect(host):
+    """A line to the store in which the ranks leave word: torchrun's, else the one that the first rank hosts.
+
+    host: whether it is to be hosted here. Raises Lost where nobody hosts it in time, UserError where it cannot
+    be hosted.
+    """
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    end = time.monotonic() + COMING
+    while True:
+        try:
+            store = dist.TCPStore(
+                address, int(port), is_master=host, timeout=timedelta(seconds=BEAT), wait_for_workers=False)
+            # A restart by torchrun finds what the attempt before it left there.
+            return dist.PrefixStore(f"tcod/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        except ValueError as error:
+            raise UserError(f"MASTER_PORT is a port's number, not {port!r}") from error
+        except RuntimeError as error:
+            if host:
+                reason = str(error).split("\n")[0]
+                raise UserError(f"no process can be waited for at {address}:{port} ({reason})") from error
+            if time.monotonic() > end:
+                raise Lost(f"the first rank did not come to {address}:{port} in {COMING} s") from error
+
+
+class Watch(threading.Thread):
+    """Beats for this rank, and listens to the others."""
+
+    def __init__(self, rank, world):
+        super().__init__(daemon=True)
+        self.rank, self.keys = rank, [f"beat {other}" for other in range(world)]
+        self.store, self.over, self.lost = connect(host=False), threading.Event(), ""
+        self.store.set(self.keys[rank], "0")
+
+    def run(self):
+        beats, heard = None, [time.monotonic()] * len(self.keys)
+        number, deadline = 0, None
+        while not self.over.wait(BEAT):
+            number += 1
+            before, beats = beats, self.exchange(number)
+            now = time.monotonic()
+            for other in range(len(self.keys)):
+                if beats and before and beats[other] != before[other]:
+                    heard[other] = now
+            silent = [other for other, at in enumerate(heard) if now - at > SILENCE and other != self.rank]
+            if silent and not self.lost:
+                self.lost = f"rank {silent[0]} has not been heard of for {SILENCE} s: it stopped, or was stopped"
+                deadline = now + LEAVING
+            if deadline and now > deadline:  # held in a collective that nothing else ends
+                print(f"error: {self.lost}", file=sys.stderr, flush=True)
+                os._exit(2)
+
+    def end(self):
+        """Beat no more: a thread in the store's code when Python ends would abort the process."""
+        self.over.set()
+        self.join()
+
+    def exchange(self, number):
+        """Beat, and return all ranks' last beats; None where the store does not answer."""
+        try:
+            self.store.set(self.keys[self.rank], str(number))
+            return self.store.multi_get(self.keys)
+        except RuntimeError:
+            return None
 
 
 class Ranks:
     """One process per GPU under torchrun, or a single process."""
 
     def __init__(self):
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.world = place()
         if torch.cuda.is_available():
             torch.cuda.set_device(lm.device())
         if self.world > 1:
-            # Ranks meet after whole rollouts and evaluations: the default of ten minutes would end a healthy
-            # run.
+            hosted = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+            self.store, self.meetings = connect(hosted), 0
+            self.store.set_timeout(timedelta(seconds=COMING))
+            self.watch = Watch(self.rank, self.world)
+            self.meet(within=COMING)
+            self.watch.start()
+            atexit.register(self.watch.end)
             backend = "nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(hours=4))
+            dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.world)
 
     @property
     def first(self):
         """Whether this process is the one that writes."""
         return self.rank == 0
+
+    def meet(self, within=None):
+        """Wait for all ranks to come here, for as long as they are alive; within: for so many seconds.
+
+        What they do together stands behind a meeting: a collective waits in silence, deaf to Ctrl-C, and ends
+        all ranks where one is ten minutes late. Raises Lost where a rank does not come.
+        """
+        if self.world == 1:
+            return
+        self.meetings += 1
+        self.store.set(f"meeting {self.meetings} {self.rank}", "")
+        end = time.monotonic() + (within or float("inf"))
+        pause = LOOK / 256
+        for other in range(self.world):
+            while not self.store.check([f"meeting {self.meetings} {other}"]):
+                if self.watch.lost:
+                    raise Lost(self.watch.lost)
+                if time.monotonic() > end:
+                    raise Lost(f"rank {other} of {self.world} did not come in {within} s")
+                time.sleep(pause)
+                pause = min(LOOK, 2 * pause)
+        # Who came here has left the meeting before this one, so that nobody asks for its word any more.
+        self.store.delete_key(f"meeting {self.meetings - 1} {self.rank}")
 
     def share(self, items):
         """This rank's part of a list that all ranks have: items rank, rank + world, …"""
@@ -38,6 +170,7 @@ class Ranks:
         """All ranks' lists, joined in the order of the ranks."""
         everyone = [items]
         if self.world > 1:
+            self.meet()
             everyone = [None] * self.world
             dist.all_gather_object(everyone, items)
         return [item for part in everyone for item in part]
@@ -50,36 +183,90 @@ class Ranks:
         """What `make()` returns on the first rank, on all of them; the others do not call it."""
         return self.gather([make()] if self.first else [])[0]
 
-    def append(self, path, records):
-        """Add JSON lines to a log, on the first rank."""
-        if self.first:
-            append(path, records)
-
     def print(self, *text):
         """Print on the first rank."""
         if self.first:
             tqdm.write(" ".join(map(str, text)))
 
+    @contextmanager
+    def together(self):
+        """Around the work: a collective that breaks off, since another rank ended in it, raises Lost."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            reason = str(error).split("\n")[0]
+            raise Lost(f"another rank ended in the middle of an exchange ({reason})") from error
+
     def leave(self):
-        """The end of a run of several processes."""
-        if self.world > 1:
-            dist.destroy_process_group()
+        """The end of a run of several processes; the first rank, which may host the store, goes last."""
+        if self.world == 1:
+            return
+        self.meet()
+        self.watch.end()
+        dist.destroy_process_group()
+        self.store.set(f"gone {self.rank}", "")
+        if self.first:
+            self.store.wait([f"gone {other}" for other in range(self.world)])
 
 
-def save_checkpoint(folder, student, optimizer, step):
-    """Everything that --resume needs, in one file, written beside and moved into place. No generator: draws
-    are seeded by step."""
-    path = os.path.join(folder, "checkpoint.pt")
-    torch.save(dict(student=student.state_dict(), optimizer=optimizer.state_dict(), step=step), path + ".tmp")
-    os.replace(path + ".tmp", path)
+# ---- the checkpoint
 
+class Checkpoint:
+    """What --resume goes on from, `checkpoint.pt` in the run folder. No generator: draws are seeded by step.
 
-def load_checkpoint(folder, student, optimizer):
-    """Restore what `save_checkpoint` wrote; returns its step, 0 when there is none yet."""
-    path = os.path.join(folder, "checkpoint.pt")
-    if not os.path.exists(path):
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)  # not a second student on the GPU
-    student.load_state_dict(state["student"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
+    step: the last whole step, whose weights and moments are in memory; None in the middle of one.
+    saved: the step that the file holds, 0 without one.
+    """
+
+    def __init__(self, folder, student, optimizer, first):
+        """first: whether this process writes it. Loads what is there; raises UserError where that is no
+        checkpoint of this student."""
+        self.folder, self.student, self.optimizer, self.first = folder, student, optimizer, first
+        self.path = os.path.join(folder, "checkpoint.pt")
+        self.step = self.saved = self.load()
+
+    def load(self):
+        """Restore what was saved; returns its step, 0 when there is none yet."""
+        if not os.path.exists(self.path):
+            return 0
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)  # no second student on the GPU
+            self.student.load_state_dict(state["student"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            return state["step"]
+        except Exception as error:  # of a file that was cut, torch raises whatever its bytes lead to
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(
+                f"{self.path} is no whole checkpoint of this student ({type(error).__name__}: {reason}): bring "
+                "it back, or begin a new run") from error
+
+    def save(self):
+        """Write it in one file, beside and moved into place."""
+        if self.first:
+            parts = dict(student=self.student.state_dict(), optimizer=self.optimizer.state_dict())
+            with replacing(self.path, "wb") as file:
+                torch.save(dict(**parts, step=self.step), file)
+        self.saved = self.step
+
+    @contextmanager
+    def advancing(self, n):
+        """Around what makes step n: between the first change and the last line of the log there is no step to
+        go on from."""
+        with whole():
+            self.step = None
+            yield
+            self.step = n
+
+    @contextmanager
+    def kept(self):
+        """Around the loop: however it ends, the last whole step is kept, and a signal's sentence says so."""
+        try:
+            yield
+        except BaseException as error:
+            if self.step not in (None, self.saved):
+                self.save()
+            if isinstance(error, Stopped):
+                error.kept = f"step {self.saved} is kept, go on with --resume {self.folder}"
+            raise

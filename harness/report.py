@@ -155,14 +155,14 @@ def mean_per_turn(records):
     return means
 
 
-def step_record(n, k, loss, norm, records, lost, seconds):
+def step_record(n, k, loss, norm, records, lost, restarts, seconds):
     """The log's line of step n, from all ranks' episodes: their records, and the outcomes of those that are
     left out (`Episode.sound`).
 
     rounds count replayed turns, turns only trained ones. mismatch: the mean |log q − log q_sampled| over the
     tokens that the student sampled; not 0 where learner and player compute differently. crashed, filled,
     unplayable: what is not among the records, since the world died, the replayed expert left no room in the
-    context, or the task cannot be played.
+    context, or the task cannot be played. restarts: engines that were replaced.
     """
     summary, games = summarise(records), max(1, len(records))
     tokens, turns = total(records, "response_tokens"), total(records, "trained")
@@ -179,6 +179,7 @@ def step_record(n, k, loss, norm, records, lost, seconds):
         crashed=total(lost, "crashed"),
         filled=[o["task"] for o in lost if o["filled"]],
         unplayable=unplayable(lost),
+        restarts=restarts,
         turns=turns / games,
         response_length=tokens / max(1, turns),
         tokens=tokens,

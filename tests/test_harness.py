@@ -223,7 +223,7 @@ def test_log_records_by_hand():
             3, second, tokens=[4], values=[8.0], kls=[4.0], mismatches=[0.4])]
     assert records[0]["kl_turn"] == [None, 0.5, 1.5]
     assert records[0]["trained"] == 2
-    step = report.step_record(3, 2, 11.0, 1.0, records, [], dict(play=1.0, train=3.0))
+    step = report.step_record(3, 2, 11.0, 1.0, records, [], 0, dict(play=1.0, train=3.0))
     assert step["kl"] == (2.0 + 4.0) / 2
     assert step["kl_token"] == 6.0 / 8
     assert step["kl_turn"] == [4.0, 0.5, 1.5]
@@ -238,7 +238,7 @@ def test_log_records_without_a_teacher():
     """KL 0, or NaN in a file that has to be JSON, where no teacher was asked."""
     played = episode("b", "heat", False, [turn("expert")], 1)
     records = [report.episode_record(3, played, [4], [8.0], [math.nan], [math.nan])]
-    step = report.step_record(3, 2, 8.0, 1.0, records, [], dict(play=1.0))
+    step = report.step_record(3, 2, 8.0, 1.0, records, [], 0, dict(play=1.0))
     assert (step["kl"], step["kl_token"], step["kl_turn"]) == (None, None, [None])
     assert step["mismatch"] == 0.0
     assert "KL/turn –" in report.status(step, {})
