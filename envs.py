@@ -21,6 +21,7 @@ import gymnasium
 
 from harness.cli import UserError
 from worlds.alfworld import Engine
+from worlds.alfworld_data import data_folder, list_games
 from worlds.alfworld_games import cached_splits, named_level
 from worlds.scienceworld import REFUSALS, SHORT_TURNS, EngineDied, EpisodeLost, Game, Jvm, World
 from worlds.webshop import Session, open_shop
@@ -29,6 +30,7 @@ from worlds.webshop_catalogue import default_folder
 MAX_TEXT = 100_000              # characters of an observation or action that the spaces accept
 MAX_REASON = 300                # characters of what is said of a game that cannot be played
 PROMPTS = ("react", "bare")
+PUT = "move (object) to (place)"    # in ALFWorld's instructions; a game of an older release has other words
 NO_EFFECT = "Nothing happens."  # ALFWorld's answer to whatever it does not understand or allow
 
 
@@ -189,23 +191,24 @@ class ALFWorld(TextGame):
 
     data: a folder that holds json_2.1.1/<split>/**/game.tw-pddl, as `alfworld-download` makes it; the default
     is $ALFWORLD_DATA, then ~/.cache/alfworld; "generated" for the generated games whatever is there. Knob:
-    level ("small" or "full") of the generated games.
+    level ("small" or "full") of the generated games, which the data set's games refuse. Generated games have
+    no split valid_train.
     """
     name = "alfworld"
     horizon = 30                    # the benchmark's; generated games bring their level's
-    splits = ("train", "valid_seen", "valid_unseen")
+    splits = ("train", "valid_train", "valid_seen", "valid_unseen")
     train_split = "train"
     eval_splits = ("valid_seen", "valid_unseen")
     knob_types = {"level": str}
     tiny_defaults = {"data": "generated"}   # the tiny pair knows the words of these games only
     data_help = (
-        "the benchmark's data folder, or generated for games made offline (empty: where the benchmark puts "
-        "it, else, and with the tiny pair, generated)")
+        "the folder that alfworld-download made, which holds json_2.1.1, or generated for games made offline "
+        "(empty: where the benchmark puts it, else, and with the tiny pair, generated)")
     knobs_help = "level=small|full of generated games"
     instructions = (
         "You are a household robot in a text game. Solve the task by giving one command at a time.\n"
         "Commands: look, inventory, go to (place), open (place), close (place), examine (thing), "
-        "take (object) from (place), move (object) to (place), use (object), heat (object) with (place), "
+        f"take (object) from (place), {PUT}, use (object), heat (object) with (place), "
         "cool (object) with (place), clean (object) with (place), slice (object) with (object). "
         "Things are named with their number, as in 'mug 1'. You can carry one object at a time.")
 
@@ -214,17 +217,20 @@ class ALFWorld(TextGame):
         self._engine = Engine()
         self._state = None
         self._invalid = False
-        if _alfworld_folder(data) is None:
-            self.horizon = named_level(knobs.get("level", "small")).horizon
+        level = knobs.get("level")
+        if _alfworld_folder(data, level) is None:
+            self.horizon = named_level(level or "small").horizon
 
     @classmethod
-    def tasks(cls, split, data="", *, level="small"):
+    def tasks(cls, split, data="", *, level=None):
         cls.check_split(split)
-        folder = _alfworld_folder(data) or cached_splits(level)
+        folder = _alfworld_folder(data, level) or cached_splits(level or "small")
         return list(_alfworld_tasks(folder, split))
 
     def _start(self, task):
         self._engine.load(task.source)
+        putting = self._engine.putting.replace("{o}", "(object)").replace("{r}", "(place)")
+        self.instructions = type(self).instructions.replace(PUT, putting)
         self._state = self._engine.reset()
         self._invalid = False
         return self._state.feedback
@@ -248,50 +254,25 @@ class ALFWorld(TextGame):
             "status": f"Task: {task}. You are at {place}, carrying {carried}."}
 
 
-def _alfworld_folder(data):
-    """The folder of the real data set, or None when there is none and the user did not name one."""
-    # Importing alfworld sets $ALFWORLD_DATA to this default: the variable alone does not say that a user did.
-    default = Path("~/.cache/alfworld").expanduser()
-    if data == "generated":
-        return None
-    folder = Path(data or os.environ.get("ALFWORLD_DATA") or default).expanduser()
-    if folder == default and not (folder / "json_2.1.1").is_dir():
-        return None
+def _alfworld_folder(data, level):
+    """The folder of the real data set, or None for generated games; level: of those, None where not given.
+
+    Raises UserError for a level that does not exist, or beside the data set's games.
+    """
+    folder = data_folder(data)
+    if level is not None:
+        named_level(level)
+    if folder is not None and level is not None:
+        raise UserError(
+            f"The knob level is of generated games, and those in {folder} are not: leave it out, or choose "
+            "--data generated.")
     return folder
 
 
 @functools.lru_cache(maxsize=None)
 def _alfworld_tasks(folder, split):
-    """Playable games under folder/json_2.1.1/split, by the rules of AlfredTWEnv.collect_game_files."""
-    root = Path(folder) / "json_2.1.1"
-    # By trial, not by path: paths begin with the task type, and a split's first games should show all types.
-    games = sorted((root / split).glob("**/game.tw-pddl"), key=lambda game: (game.parent.name, str(game)))
-    tasks = [_alfworld_task(game, game.parent.relative_to(root).as_posix()) for game in games]
-    tasks = tuple(task for task in tasks if task)
-    if not tasks:
-        raise UserError(
-            f"There are no ALFWorld games in {root / split}; `alfworld-download` fetches them, and without "
-            "--data generated games are used.")
-    return tasks
-
-
-def _alfworld_task(game, name):
-    """The Task of a game file, or None for those that the benchmark leaves out; of one that cannot be read,
-    a Task with a fault: it is left out, counted and named when it is drawn."""
-    traj = game.with_name("traj_data.json")
-    expert = game.with_name("expert.json")
-    if "movable" in name or "Sliced" in name or not traj.exists():
-        return None
-    try:
-        content = game.read_bytes()
-        solvable = json.loads(content).get("solvable", False)
-        kind = json.loads(traj.read_text())["task_type"]
-        actions = json.loads(expert.read_text()) if expert.exists() else []
-    except Exception as error:      # whatever a damaged file holds
-        return Task(name, "unreadable", str(game), fault=reason(error))
-    if not solvable:
-        return None
-    return Task(name, kind, str(game), tuple(actions), digest=digest(content))
+    """The tasks of a data folder's split, the same for the whole process."""
+    return tuple(Task(**{**game, "expert": tuple(game["expert"])}) for game in list_games(folder, split))
 
 
 # ---- WebShop
@@ -533,14 +514,92 @@ def make_env(name, **kw):
 
 
 def make_tasks(name, split, data="", **knobs):
-    """The tasks of a split of the environment of that name. Raises UserError as make_env does."""
+    """The tasks of a split of the environment of that name, or those that a file of task ids names.
+
+    Raises UserError as make_env does, for a file without ids, and for ids that are of no task.
+    """
     game = game_type(name)
     game.check_knobs(knobs)
+    if split not in game.splits and os.path.isfile(split):
+        return _listed_tasks(game, split, data, knobs)
     tasks = game.tasks(split, data, **knobs)
     if not tasks:
         raise UserError(
             f"{name}'s split '{split}' has no tasks with --data '{data}': name another split or other data.")
     return tasks
+
+
+def _listed_tasks(game, path, data, knobs):
+    """The tasks that a file names, looked for in the splits that their ids begin with, else in all."""
+    wanted = read_ids(path)
+    named = [split for split in game.splits if any(id.startswith(split + "/") for id in wanted)]
+    found = {}
+    for split in named or game.splits:
+        found.update((task.id, task) for task in game.tasks(split, data, **knobs))
+    strange = [id for id in wanted if id not in found]
+    if strange:
+        raise UserError(
+            f"{len(strange)} of the {len(wanted)} ids in {path} are of no {game.name} task with --data "
+            f"'{data}', the first one is '{strange[0]}'.")
+    return [found[id] for id in wanted]
+
+
+def read_ids(path):
+    """The task ids in a file, one a line, each once; a line that begins with # says nothing.
+
+    Raises UserError for a file that cannot be read or names none.
+    """
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a file of task ids, one a line ({error}).") from None
+    ids = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not ids:
+        raise UserError(f"{path} names no task: a file of task ids has one a line.")
+    return list(dict.fromkeys(ids))
+
+
+def named_splits(name, text):
+    """{label: split or file of task ids} of an option, as in 'valid_seen,hard=FILE'; empty: the world's own.
+
+    A split is its own label; a file without one is called by its name. Raises UserError for what is neither,
+    and for two of one label.
+    """
+    game, found = game_type(name), {}
+    for part in text.split(",") if text else game.eval_splits:
+        label, given, split = (word.strip() for word in part.partition("="))
+        split = check_split(name, split if given else label)
+        if not given and split not in game.splits:
+            label = Path(split).stem
+        if not label or label in found:
+            raise UserError(
+                f"'{text}' has two splits called '{label}', or one without a name: write NAME=FILE.")
+        found[label] = split
+    return found
+
+
+def check_split(name, split):
+    """The split of that name, or the path of a file of task ids; raises UserError for anything else."""
+    game, path = game_type(name), os.path.expanduser(split)
+    if split in game.splits:
+        return split
+    if not os.path.isfile(path):
+        raise UserError(
+            f"{name} has no split '{split}', nor is there such a file of task ids; it has "
+            f"{', '.join(game.splits)}.")
+    read_ids(path)
+    return path
+
+
+def without(tasks, path):
+    """The tasks but those that a file of task ids names. Raises UserError where it names none, or all."""
+    ids = set(read_ids(path))
+    left = [task for task in tasks if task.id not in ids]
+    if not left or len(left) == len(tasks):
+        raise UserError(
+            f"{path} names {len(tasks) - len(left)} of the {len(tasks)} training tasks: a file of tasks to "
+            "leave out names some, and not all.")
+    return left
 
 
 def fingerprint(tasks):

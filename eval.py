@@ -54,7 +54,9 @@ class Args(PlayArgs):
     model: str = knob(
         "tiny-student",
         "checkpoint: a Hugging Face name or folder, or tiny-student, tiny-teacher, tiny-narrow", path=True)
-    split: str = knob("", "split of the task list; empty: the environment's first held-out split")
+    split: str = knob(
+        "", "split of the task list, or a file of task ids, one a line; empty: the environment's first "
+        "held-out split")
     games: int = knob(140, "number of games, evenly over the split's list", least=1)
     samples: int = knob(
         1, "episodes per game; above 1 the table also says pass@k: won at least once (its interval counts "
@@ -109,6 +111,7 @@ def take_over_turns(text):
 def check(args):
     """Mistakes that can be told before models and games are loaded; raises UserError."""
     check_play(args)
+    split_of(args)
     if bool(args.watch) + bool(args.take_over) + bool(args.save_expert) > 1:
         raise UserError("--watch, --take-over and --save-expert are three different things: choose one")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -329,13 +332,27 @@ def load_teacher(args, tokenizer):
     return load(args, name)
 
 
+def split_of(args):
+    """(label, split or file of task ids) to play; raises UserError where there is none, or several."""
+    named = envs.named_splits(args.env, args.split or envs.game_type(args.env).eval_splits[0])
+    if len(named) > 1:
+        raise UserError(f"--split takes one split or file of task ids, not {', '.join(named)}")
+    return next(iter(named.items()))
+
+
 def load_games(args, split):
-    """(tasks, each `samples` times; environments, as many as are played at once)."""
+    """(tasks, each `samples` times; environments, as many as are played at once).
+
+    split: of the environment, or a file of task ids.
+    """
     knobs = envs.parse_knobs(args.env, args.knobs)
-    chosen = spread(envs.make_tasks(args.env, split, args.data, **knobs), args.games)
+    listed = envs.make_tasks(args.env, split, args.data, **knobs)
+    chosen = spread(listed, args.games)
+    if split not in envs.game_type(args.env).splits:
+        print(f"{len(chosen)} of the {len(listed)} tasks in {split}")
     tasks = [task for task in chosen for _ in range(args.samples)]
     at_once = min(args.batch, len(tasks))
-    return tasks, [envs.make_env(args.env, split=split, data=args.data, **knobs) for _ in range(at_once)]
+    return tasks, [envs.make_env(args.env, data=args.data, **knobs) for _ in range(at_once)]
 
 
 def main(args):
@@ -351,7 +368,7 @@ def main(args):
     actors = {"student": load(args, name)}
     if args.take_over:
         actors["teacher"] = load_teacher(args, tokenizer)
-    split = args.split or game_type.eval_splits[0]
+    label, split = split_of(args)
     tasks, games = load_games(args, split)
     turns = args.max_turns or games[0].horizon
     if args.take_over and max(take_over_turns(args.take_over)) > turns:
@@ -367,7 +384,7 @@ def main(args):
     elif args.take_over:
         report_take_over(args, play, turns, len(tasks))
     else:
-        report_success(args, play, turns, split)
+        report_success(args, play, turns, label)
 
 
 if __name__ == "__main__":

@@ -90,8 +90,12 @@ class Args(PlayArgs):
     experts: str = knob(
         "", "experts' episodes for b2f and sft, written by eval.py --save-expert; empty: the games' own",
         path=True)
-    train_split: str = knob("", "split to train on; empty: the environment's own")
-    eval_splits: str = knob("", "splits to evaluate on, by commas; empty: the environment's own")
+    train_split: str = knob(
+        "", "split to train on, or a file of task ids, one a line; empty: the environment's own")
+    without: str = knob("", "a file of task ids, one a line: they are not trained on", path=True)
+    eval_splits: str = knob(
+        "", "splits to evaluate on, by commas, or files of task ids, as in valid_seen,hard=FILE; empty: the "
+        "environment's own")
     shared_tasks: bool = knob(False, "evaluate also on tasks that are trained on")
     out: str = knob("", "run folder; empty: the first free runs/ENV-METHOD-N", path=True)
     resume: str = knob(
@@ -174,7 +178,12 @@ def stop_unless_finite(loss, norm, records):
 def training_tasks(args, style, ranks):
     """The train split; for methods that replay an expert only its tasks with an expert's episode, counted."""
     game_type, knobs = envs.game_type(args.env), envs.parse_knobs(args.env, args.knobs)
-    tasks = envs.make_tasks(args.env, args.train_split or game_type.train_split, args.data, **knobs)
+    split = envs.check_split(args.env, args.train_split or game_type.train_split)
+    tasks = envs.make_tasks(args.env, split, args.data, **knobs)
+    if args.without:
+        listed = len(tasks)
+        tasks = envs.without(tasks, args.without)
+        ranks.print(f"{listed - len(tasks)} of {listed} training tasks are left out, as {args.without} says")
     if args.method not in curriculum.NEEDS_EXPERT:
         return tasks
     if args.experts:
@@ -251,6 +260,10 @@ def resolve(args):
 def check(args, world):
     """Mistakes that can be told before models and games are loaded; raises UserError."""
     check_play(args)
+    envs.check_split(args.env, args.train_split or envs.game_type(args.env).train_split)
+    envs.named_splits(args.env, args.eval_splits)
+    if args.without:
+        envs.read_ids(args.without)
     if args.schedule == "step" and not args.stages:
         raise UserError("--schedule step needs --stages, as in 5@10,30@20")
     try:
@@ -292,10 +305,13 @@ def check_shared(tasks, held_out):
 
 def load_games(args, style, ranks):
     """(training tasks, {split: held-out tasks}, environments: as many as are played at once by this rank)."""
-    game_type, knobs = envs.game_type(args.env), envs.parse_knobs(args.env, args.knobs)
+    knobs = envs.parse_knobs(args.env, args.knobs)
     tasks, held_out = training_tasks(args, style, ranks), {}
-    for split in args.eval_splits.split(",") if args.eval_splits else game_type.eval_splits:
-        held_out[split] = spread(envs.make_tasks(args.env, split, args.data, **knobs), args.eval_games)
+    for label, split in envs.named_splits(args.env, args.eval_splits).items():
+        listed = envs.make_tasks(args.env, split, args.data, **knobs)
+        held_out[label] = spread(listed, args.eval_games)
+        if label != split:
+            ranks.print(f"{label}: {len(held_out[label])} of the {len(listed)} tasks in {split}")
     if not args.shared_tasks:
         check_shared(tasks, held_out)
     at_once = max(args.episodes // ranks.world, min(32, args.eval_games))

@@ -21,7 +21,7 @@ from gymnasium.utils.env_checker import check_env
 
 import envs
 from harness.cli import UserError
-from worlds import alfworld, alfworld_games as games
+from worlds import alfworld, alfworld_data, alfworld_games as games
 from worlds.alfworld import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -528,12 +528,12 @@ def test_no_data_set_means_generated_games(monkeypatch, tmp_path):
     default = tmp_path / ".cache" / "alfworld"
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("ALFWORLD_DATA", str(default))
-    assert envs._alfworld_folder("") is None
+    assert alfworld_data.data_folder("") is None
     assert envs.make_env("alfworld").horizon == 20
     (default / "json_2.1.1").mkdir(parents=True)
-    assert envs._alfworld_folder("") == default
+    assert alfworld_data.data_folder("") == default
     monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path / "elsewhere"))
-    assert envs._alfworld_folder("") == tmp_path / "elsewhere"
+    assert alfworld_data.data_folder("") == tmp_path / "elsewhere"
 
 
 def _generate(cache):

@@ -1,10 +1,12 @@
 """ALFWorld's own engine, TextWorld's `PddlEnv` over the ALFRED domain, with its repeated work cached.
 
+    python -m worlds.alfworld --compile     # translate all games of the data set now, not when they are drawn
+
 The stock engine translates a problem from PDDL four times for one load and reset, parses the text grammar
 again for every game, rebuilds every command at every step and deep-copies its contexts while it writes a
 sentence. Here
-- a problem is translated once in the life of the process, and never for re-planning (nothing here asks for
-  plans);
+- a problem is translated once per machine (alfworld_problems.py), and never for re-planning (nothing here
+  asks for plans);
 - the grammar is parsed once, with the task's sentence taken out of it;
 - a command's text is written once per operator (ALFRED's templates depend on facts that never change);
 - text is derived by a plain recursion over the same symbols, with contexts shared instead of copied.
@@ -15,15 +17,14 @@ state: facts, entity infos, the moves counter and policy commands.
 
 import ast
 import functools
-import gc
-import hashlib
 import json
+import multiprocessing
+import os
 import re
-import sys
 import zlib
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import fast_downward
 import textworld.logic
@@ -32,9 +33,16 @@ from textworld.core import GameState
 from textworld.envs import PddlEnv
 from textworld.envs.pddl import logic as pddl_logic
 from textworld.envs.pddl import textgen
-from textworld.logic import Placeholder, Proposition, Rule, Signature, Variable
+from textworld.logic import Rule, Signature, Variable
+from tqdm import tqdm
+
+from harness.cli import UserError, check_knobs, command, knob
+from worlds import alfworld_problems as problems
+from worlds.alfworld_data import data_folder, list_games, splits
+from worlds.alfworld_problems import Atom, compiled
 
 TASK_SENTENCE = re.compile(r"(?<=Your task is to: )[^\"\\#{}\[\]|]*(?=\.\")")
+MB = 2**20
 PLACEHOLDER = "UNKNOWN GOAL"    # what the packaged grammar has in place of a task
 
 
@@ -141,85 +149,35 @@ def _parse_logic(domain, grammar):
     return logic
 
 
-# ---- problems
-
-class Compiled(NamedTuple):
-    """A problem after translation: what a state needs, without the planner's task (20 times larger)."""
-    sas: bytes                  # zlib-compressed planning task for the downward library
-    facts: tuple                # Propositions true at the start, in the order of the stock engine
-    types: dict                 # entity -> PDDL type
-    hierarchy: tuple            # (type, its supertypes) pairs
-    parameters: dict            # action name -> its Placeholders
-
-
-_COMPILED = {}                  # digest of domain and problem -> Compiled; kept for the whole process
-_SHARED = {}                    # equal propositions of different games (most are `canContain`) are one object
-
-
-def compile_problem(library, domain, problem):
-    """Translate PDDL once per problem. `library`: a loaded downward library; its current task is replaced."""
-    key = hashlib.sha256((domain + problem).encode()).digest()
-    if key not in _COMPILED:
-        task, sas = _translate(domain, problem)
-        types = {sys.intern(o.name): sys.intern(o.type_name) for o in task.objects}
-        sas = sas.encode()
-        library.load_sas(sas)
-        facts = tuple(_SHARED.setdefault(fact, fact) for fact in _initial_facts(library, task, types))
-        hierarchy = tuple((t.name, tuple(t.supertype_names)) for t in task.types)
-        parameters = {action.name: _placeholders(action) for action in task.actions}
-        _COMPILED[key] = Compiled(zlib.compress(sas, 1), facts, types, hierarchy, parameters)
-    return _COMPILED[key]
-
-
-def _placeholders(action):
-    return tuple(Placeholder(p.name.strip("?"), p.type_name) for p in action.parameters)
-
-
-def _translate(domain, problem):
-    """The translator's (task, SAS text).
-
-    It replaces sys.argv, and runs a quarter faster without garbage collection.
-    """
-    argv, collecting = sys.argv, gc.isenabled()
-    gc.disable()
-    try:
-        return fast_downward.pddl2sas(domain, problem)
-    finally:
-        sys.argv = argv
-        if collecting:
-            gc.enable()
-
-
-def _initial_facts(library, task, types):
-    """Facts of the problem file, then those that the library derives (axioms)."""
-    for atom in task.init:
-        if getattr(atom, "predicate", "=") != "=":          # "=" and the numeric assignments are not facts
-            yield Proposition(atom.predicate, [Variable(arg, types[arg]) for arg in atom.args])
-    atoms = (pddl_logic.Atom * library.get_state_size())()
-    library.get_state(atoms)
-    for atom in atoms:
-        fact = atom.get_fact(types)
-        if not fact.is_negation:
-            yield fact
-
-
 # ---- the engine
 
-class State(pddl_logic.PddlState):
-    """The stock state, built from a compiled problem; actions are made once per operator."""
+def _copied(sets):
+    return defaultdict(set, {key: set(members) for key, members in sets.items()})
 
-    def __init__(self, library, compiled, logic):
+
+class State(pddl_logic.PddlState):
+    """The stock state, built from a Compiled problem; actions are made once per operator."""
+
+    def __init__(self, library, problem, logic):
         # The stock constructor would translate the problem twice; these are the fields that its methods use.
-        self._facts = defaultdict(set)
-        self._vars_by_type = defaultdict(set)
-        self._vars_by_name = {}
-        self._var_counts = Counter()
+        self._facts = _copied(problem.facts)
+        self._vars_by_type = _copied(problem.by_type)
+        self._vars_by_name = dict(problem.variables)
+        self._var_counts = Counter(problem.counts)
         self._logic = logic
         self.downward_lib = library
-        self.name2type = compiled.types
-        self._parameters = compiled.parameters
-        library.load_sas(zlib.decompress(compiled.sas))
-        self.add_facts(compiled.facts)
+        self.name2type = problem.types
+        self._parameters = problem.parameters
+        library.load_sas(zlib.decompress(problem.sas))
+
+    def apply(self, action):
+        """The stock method, with facts that can be forgotten."""
+        operator = self._operators[action.id]
+        effects = (Atom * operator.nb_effect_atoms)()
+        self.downward_lib.apply_operator(operator.id, effects)
+        for fact in [effect.get_fact(self.name2type) for effect in effects]:
+            self.remove_fact(fact.negate())
+            self.add_fact(fact)
 
     def all_applicable_actions(self, actions):
         """Applicable actions in the engine's order. `actions`: operator id -> action, filled here."""
@@ -264,7 +222,7 @@ class Engine(PddlEnv):
         self.task = found.group() if found else ""
         grammar = TASK_SENTENCE.sub(PLACEHOLDER, data["grammar"])
         self._logic = _parse_logic(data["pddl_domain"], grammar)
-        self._compiled = compile_problem(self.downward_lib, data["pddl_domain"], data["pddl_problem"])
+        self._compiled = compiled(self.downward_lib, data["pddl_domain"], data["pddl_problem"])
         self._add_types()
         self._pddl_state = State(self.downward_lib, self._compiled, self._logic)
         self._entity_infos = self._get_entity_infos()
@@ -317,6 +275,11 @@ class Engine(PddlEnv):
         self.state["admissible_commands"] = sorted(set(commands))
 
     @property
+    def putting(self):
+        """The command for putting an object down, e.g. "move {o} to {r}"; older releases write another."""
+        return self._logic.actions["putobject"].template
+
+    @property
     def place(self):
         """The receptacle where the agent stands, e.g. "fridge 1"; "" in the middle of the room."""
         here = {fact.arguments[1] for fact in self._pddl_state.named("atlocation", "agent", "location")}
@@ -328,3 +291,46 @@ class Engine(PddlEnv):
         """The object in the agent's hands, e.g. "mug 2"; "" for nothing."""
         held = self._pddl_state.named("holds", "agent", "object")
         return self._names[held[0].arguments[1].name] if held else ""
+
+
+# ---- the command
+
+@dataclass
+class Args:
+    """What to translate."""
+    compile: bool = knob(
+        False, f"translate the games now; they are kept in {problems.folder()}, at most "
+        f"{problems.MOST_BYTES // MB} MB, of which those go first that were not played for longest")
+    data: str = knob(
+        "", "the data set's folder, which holds json_2.1.1 (empty: where alfworld-download puts it)",
+        path=True)
+    split: str = knob("", "one split of it (empty: all that are there)")
+    jobs: int = knob(os.cpu_count() or 1, "processes that translate at once", least=1)
+
+
+def compile_games(args):
+    """Translate with a bar; raises UserError, after all others, for games that cannot be translated."""
+    folder = data_folder(args.data)
+    if folder is None:
+        raise UserError("there is no data set to translate: alfworld-download fetches it, or give --data")
+    chosen = [args.split] if args.split else splits(folder)
+    paths = [game["source"] for split in chosen for game in list_games(folder, split)]
+    with multiprocessing.Pool(min(args.jobs, len(paths))) as pool:
+        done = pool.imap_unordered(problems.keep_game, paths)
+        wrong = [fault for fault in tqdm(done, "ALFWorld games", len(paths), unit="game") if fault]
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} of {len(paths)} games cannot be translated, the first one is {wrong[0]}")
+
+
+def main(args):
+    check_knobs(args)
+    if args.compile:
+        compile_games(args)
+    count, size = problems.size()
+    print(f"{count} compiled games are kept in {problems.folder()}: {size / MB:.0f} MB of at most "
+          f"{problems.MOST_BYTES // MB}")
+
+
+if __name__ == "__main__":
+    command(main, Args)

@@ -3,13 +3,14 @@
 Where it lies is said by `harness.folder.cache_home`.
 """
 
+import functools
 import os
 import shutil
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from harness.folder import locked
+from harness.folder import cache_home, locked
 
 
 @contextmanager
@@ -39,6 +40,64 @@ def once(folder, write, fresh=Path.exists):
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
     return folder
+
+
+# ---- small files that can be made anew: a disk that is full, or not ours to write on, ends no run
+
+@contextmanager
+def perhaps_alone(path):
+    """`alone`; where no lock can be had, go on without."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(alone(path))
+        except OSError as error:
+            _cannot(error.strerror)
+        yield
+
+
+def keep(path, content, most):
+    """Write bytes beside `path` and move them into place, by one process at a time (`perhaps_alone`).
+
+    The folder is bounded: those of its files that were not used for longest go while it has more than `most`
+    bytes.
+    """
+    beside = path.with_suffix(".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(content)
+        beside.replace(path)
+        _bound(path.parent, most)
+    except OSError as error:
+        _cannot(error.strerror)
+
+
+def kept(path):
+    """The bytes of a file, which counts as used now; None where it is not there or cannot be read."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    try:
+        os.utime(path)
+    except OSError:
+        pass                    # another user's: it can be read all the same
+    return content
+
+
+def _bound(folder, most):
+    stats = [(path.stat(), path) for path in folder.iterdir()]
+    over = sum(stat.st_size for stat, _ in stats) - most
+    for stat, path in sorted(stats, key=lambda pair: pair[0].st_mtime):
+        if over <= 0:
+            return
+        path.unlink()
+        over -= stat.st_size
+
+
+@functools.lru_cache(maxsize=None)
+def _cannot(reason):
+    """Say once that nothing is kept."""
+    say("cache", f"{cache_home()} cannot be written ({reason}): what it would keep is made anew each time")
 
 
 def say(world, text):
