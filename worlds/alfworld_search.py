@@ -40,16 +40,28 @@ def _named(kind):
     return kind.removesuffix("Type").lower()
 
 
-def lying(problem):
-    """(places, things) of a PDDL problem: {place: its class}, {thing's class: the places that hold one}."""
+def _facts(problem):
+    """{predicate: [its two arguments]} of what a PDDL problem says of classes, and of what lies where."""
     facts = defaultdict(list)
     for predicate, what, where in FACT.findall(problem):
         facts[predicate].append((what, where))
+    return facts
+
+
+def classes(problem):
+    """The class of every thing and place of a PDDL problem, in lower case."""
+    facts = _facts(problem)
+    return [_named(kind) for _, kind in facts["objectType"] + facts["receptacleType"]]
+
+
+def lying(problem):
+    """(places, things) of a PDDL problem: {place: its class}, {thing's class: the places that hold one}."""
+    facts = _facts(problem)
     places = {place: _named(kind) for place, kind in facts["receptacleType"]}
-    classes = {thing: _named(kind) for thing, kind in facts["objectType"]}
-    things = {kind: set() for kind in classes.values()}  # a game may have a thing that lies nowhere
+    kinds = {thing: _named(kind) for thing, kind in facts["objectType"]}
+    things = {kind: set() for kind in kinds.values()}  # a game may have a thing that lies nowhere
     for thing, place in facts["inReceptacle"]:
-        things[classes[thing]].add(place)
+        things[kinds[thing]].add(place)
     return places, things
 
 
