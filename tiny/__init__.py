@@ -1,8 +1,11 @@
 """The embedded pairs: make.py trains them, and a file per world says which words they know and whose play
 they imitate.
 
-A world is one class:
+A pair is made of one class, a Play:
 
+    env                     name of the environment
+    data                    its --data
+    prefix                  what the names of its checkpoints begin with
     turns                   turns of an episode
     skill                   share of the poor player's turns that are the expert's
     verbs                   first words of the actions that clumsy players like
@@ -10,9 +13,26 @@ A world is one class:
     tokens                  pattern of a token; what it does not match says nothing, and vanishes
     decoder                 how the tokens of a response are joined; None: by one blank
     alike                   names that may be exchanged for each other, see `make.renamer`
+    among_present           whether names are exchanged only among those that the episode has
+    heard                   games of which the words are taken
+    words(tasks)            further words, which those games may not have
     tasks(games)            the training games, at most so many
     actions(info)           what those who act at random choose from
     expert(env, opening)    a new expert for the game that opens with this observation:
                             act() -> action, observe(action, observation)
     blunder(rng, expert)    an action that is probably invalid
 """
+
+
+class Play:
+    """What most pairs have in common."""
+    data = ""
+    prefix = ""
+    decoder = None
+    alike = ()
+    among_present = False
+    heard = 500
+
+    def words(self, tasks):
+        """No further words."""
+        return ()

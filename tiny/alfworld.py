@@ -1,8 +1,17 @@
-"""What a tiny pair is made of in ALFWorld: generated games of level "small", their words, their expert."""
+"""What the tiny pairs are made of in ALFWorld: games, words, experts. One pair is of generated games of level
+"small", the other of the benchmark's own."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
 
 import envs
+from harness.cli import UserError
 from harness.folder import cache_home
+from tiny import Play
 from worlds.alfworld_games import LEVELS, MAY_LIE, VERSION, TextExpert, class_of, write_splits
+from worlds.alfworld_search import classes, counts
 from worlds.cache import once
 
 # Text that says nothing is dropped, so that what belongs together is adjacent: about 13 tokens a turn.
@@ -44,15 +53,15 @@ class Expert(TextExpert):
         return self._walk()
 
 
-class ALFWorldPlay:
-    """A world as tiny/__init__.py describes it."""
+class ALFWorldPlay(Play):
+    """A pair as tiny/__init__.py describes it."""
+    env = "alfworld"
+    data = "generated"
     turns = 20
     skill = 0.25
     verbs = ("take", "move", "open", "close", "heat", "cool", "clean")
     phrases = PHRASES
     tokens = r"go to|[a-z]+ \d+|[a-z]+"  # a thing with its number is one token, and so is a verb
-    decoder = None
-    alike = ()
 
     def tasks(self, games):
         """The first `games` games of the train split's seeds: floor plans of "train", none of the held-out
@@ -77,3 +86,45 @@ class ALFWorldPlay:
         thing = rng.choice([*things, expert.carried or things[0]])
         place = rng.choice([*places, expert.at or places[0]])
         return rng.choice(BLUNDERS).format(thing, place)
+
+
+# The task is said once, by the intro: it would be a third of a row.
+ONCE = (
+    (r"\ntask:[^\n]*? (?=you are )", " "),
+    (r"your task is to:", "task"))
+
+
+MOST = 30                       # of one class in a game
+CLASSES = sorted({*counts(), *(place.lower() for place in MAY_LIE)})
+NAMES = tuple([f"{name} {n + 1}" for n in range(MOST)] for name in CLASSES)
+
+
+class DataSetPlay(ALFWorldPlay):
+    """The pair of the benchmark's own games: long rooms, all task types, the data set's order of search."""
+    data = ""
+    prefix = "full-"
+    turns = 30
+    phrases = (*ONCE, *PHRASES)
+    alike = (("carrying", NAMES),)
+    among_present = True
+    heard = 100
+
+    def tasks(self, games):
+        """`games` games of the benchmark's train split, drawn once and for all."""
+        tasks = envs.make_tasks("alfworld", "train", self.data)
+        if any(task.expert for task in tasks):
+            raise UserError(
+                "the pair alfworld-full is made of the benchmark's own games: fetch them by alfworld-download")
+        return random.Random(0).sample(tasks, min(games, len(tasks)))
+
+    def words(self, tasks):
+        """The name of every thing and place of these games, as many of each class as a game has at most."""
+        most = Counter()
+        for task in tasks:
+            named = classes(json.loads(Path(task.source).read_text())["pddl_problem"])
+            most |= Counter(named)
+        return [f"{name} {n + 1}" for name in most for n in range(most[name])]
+
+    def expert(self, env, opening):
+        """The text expert that looks where things lie most often, and remembers where it has been."""
+        return Expert(opening)

@@ -21,6 +21,7 @@ A world is one class with a few methods (see tiny/__init__.py). T = token, B = r
 
 import random
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ import envs
 import model as lm
 import rollout
 from harness.cli import UserError, check_knobs, command, knob
-from tiny.alfworld import ALFWorldPlay
+from tiny.alfworld import ALFWorldPlay, DataSetPlay
 from tiny.scienceworld import ScienceWorldPlay
 from tiny.webshop import WebShopPlay
 
@@ -44,7 +45,9 @@ TEMPLATE = (
     "{% for m in messages %}"
     "{{ '<|act|>' + m['content'] + '<|end|>' if m['role'] == 'assistant' else m['content'] }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|act|>' }}{% endif %}")
-WORLDS = {"alfworld": ALFWorldPlay, "webshop": WebShopPlay, "scienceworld": ScienceWorldPlay}
+PAIRS = {
+    "alfworld": ALFWorldPlay, "alfworld-full": DataSetPlay, "webshop": WebShopPlay,
+    "scienceworld": ScienceWorldPlay}
 CONTEXT = 2048        # positions of the models
 AT_ONCE = 64          # games that are sampled at once
 PLAYED_AGAIN = 1024   # games of a refresh, at most
@@ -55,7 +58,8 @@ UNFINISHED = 0.1      # weight of what completes an action that is admissible, b
 @dataclass
 class Args:
     """Make the tiny checkpoints of a world."""
-    world: str = knob("alfworld", "which world: alfworld, webshop or scienceworld")
+    world: str = knob(
+        "alfworld", "which pair: alfworld, alfworld-full (the data set's games), webshop or scienceworld")
     out: str = knob("assets", "folder to write WORLD/teacher and WORLD/student into", path=True)
     make: str = knob(
         "student,teacher",
@@ -63,6 +67,10 @@ class Args:
     games: int = knob(1500, "training games", least=1)
     student_steps: int = knob(500, "optimizer steps of the student", least=1)
     teacher_steps: int = knob(900, "optimizer steps of the teacher", least=1)
+    plays: int = knob(4, "times that each game is played for the teacher's rows", least=1)
+    start: str = knob("", "checkpoint to begin from, in place of random weights", path=True)
+    save_every: int = knob(
+        0, "steps after which the model as it is then is saved as well, as NAME-STEP; 0: never", least=0)
     refresh: int = knob(
         150,
         "steps of the teacher after which student and teacher play again and the expert labels it; 0: never",
@@ -220,7 +228,7 @@ def make_tokenizer(world, env, tasks, rng):
         steps.append(normalizers.Replace(Regex(pattern), text))
     normalizer = normalizers.Sequence(steps)
     splitter = pre_tokenizers.Split(Regex(world.tokens), behavior="removed", invert=True)
-    words = set()
+    words = set(world.words(tasks))
     for text in texts(world, env, tasks, rng):
         plain = normalizer.normalize_str(text)
         words.update(word for word, _ in splitter.pre_tokenize_str(plain))
@@ -239,7 +247,7 @@ def make_tokenizer(world, env, tasks, rng):
 
 def texts(world, env, tasks, rng):
     """What a poor player reads and may say, turn by turn."""
-    for task in tqdm(tasks, desc="words", mininterval=10):
+    for task in tqdm(tasks[:world.heard], desc="words", mininterval=10):
         player = poor_player(world, rng)
         for prompt, admissible, _, _ in turns(world, env, task, player):
             yield prompt
@@ -247,8 +255,11 @@ def texts(world, env, tasks, rng):
 
 
 def make_model(args, tokenizer):
-    """A Qwen3 of about 0.3 M parameters. Keys start equal to queries: attention begins by looking for the
-    token it stands on."""
+    """The checkpoint to start from, else a Qwen3 of about 0.3 M parameters. Keys start equal to queries:
+    attention begins by looking for the token it stands on."""
+    if args.start:
+        lm.same_vocabulary(tokenizer, lm.load_tokenizer(args.start))
+        return lm.load_model(args.start)
     config = Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=args.width, num_hidden_layers=args.layers,
         num_attention_heads=4, num_key_value_heads=4, head_dim=args.width // 4,
@@ -280,8 +291,11 @@ def renamer(world, tokenizer, rng):
     def rename(row):
         holding = (groups for word, groups in alike if word in row.ids)
         groups = next(holding, ())
+        present = set(row.ids)
         new = {}
         for group in groups:
+            if world.among_present:
+                group = [name for name in group if name in present]
             new.update(zip(group, rng.sample(group, len(group))))
         renamed = [new.get(i, i) for i in row.ids]
         target = [new.get(i, i) for i in row.target]
@@ -325,6 +339,38 @@ def cross_entropy(model, rows):
     return loss, right.float().mean()
 
 
+def orthogonal(gradient):
+    """The nearest matrix whose singular values are about 1, by Newton–Schulz: (rows, columns), in fp32.
+
+    torch.optim.Muon computes it in bf16, which a CPU without such instructions does 20 times slower.
+    """
+    wide = gradient.T if gradient.shape[0] > gradient.shape[1] else gradient
+    near = wide / wide.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = near @ near.T
+        gram = torch.addmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
+        near = torch.addmm(near, gram, near, beta=3.4445)
+    return near.T if wide is not gradient else near
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose steps are made orthogonal, as torch.optim.Muon takes them."""
+
+    def __init__(self, matrices, lr):
+        super().__init__(matrices, dict(lr=lr, momentum=0.95))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                state = self.state[matrix]
+                mean = state.setdefault("mean", torch.zeros_like(matrix))
+                mean.lerp_(matrix.grad, 1 - group["momentum"])
+                direction = orthogonal(matrix.grad.lerp(mean, group["momentum"]))
+                tall = max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
+                matrix.add_(direction, alpha=-group["lr"] * tall)
+
+
 def make_optimizers(model, args, steps):
     """Muon for the matrices, AdamW for the embedding and the vectors; and a schedule for each: warm-up, then
     constant, then down to 0 over 40 % of the steps."""
@@ -335,7 +381,7 @@ def make_optimizers(model, args, steps):
         else:
             others.append(parameter)
     optimizers = [
-        torch.optim.Muon(matrices, lr=args.muon_lr, weight_decay=0.0),
+        Muon(matrices, lr=args.muon_lr),
         torch.optim.AdamW(others, lr=args.lr, weight_decay=0.0)]
 
     def rate(n):
@@ -361,19 +407,22 @@ def as_it_is(row):
     return row
 
 
-def fit(model, rows, steps, args, rng, label, rename=as_it_is, more=None, every=0):
-    """Train in place on rows as `rename` gives them; `more()` returns further rows every so many steps."""
+def fit(model, rows, steps, args, rng, label, rename=as_it_is, more=None, save=None):
+    """Train in place on rows as `rename` gives them; `more()` returns further rows every args.refresh steps,
+    `save(model, step)` keeps what there is every args.save_every."""
     optimizers, schedules = make_optimizers(model, args, steps)
     stream = batches(rows, args.batch, rng)
     bar = tqdm(range(steps), desc=label, mininterval=10)
     for step in bar:
-        if more and step and step % every == 0:
+        if more and step and step % args.refresh == 0:
             rows += more()
             stream = batches(rows, args.batch, rng)
         batch = [rename(row) for row in next(stream)]
         loss, right = update(model, batch, optimizers, schedules)
         bar.set_postfix(
             loss=f"{loss:.3f}", right=f"{right:.1%}", rows=len(rows), refresh=False)
+        if args.save_every and (step + 1) % args.save_every == 0:
+            save(model, step + 1)
     return model.eval()
 
 
@@ -381,10 +430,16 @@ def fit(model, rows, steps, args, rng, label, rename=as_it_is, more=None, every=
 
 def folder(args, name):
     """Where the checkpoint of that name lies."""
-    return str(Path(args.out) / args.world / name)
+    pair = PAIRS[args.world]
+    return str(Path(args.out) / pair.env / f"{pair.prefix}{name}")
 
 
-def make_student(args, world, chat, games, tasks, rng):
+def keep(model, step, args, tokenizer, name):
+    """Save a model as it is after so many steps."""
+    lm.save(model, tokenizer, folder(args, f"{name}-{step}"))
+
+
+def make_student(args, world, chat, games, tasks, rng, save):
     """A model that imitates the poor player."""
     model = make_model(args, chat.tokenizer)
 
@@ -393,10 +448,10 @@ def make_student(args, world, chat, games, tasks, rng):
     rows = scripted_play(
         world, chat, games[0], tasks * 2, player, "poor play", imitate=True)
     rename = renamer(world, chat.tokenizer, rng)
-    return fit(model, rows, args.student_steps, args, rng, "student", rename)
+    return fit(model, rows, args.student_steps, args, rng, "student", rename, save=save)
 
 
-def make_teacher(args, world, chat, games, tasks, rng):
+def make_teacher(args, world, chat, games, tasks, rng, save):
     """A model that does what the expert would, in the states of mixed play and of the student's and its own
     play."""
     student = lm.load_model(folder(args, "student")) if args.refresh else None
@@ -408,14 +463,14 @@ def make_teacher(args, world, chat, games, tasks, rng):
     def more():
         chosen = rng.sample(tasks, min(PLAYED_AGAIN, len(tasks)))
         return sampled_play(world, chat, games, chosen, student, model, rng)
-    rows = scripted_play(world, chat, games[0], tasks * 4, player, "mixed play")
+    rows = scripted_play(world, chat, games[0], tasks * args.plays, player, "mixed play")
     rename = renamer(world, chat.tokenizer, rng)
     again = more if args.refresh else None
     return fit(
-        model, rows, args.teacher_steps, args, rng, "teacher", rename, again, args.refresh)
+        model, rows, args.teacher_steps, args, rng, "teacher", rename, again, save)
 
 
-def make_narrow_teacher(args, world, chat, games, tasks, rng):
+def make_narrow_teacher(args, world, chat, games, tasks, rng, save):
     """A model that imitates the expert in the expert's own states."""
     model = make_model(args, chat.tokenizer)
 
@@ -423,7 +478,7 @@ def make_narrow_teacher(args, world, chat, games, tasks, rng):
         return expert_player
     rows = scripted_play(world, chat, games[0], tasks, player, "expert play")
     rename = renamer(world, chat.tokenizer, rng)
-    return fit(model, rows, args.teacher_steps, args, rng, "narrow teacher", rename)
+    return fit(model, rows, args.teacher_steps, args, rng, "narrow teacher", rename, save=save)
 
 
 MAKERS = {"student": make_student, "teacher": make_teacher, "teacher-narrow": make_narrow_teacher}
@@ -435,20 +490,20 @@ def main(args):
     names = args.make.split(",")
     if not set(names) <= set(MAKERS):
         raise UserError(f"unknown --make {args.make!r}: {', '.join(MAKERS)}, by commas")
-    if args.world not in WORLDS:
+    if args.world not in PAIRS:
         raise UserError(
-            f"there is no tiny pair for --world {args.world!r}; there is one for {', '.join(WORLDS)}")
-    world = WORLDS[args.world]()
-    data = envs.game_type(args.world).tiny_defaults.get("data", "")
+            f"there is no tiny pair for --world {args.world!r}; there is one for {', '.join(PAIRS)}")
+    world = PAIRS[args.world]()
     tasks = world.tasks(args.games)
-    games = [envs.make_env(args.world, data=data) for _ in range(AT_ONCE)]
+    games = [envs.make_env(world.env, data=world.data) for _ in range(AT_ONCE)]
     rng = random.Random(args.seed)
-    tokenizer = make_tokenizer(world, games[0], tasks[:500], rng)
+    tokenizer = make_tokenizer(world, games[0], tasks, rng)
     chat = rollout.Chat(tokenizer)
     for name in names:
         torch.manual_seed(args.seed)
         rng = random.Random(f"{name} {args.seed}")
-        made = MAKERS[name](args, world, chat, games, tasks, rng)
+        save = partial(keep, args=args, tokenizer=tokenizer, name=name)
+        made = MAKERS[name](args, world, chat, games, tasks, rng, save)
         lm.save(made, tokenizer, folder(args, name))
 
 

@@ -5,6 +5,7 @@ import random
 import re
 
 import envs
+from tiny import Play
 from worlds.scienceworld import ANIMALS, DOORS, LIFELESS, LONG_LIVED, PLANTS, SHORT_LIVED, TextExpert
 
 # The task is told by the status line; the doors are the same in every game.
@@ -27,14 +28,15 @@ BOXES = tuple(f"{colour} box" for colour in ("blue", "green", "orange", "purple"
 AGES = (LONG_LIVED, SHORT_LIVED, sorted(set(ANIMALS) - set(LONG_LIVED)))
 
 
-class ScienceWorldPlay:
-    """A world as tiny/__init__.py describes it."""
+class ScienceWorldPlay(Play):
+    """A pair as tiny/__init__.py describes it."""
+    env = "scienceworld"
+    data = "short"
     turns = 20
     skill = 0.25
     verbs = ("pick", "move")
     phrases = PHRASES
     tokens = rf"\b(?:{WORDS}|{'|'.join(DOORS)}|{THINGS}|{KINDS})\b"
-    decoder = None
     alike = (
         ("longest", AGES), ("shortest", AGES),
         ("task", (ANIMALS, LIFELESS, PLANTS, BOXES)))

@@ -5,6 +5,7 @@ import re
 from tokenizers import decoders
 
 import envs
+from tiny import Play
 from worlds.webshop import Shopper
 from worlds.webshop_catalogue import SHELVES
 
@@ -45,8 +46,9 @@ class Expert(Shopper):
         return "click[back to search]"
 
 
-class WebShopPlay:
-    """A world as tiny/__init__.py describes it."""
+class WebShopPlay(Play):
+    """A pair as tiny/__init__.py describes it."""
+    env = "webshop"
     turns = 15
     skill = 0.5
     verbs = ()
@@ -58,7 +60,6 @@ class WebShopPlay:
     decoder = decoders.Sequence([
         decoders.WordPiece("##", cleanup=False), decoders.Fuse(),
         decoders.Replace("[ ", "["), decoders.Replace(" ]", "]")])
-    alike = ()
 
     def tasks(self, games):
         """The first `games` goals of the train split."""

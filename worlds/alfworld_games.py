@@ -31,6 +31,7 @@ from tqdm import tqdm
 from harness.cli import UserError
 from harness.folder import cache_home
 from worlds.alfworld import PLACEHOLDER, Engine
+from worlds.alfworld_search import share
 from worlds.cache import once, say
 
 VERSION = "v1"                  # of the games that a seed gives: change it with anything that changes a game
@@ -81,6 +82,7 @@ class Level:
     hidden: float = 0.5             # probability that an object lies in a closed receptacle, where it may
     classes: tuple = ()             # object classes allowed; () = all
     horizon: int = 30               # turns in which the expert must win
+    in_turn: bool = False           # whether the expert searches in the intro's order, not the data set's
 
 
 SMALL = Level(
@@ -91,6 +93,7 @@ SMALL = Level(
     objects=(3, 5),
     copies=2,
     horizon=20,
+    in_turn=True,
     classes=("Apple", "Bread", "Cup", "Egg", "Mug", "Plate", "Potato", "Tomato"))
 LEVELS = {"small": SMALL, "full": Level()}
 
@@ -135,7 +138,7 @@ def make_game(seed, level, scenes, engine, kind=None, tries=200):
         rooms = [room for room in TASK_ROOMS.get(task, ROOMS) if room in level.rooms]
         allowed = [scene for room in rooms for scene in ROOMS[room] if scene in scenes]
         draft = _draft(rng, task, rng.choice(allowed), level) if allowed else None
-        expert = draft and solve(engine, draft[0], level.horizon)
+        expert = draft and solve(engine, draft[0], level.horizon, level.in_turn)
         if expert:
             data, traj = draft
             return Game({**data, "walkthrough": list(expert)}, traj, expert)
@@ -415,18 +418,20 @@ class TextExpert:
         expert = TextExpert(intro); action = expert.act(); expert.observe(action, observation)
 
     observe() takes every action really played, whoever chose it; act() depends on that history only and
-    changes nothing. It walks the receptacles in the intro's order, opens what is closed, remembers what lies
-    where, puts a wrong object back, and does not repeat an action that was just answered with "Nothing
-    happens.". revisit=True searches on in the intro's order even past receptacles already seen: longer
-    episodes, but a rule that needs no memory, so easier to clone. goal: for tasks whose sentence comes from
-    no template.
+    changes nothing. It walks the receptacles where what it looks for lies most often in the data set first
+    (see worlds/alfworld_search.py), those that are as good in the intro's order; opens what is closed,
+    remembers what lies where, puts a wrong object back, and does not repeat an action that was just answered
+    with "Nothing happens.". in_turn=True walks in the intro's order alone. revisit=True searches on in the
+    intro's order even past receptacles already seen: longer episodes, but a rule that needs no memory, so
+    easier to clone. goal: for tasks whose sentence comes from no template.
     """
 
-    def __init__(self, intro, revisit=False, goal=None):
+    def __init__(self, intro, revisit=False, goal=None, in_turn=False):
         listed, _, task = intro.partition("Your task is to: ")
         self.goal = goal or goal_of(task)
         self.places = re.findall(rf"an? {NAME}", listed.partition("you see")[2])
         self.revisit = revisit
+        self.in_turn = in_turn or revisit
         self.at = None          # the place where the agent stands
         self.carried = None     # the object in its hands
         self.origin = None      # the place where that was taken
@@ -515,7 +520,7 @@ class TextExpert:
         if self.goal.kind == TWO:                       # both must lie in one receptacle
             known = [(place, thing) for place, thing in known if place != self._destination()]
         if not known:
-            return self._search()
+            return self._search(self.goal.thing)
 
         def rank(found):
             place, thing = found
@@ -534,12 +539,14 @@ class TextExpert:
     def _light(self):
         lamps = self._known(self.goal.lamp)
         if not lamps:
-            return self._search()
+            return self._search(self.goal.lamp)
         place, lamp = lamps[0]
         return self._there(place, f"use {lamp}")
 
-    def _search(self):
+    def _search(self, thing):
         new = [place for place in self._onward() if place not in self.seen]
+        if not self.in_turn:
+            new.sort(key=lambda place: -share(thing, class_of(place)))
         for place in new:
             if self._here(place):
                 return f"open {place}" if place in self.closed else f"examine {place}"
@@ -594,11 +601,12 @@ class TextExpert:
         return self._there(place, action.format(thing, place))
 
 
-def solve(engine, game, horizon):
-    """Actions with which the expert wins a game (a dictionary); None if not within `horizon` turns."""
+def solve(engine, game, horizon, in_turn=False):
+    """Actions with which the expert wins a game (a dictionary or a path); None if not within `horizon`
+    turns. in_turn: see TextExpert."""
     engine.load(game)
     state, actions = engine.reset(), []
-    expert = TextExpert(state.feedback)
+    expert = TextExpert(state.feedback, in_turn=in_turn)
     while not state["won"] and len(actions) < horizon:
         actions.append(expert.act())
         state, _, _ = engine.step(actions[-1])
