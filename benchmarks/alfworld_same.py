@@ -62,7 +62,7 @@ def games_of(args, folder):
     """Paths of games; generated ones are written into `folder`."""
     data = data_folder(args.data)
     if data is not None:
-        listed = [game["path"] for game in list_games(data, args.split)]
+        listed = [game["source"] for game in list_games(data, args.split)]
         return random.Random(0).sample(listed, min(args.games, len(listed)))
     print("generated games are compared" if args.data else "no data set is here: generated games are compared")
     paths = [Path(folder, f"{i}.tw-pddl") for i in range(args.games)]

@@ -94,11 +94,12 @@ def test_traces_equal_the_unmodified_engine(tmp_path, engine, level, kind):
     assert state["won"]
 
 
-def test_a_problem_is_translated_once_in_a_process(engine, monkeypatch):
+def test_a_problem_is_translated_once(engine, monkeypatch, tmp_path):
     """The cost that the cache is for: the stock engine translates four times for one load and reset."""
     data = games.make_game("once", SMALL, TRAIN, engine).data
     unseen = data["pddl_problem"] + "\n;; a problem that this process has not seen"
     data = {**data, "pddl_problem": unseen}
+    monkeypatch.setenv("TCOD_CACHE", str(tmp_path))     # nor any process before
     calls, translate = [], fast_downward.pddl2sas
 
     def counted(*args, **more):

@@ -55,7 +55,7 @@ def write(data, name, split="train", solvable=True, **more):
 
 def digests(data, split="train"):
     time.sleep(0.02)                                    # beyond the resolution of a file's time
-    return {game["name"].split("/")[1]: game["digest"] for game in list_games(data, split)}
+    return {game["id"].split("/")[1]: game["digest"] for game in list_games(data, split)}
 
 
 # ---- what is kept of a list
@@ -101,10 +101,10 @@ def test_a_changed_game_is_read_again(data, reads, change):
     reads.clear()
     change(data / "json_2.1.1" / "train" / "b" / "trial")
     time.sleep(0.02)
-    found = {game["name"]: game for game in list_games(data, "train")}
+    found = {game["id"]: game for game in list_games(data, "train")}
     assert reads == ["b"]
     shutil.rmtree(os.environ["TCOD_CACHE"])
-    assert found == {game["name"]: game for game in list_games(data, "train")}
+    assert found == {game["id"]: game for game in list_games(data, "train")}
 
 
 def test_games_that_come_and_go(data, reads):

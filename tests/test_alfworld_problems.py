@@ -14,6 +14,7 @@ from textworld.logic import Proposition, Variable
 
 from worlds import alfworld_games as games, alfworld_problems as problems
 from worlds.alfworld import Engine
+from worlds.cache import _cannot
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL, TRAIN = games.LEVELS["small"], games.SCENES["train"]
@@ -127,6 +128,7 @@ def test_no_file_can_be_written(cache, made, capsys, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("TCOD_CACHE", str(tmp_path / "file"))
     forget()
+    _cannot.cache_clear()
     capsys.readouterr()
     assert play(made[0]) == expected
     play(made[1])
