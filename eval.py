@@ -361,7 +361,9 @@ def hard(records, samples):
 
 
 def write_success(args, split, records, number):
-    """Write what is known so far of `number` episodes to be played."""
+    """Write what is known so far of `number` episodes to be played; nothing before one could be."""
+    if all(record["unplayable"] for record in records) and len(records) < number:
+        return
     found = dict(args=asdict(args), split=split, of=number, summary=summarise(records))
     write_json(args.out, found)
     if args.save_hard:

@@ -57,8 +57,8 @@ def test_bad_games_are_left_out(checkpoints, damaged, tmp_path, capsys):
     summary = json.loads(out.read_text())["summary"]
     assert (summary["games"], summary["pass_at_k"]["games"]) == (6, 3)
     assert "left out, since it cannot be played: 1 task, valid_seen/" in capsys.readouterr().out
-    evaluation.main(arguments(checkpoints, damaged, take_over="0", out=str(out)))
-    assert json.loads(out.read_text())["take_over"][0]["games"] == 3
+    evaluation.main(arguments(checkpoints, damaged, take_over="0", out=str(out) + "2"))
+    assert json.loads((tmp_path / "t.json2").read_text())["take_over"][0]["games"] == 3
     assert "left out, since it cannot be played: 1 task, valid_seen/" in capsys.readouterr().out
     with pytest.raises(UserError, match="too many of the 4 tasks drawn .* --max-context 30"):
         evaluation.main(arguments(checkpoints, damaged, max_context=30))
