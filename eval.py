@@ -3,18 +3,26 @@ one episode to read.
 
     python eval.py --model tiny-student --split valid_seen --games 140
     python eval.py --model tiny-student --take-over 0,3,6,10
-    python eval.py --model tiny-teacher --split train --games 512 --save-expert experts.jsonl
+    torchrun --nproc-per-node 2 eval.py --model tiny-teacher --split train --games 512 --samples 3 \\
+        --save-expert experts.jsonl --save-hard hard.jsonl
     python eval.py --model runs/alfworld-f2b/student --watch
 
 The take-over test measures what the paper calls the teacher's support: the student plays the first n turns,
 then the teacher takes over; its success and its share of invalid actions are reported over n. Success is the
-game won, never merely "the episode ended". Left out on purpose: several processes; held-out games are few.
+game won, never merely "the episode ended". What was asked for in files is written batch by batch, beside a
+journal FILE.played of all episodes; a stopped evaluation goes on from it when the same command is given again.
 """
 
 import json
 import os
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
+
+from harness import stops
+
+if __name__ == "__main__":
+    stops.catch()  # before the imports that take seconds
 
 import numpy as np
 from tqdm import tqdm
@@ -24,10 +32,16 @@ import envs
 import model as lm
 import rollout
 from harness.cli import UserError, check_knobs, command, fill_presets, knob, preset
-from harness.folder import check_place, write_json, write_lines
+from harness.folder import Journal, append, check_place, read_log, write_json, write_lines
+from harness.ranks import Ranks
 from harness.report import (
-    LEFT_OUT, named, outcome, percent, playable, success, summarise, table, table_by_kind, unplayable)
+    LEFT_OUT, named, outcome, percent, playable, success, summarise, table, table_by_kind, total, unplayable)
 from template import parse_date
+
+# Arguments that another run of the same evaluation may change: where things lie, how many at once, the day
+# (a template that writes it is told by its text).
+ELSEWHERE = (
+    "model", "teacher", "data", "out", "save_expert", "save_hard", "watch", "batch", "take_over", "date")
 
 
 # ---- arguments
@@ -67,8 +81,9 @@ class Args(PlayArgs):
     teacher: str = knob("tiny-teacher", "who takes over", path=True)
     save_expert: str = knob(
         "", "write the shortest won episode of each game to this file (for tcod.py --experts)", path=True)
+    save_hard: str = knob("", "write the tasks that were lost in all samples to this file", path=True)
     watch: bool = knob(False, "play the first game only and print it turn by turn")
-    out: str = knob("", "write the table to this JSON file", path=True)
+    out: str = knob("", "write the table to this JSON file, as it grows", path=True)
     batch: int = knob(64, "episodes played at once", least=1)
 
 
@@ -112,13 +127,13 @@ def check(args):
     """Mistakes that can be told before models and games are loaded; raises UserError."""
     check_play(args)
     split_of(args)
-    if bool(args.watch) + bool(args.take_over) + bool(args.save_expert) > 1:
+    if bool(args.watch) + bool(args.take_over) + bool(args.save_expert or args.save_hard) > 1:
         raise UserError("--watch, --take-over and --save-expert are three different things: choose one")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError(
-            "eval.py runs in one process: start it with python, not with torchrun and several processes")
-    for path in (args.out, args.save_expert):
+    places = [path for path in (args.out, args.save_expert, args.save_hard) if path]
+    for path in places:
         check_place(path)
+    if len({os.path.realpath(path) for path in places}) < len(places):
+        raise UserError(f"{', '.join(places)}: each wants a file of its own")
     if args.take_over:
         take_over_turns(args.take_over)
 
@@ -137,25 +152,27 @@ def spread(tasks, count):
     return [tasks[i] for i in sorted(chosen)]
 
 
-def play_all(actors, chat, games, tasks, plan, limits, *, seed=0, rank=0, world=1, label=""):
-    """Play every task once, as many at a time as there are games, and yield the episodes in order.
+def play_all(actors, chat, games, tasks, plan, limits, *,
+             note=outcome, seed=0, begin=0, rank=0, world=1, label=""):
+    """Play every task from number `begin` on once, and yield this rank's part of each batch, in order.
 
-    actors and plan as in `rollout.play`; rank r of a world of ranks plays tasks r, r + world, … A generator,
-    because an episode holds all its tokens: who goes through it keeps the little that is wanted.
+    actors and plan as in `rollout.play`. A batch is as many tasks as all ranks have games, of which this rank
+    plays every world-th; all ranks see the same number of batches. note: what is kept of an episode, since an
+    episode holds all its tokens.
     """
-    mine = range(len(tasks))[rank::world]
+    together = len(games) * world
     played = won = 0
-    with tqdm(total=len(mine), desc=label, disable=rank > 0 or not label, leave=False) as bar:
-        for i in range(0, len(mine), len(games)):
-            batch = mine[i:i + len(games)]
+    with tqdm(total=len(tasks), initial=begin, desc=label, disable=rank > 0 or not label, leave=False) as bar:
+        for first in range(begin, len(tasks), together):
+            batch = tasks[first:first + together]
             episodes = rollout.play(
-                actors, chat, games, [tasks[j] for j in batch], plan, limits,
-                seed=(seed, 1), first_index=batch[0], stride=world)
+                actors, chat, games, batch[rank::world], plan, limits,
+                seed=(seed, 1), first_index=first + rank, stride=world)
             played += sum(not episode.unplayable for episode in episodes)
             won += sum(episode.won for episode in episodes)
-            bar.update(len(episodes))
+            bar.update(len(batch))
             bar.set_postfix_str(f"success {won / max(1, played):.0%}")
-            yield from episodes
+            yield [note(episode) for episode in episodes]
             del episodes  # before the next ones are played
 
 
@@ -165,24 +182,57 @@ def evaluate(actor, chat, games, tasks, turns, limits, *, seed=0, rank=0, world=
     games: environments, as many as may be played at once; turns: the horizon T.
     """
     plan = curriculum.plan(curriculum.opd, 0, turns)
-    episodes = play_all(
+    batches = play_all(
         {"student": actor}, chat, games, tasks, plan, limits, seed=seed, rank=rank, world=world, label=label)
-    return [outcome(episode) for episode in episodes]
+    return list(chain.from_iterable(batches))
 
 
 # ---- experts' episodes
 
-def keep_shortest(best, episode):
-    """Put a won episode into best {task id: a line of the file} unless one as short is there."""
-    task = episode.task
+def expert_line(episode):
+    """A won episode as a line of the experts' file; None for any other."""
     if not episode.won:
-        return
-    if task.id in best and len(best[task.id]["actions"]) <= len(episode.turns):
-        return
-    best[task.id] = dict(
-        task=task.id, digest=task.digest,
+        return None
+    return dict(
+        task=episode.task.id, digest=episode.task.digest,
         actions=[turn["action"] for turn in episode.turns],
         responses=[turn["response"] for turn in episode.turns])  # whole: reasoning and action
+
+
+def keep_shortest(best, line):
+    """Put an expert's line into best {task id: line} unless one as short is there; returns whether it was
+    put."""
+    known = best.get(line["task"])
+    if known and len(known["actions"]) <= len(line["actions"]):
+        return False
+    best[line["task"]] = line
+    return True
+
+
+class Experts:
+    """The experts' file as it grows: a shorter episode is written behind the one that it replaces, and whoever
+    reads the file takes the last of a task."""
+
+    def __init__(self, path, journal):
+        """Take up what is there; raises UserError where the journal's experts are gone."""
+        self.path, self.best = path, {}
+        if path and journal.records and not os.path.exists(path):
+            raise UserError(f"{path}, which {journal.path} began, is gone: bring it back, or remove the other too")
+        if path:
+            for line in read_log(path):
+                keep_shortest(self.best, line)
+            self.write()
+
+    def add(self, lines):
+        """Write those that are the shortest so far."""
+        lines = [line for line in lines if line and keep_shortest(self.best, line)]
+        if self.path:
+            append(self.path, lines)
+
+    def write(self):
+        """Write the file anew, a line for each task."""
+        if self.path:
+            write_lines(self.path, self.best.values())
 
 
 def are_texts(value):
@@ -263,41 +313,97 @@ def watch(episode):
     print(f"\n=== {ended} after {len(episode.turns)} turns")
 
 
-def take_over(play, n, turns):
+def together(batches, ranks):
+    """What the ranks noted of each batch, in the order of the tasks."""
+    for batch in batches:
+        yield sorted(ranks.gather(batch), key=lambda record: record["index"])
+
+
+def note_teacher(episode):
+    """An outcome with the teacher's turns in it, and those of them that were invalid."""
+    theirs = [turn["invalid"] for turn in episode.turns if turn["who"] == "teacher"]
+    return dict(outcome(episode), theirs=len(theirs), theirs_invalid=sum(theirs))
+
+
+def take_over(play, n, turns, journal, ranks):
     """Success where the student plays n turns and the teacher the rest; also the share of invalid actions
     among the teacher's.
 
-    play: `play_all` with all but its plan.
+    play: `play_all` with all but its plan; what the journal has is not played again.
     """
-    outcomes, theirs = [], []
-    for episode in play(plan=curriculum.plan(curriculum.take_over, n, turns)):
-        outcomes.append(outcome(episode))
-        theirs += [turn["invalid"] for turn in episode.turns if turn["who"] == "teacher"]
-    share = sum(theirs) / max(1, len(theirs))
-    return dict(n=n, **success(playable(outcomes)), teacher_invalid=share, unplayable=unplayable(outcomes))
+    records = [record for record in journal.records if record["n"] == n]
+    plan = curriculum.plan(curriculum.take_over, n, turns)
+    for batch in together(play(plan=plan, note=note_teacher, begin=len(records)), ranks):
+        batch = [dict(record, n=n) for record in batch]
+        with stops.whole():
+            journal.append(batch)
+        records += batch
+    share = total(records, "theirs_invalid") / max(1, total(records, "theirs"))
+    return dict(n=n, **success(playable(records)), teacher_invalid=share, unplayable=unplayable(records))
 
 
-def report_take_over(args, play, turns, games):
+def report_take_over(args, play, turns, games, journal, ranks):
     """Print and write the take-over table; games: how many are played for each n."""
-    print(f"{args.model} plays n turns, then {args.teacher} takes over ({games} games)")
-    print("  n  success [95 %]       teacher's invalid actions")
+    ranks.print(f"{args.model} plays n turns, then {args.teacher} takes over ({games} games)")
+    ranks.print("  n  success [95 %]       teacher's invalid actions")
     rows = []
     for n in take_over_turns(args.take_over):
-        row = take_over(play, n, turns)
+        row = take_over(play, n, turns, journal, ranks)
         rows.append(row)
-        print(f"{n:3}  {percent(row):20} {row['teacher_invalid']:.1%}", flush=True)
+        ranks.print(f"{n:3}  {percent(row):20} {row['teacher_invalid']:.1%}")
         if row["unplayable"]:
-            print(f"     {LEFT_OUT}: {named(row['unplayable'])}")
-    write_json(args.out, dict(args=asdict(args), take_over=rows))
+            ranks.print(f"     {LEFT_OUT}: {named(row['unplayable'])}")
+        if ranks.first:
+            write_json(args.out, dict(args=asdict(args), take_over=rows))
 
 
-def report_success(args, play, turns, split):
-    """Print and write the success table, and the experts' episodes where they are asked for."""
-    outcomes, best = [], {}
-    for episode in play(plan=curriculum.plan(curriculum.opd, 0, turns), label=split):
-        outcomes.append(outcome(episode))
-        keep_shortest(best, episode)
-    summary = summarise(outcomes)
+def note_expert(episode):
+    """An outcome with the expert's line in it."""
+    return dict(outcome(episode), digest=episode.task.digest, expert=expert_line(episode))
+
+
+def hard(records, samples):
+    """The tasks that were lost in all their samples, as lines of a file: their ids and digests."""
+    tries = {}
+    for record in records:
+        tries.setdefault((record["task"], record["digest"]), []).append(record)
+    lost = [key for key, own in tries.items() if len(own) == samples and not any(o["won"] for o in own)]
+    return [dict(task=task, digest=digest) for task, digest in lost]
+
+
+def write_success(args, split, records, number):
+    """Write what is known so far of `number` episodes to be played; nothing before one could be."""
+    if all(record["unplayable"] for record in records) and len(records) < number:
+        return
+    found = dict(args=asdict(args), split=split, of=number, summary=summarise(records))
+    write_json(args.out, found)
+    if args.save_hard:
+        write_lines(args.save_hard, hard(records, args.samples))
+
+
+def report_success(args, play, turns, split, number, journal, ranks):
+    """Print and write the success table, and the experts' episodes and lost tasks where they are asked for.
+
+    number: of episodes in all; those that the journal has are not played again.
+    """
+    experts = Experts(args.save_expert if ranks.first else "", journal)
+    plan, begin = curriculum.plan(curriculum.opd, 0, turns), len(journal.records)
+    for batch in together(play(plan=plan, note=note_expert, begin=begin, label=split), ranks):
+        with stops.whole():
+            experts.add([record.pop("expert") for record in batch])  # first: the journal says what is there
+            journal.append(batch)
+            if ranks.first:
+                write_success(args, split, journal.records, number)
+    experts.write()
+    if ranks.first:
+        write_success(args, split, journal.records, number)
+        print_success(args, split, summarise(journal.records))
+    if args.save_expert:
+        ranks.print(f"{len(experts.best)} expert episodes written to {args.save_expert}")
+
+
+def print_success(args, split, summary):
+    """The screen's tables."""
     print(table({args.model: {split: summary}}))
     by_kind = table_by_kind({split: summary})
     if by_kind:
@@ -305,10 +411,6 @@ def report_success(args, play, turns, split):
     if args.samples > 1:
         part = summary["pass_at_k"]
         print(f"pass@{args.samples}: {percent(part)} of {part['games']} tasks")
-    if args.save_expert:
-        write_lines(args.save_expert, best.values())
-        print(f"{len(best)} expert episodes written to {args.save_expert}")
-    write_json(args.out, dict(args=asdict(args), split=split, summary=summary))
 
 
 # ---- main
@@ -320,7 +422,7 @@ def load(args, name):
     return model
 
 
-def load_teacher(args, tokenizer):
+def load_teacher(args, tokenizer, ranks):
     """The model that takes over, in the student's template; raises UserError where its vocabulary is not the
     student's."""
     name = lm.resolve(args.teacher, args.env)
@@ -328,7 +430,8 @@ def load_teacher(args, tokenizer):
     lm.same_vocabulary(tokenizer, other)
     unlike = rollout.Chat(tokenizer).unlike(rollout.Chat(other))
     if unlike:
-        print(f"the teacher's own {', '.join(unlike)} are others than the student's, in which it takes over")
+        ranks.print(
+            f"the teacher's own {', '.join(unlike)} are others than the student's, in which it takes over")
     return load(args, name)
 
 
@@ -340,8 +443,8 @@ def split_of(args):
     return next(iter(named.items()))
 
 
-def load_games(args, split):
-    """(tasks, each `samples` times; environments, as many as are played at once).
+def load_games(args, split, ranks):
+    """(tasks, each `samples` times; environments, as many as are played at once by one rank).
 
     split: of the environment, or a file of task ids.
     """
@@ -349,13 +452,58 @@ def load_games(args, split):
     listed = envs.make_tasks(args.env, split, args.data, **knobs)
     chosen = spread(listed, args.games)
     if split not in envs.game_type(args.env).splits:
-        print(f"{len(chosen)} of the {len(listed)} tasks in {split}")
+        ranks.print(f"{len(chosen)} of the {len(listed)} tasks in {split}")
     tasks = [task for task in chosen for _ in range(args.samples)]
-    at_once = min(args.batch, len(tasks))
+    at_once = min(args.batch, -(-len(tasks) // ranks.world))
     return tasks, [envs.make_env(args.env, data=args.data, **knobs) for _ in range(at_once)]
 
 
+def open_journal(args, split, chat, actors, tasks, turns, ranks):
+    """The journal of this evaluation, the same on all ranks and in memory only where no file is asked for.
+
+    Its first line says what is evaluated: models and tasks by their content, wherever they lie.
+    """
+    products = (args.out, args.save_expert, args.save_hard)
+    path = next((f"{product}.played" for product in products if product), "")
+    head = {name: value for name, value in asdict(args).items() if name not in ELSEWHERE}
+    head.update({f"{who}'s weights": lm.fingerprint(model) for who, model in actors.items()})
+    head.update({"list of tasks": envs.fingerprint(tasks), "max_turns": turns})
+    head.update(split=split, experts=bool(args.save_expert), template=[chat.before, chat.behind, chat.between])
+    journal = Journal(path if ranks.first else "", head, products)
+    journal.records = ranks.broadcast(lambda: journal.records)
+    return journal
+
+
+def run(args, name, tokenizer, ranks):
+    """Load models and games, and give the command's answer."""
+    label, split = split_of(args)
+    actors = {"student": load(args, name)}
+    if args.take_over:
+        actors["teacher"] = load_teacher(args, tokenizer, ranks)
+    tasks, games = load_games(args, split, ranks)
+    turns = args.max_turns or games[0].horizon
+    if args.take_over and max(take_over_turns(args.take_over)) > turns:
+        raise UserError(f"--take-over {args.take_over} goes beyond the {turns} turns of an episode")
+    vocabulary = lm.vocabulary(tokenizer, *actors.values())
+    chat = rollout.Chat(tokenizer, lm.end_tokens(actors["student"]), vocabulary, args.date)
+    play = partial(
+        play_all, actors, chat=chat, games=games, tasks=tasks, seed=args.seed, rank=ranks.rank,
+        world=ranks.world, limits=limits_of(args, chat.style, args.temperature))
+    if args.watch:
+        for episode in next(play(plan=curriculum.plan(curriculum.opd, 0, turns), note=lambda played: played)):
+            watch(episode)
+        return
+
+    journal = open_journal(args, label, chat, actors, tasks, turns, ranks)
+    with journal.kept():
+        if args.take_over:
+            report_take_over(args, play, turns, len(tasks), journal, ranks)
+        else:
+            report_success(args, play, turns, label, len(tasks), journal, ranks)
+
+
 def main(args):
+    ranks = Ranks()
     game_type = envs.game_type(args.env)
     name = lm.resolve(args.model, args.env)
     tokenizer = lm.load_tokenizer(name)
@@ -364,27 +512,9 @@ def main(args):
     check(args)
     if args.watch:
         args = replace(args, games=1, samples=1)
-
-    actors = {"student": load(args, name)}
-    if args.take_over:
-        actors["teacher"] = load_teacher(args, tokenizer)
-    label, split = split_of(args)
-    tasks, games = load_games(args, split)
-    turns = args.max_turns or games[0].horizon
-    if args.take_over and max(take_over_turns(args.take_over)) > turns:
-        raise UserError(f"--take-over {args.take_over} goes beyond the {turns} turns of an episode")
-    vocabulary = lm.vocabulary(tokenizer, *actors.values())
-    chat = rollout.Chat(tokenizer, lm.end_tokens(actors["student"]), vocabulary, args.date)
-    limits = limits_of(args, chat.style, args.temperature)
-    play = partial(
-        play_all, actors, chat=chat, games=games, tasks=tasks, limits=limits, seed=args.seed)
-
-    if args.watch:
-        watch(next(play(plan=curriculum.plan(curriculum.opd, 0, turns))))
-    elif args.take_over:
-        report_take_over(args, play, turns, len(tasks))
-    else:
-        report_success(args, play, turns, label)
+    with ranks.together():
+        run(args, name, tokenizer, ranks)
+        ranks.leave()
 
 
 if __name__ == "__main__":

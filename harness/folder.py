@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.cli import UserError
+from harness.stops import Stopped
 
 try:
     import fcntl
@@ -144,6 +145,78 @@ def parsed(line):
 def rewind(path, last):
     """Drop what a killed run logged behind its last checkpoint."""
     write_lines(path, read_log(path, last))
+
+
+class Journal:
+    """What a long evaluation has done so far: JSON lines, added to as it goes; the first one says of what. The
+    same evaluation, begun again, goes on behind the last whole line. Without a path it is in memory only.
+    """
+
+    def __init__(self, path, head, products=()):
+        """head: a dict that the file found must begin with. products: files that are made from the journal.
+
+        Raises UserError where the file found is of something else, a product is there without it, or another
+        process is writing it; what is there stays as it is.
+        """
+        self.path, self.records, self.file = path, [], None
+        if not path:
+            return
+        with writing(path):
+            self.file = open(path, "a+b")
+        hold(self.file, path)
+        if os.path.getsize(path) == 0:
+            self.begin(head, products)
+        found = self.read()
+        differing = ", ".join(sorted(key for key in {*head, *found} if head.get(key) != found.get(key)))
+        if differing:
+            raise UserError(
+                f"{path} is of another evaluation (it differs in {differing}): go on with the same, or name "
+                "another file")
+
+    def begin(self, head, products):
+        """Write the first line, where nothing else is in the way."""
+        present = [product for product in products if product and os.path.exists(product)]
+        if present:
+            os.unlink(self.path)
+            raise UserError(
+                f"{present[0]} is there already, and no {self.path} says of what: name another file, or remove "
+                "it")
+        self.append([head])
+
+    def read(self):
+        """Read all whole lines and drop what a kill cut short; returns the first."""
+        self.file.seek(0)
+        length, found = 0, []
+        for line in self.file:
+            record = parsed(line.decode("utf-8", "replace")) if line.endswith(b"\n") else None
+            if not isinstance(record, dict):
+                break
+            length += len(line)
+            found.append(record)
+        if not found:
+            raise UserError(f"{self.path} is no journal of an evaluation: name another file")
+        self.file.truncate(length)
+        self.records = found[1:]
+        return found[0]
+
+    def append(self, records):
+        """Add records."""
+        if self.file:
+            with writing(self.path):
+                self.file.writelines(line.encode() for line in lines(records))
+                self.file.flush()
+        self.records += records
+
+    @contextmanager
+    def kept(self):
+        """Around the work: a signal's sentence says what is left of it."""
+        try:
+            yield
+        except Stopped as stop:
+            stop.kept = "nothing is kept without a file to write, as --out names"
+            if self.file:
+                stop.kept = f"{self.path} holds {len(self.records)} episodes, the same command goes on from there"
+            raise
 
 
 def read_args(folder):

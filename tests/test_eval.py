@@ -7,9 +7,10 @@ import pytest
 
 import envs
 import eval as evaluation
-from eval import Args, give_experts, keep_shortest, read_experts, spread
+from eval import Args, expert_line, give_experts, keep_shortest, read_experts, spread
 from harness.cli import UserError
-from harness.folder import write_lines
+from harness.folder import Journal, write_lines
+from harness.ranks import Ranks
 
 
 def test_games_are_spread_over_the_task_types():
@@ -56,8 +57,8 @@ def test_bad_games_are_left_out(checkpoints, damaged, tmp_path, capsys):
     summary = json.loads(out.read_text())["summary"]
     assert (summary["games"], summary["pass_at_k"]["games"]) == (6, 3)
     assert "left out, since it cannot be played: 1 task, valid_seen/" in capsys.readouterr().out
-    evaluation.main(arguments(checkpoints, damaged, take_over="0", out=str(out)))
-    assert json.loads(out.read_text())["take_over"][0]["games"] == 3
+    evaluation.main(arguments(checkpoints, damaged, take_over="0", out=str(out) + "2"))
+    assert json.loads((tmp_path / "t.json2").read_text())["take_over"][0]["games"] == 3
     assert "left out, since it cannot be played: 1 task, valid_seen/" in capsys.readouterr().out
     with pytest.raises(UserError, match="too many of the 4 tasks drawn .* --max-context 30"):
         evaluation.main(arguments(checkpoints, damaged, max_context=30))
@@ -69,10 +70,12 @@ def test_samples_are_episodes_of_their_own(checkpoints, data, capsys, monkeypatc
     """Every sample of a game with the same draws; pass@k of samples instead of games."""
     played = []
 
-    def seen(best, episode):
+    def seen(episode):
         played.append(episode)
+        return note(episode)
 
-    monkeypatch.setattr(evaluation, "keep_shortest", seen)
+    note = evaluation.note_expert
+    monkeypatch.setattr(evaluation, "note_expert", seen)
     evaluation.main(arguments(checkpoints, data, games=2, samples=2, batch=3))
     assert [episode.index for episode in played] == [0, 1, 2, 3]
     names = [episode.task.id for episode in played]
@@ -119,7 +122,11 @@ def test_invalid_actions_are_those_of_the_teacher():
     episode = SimpleNamespace(
         task=envs.Task("a", "heat"), index=0, turns=turns, won=False, lost=False, context_cut=False,
         crashed=False, filled=False, unplayable="")
-    row = evaluation.take_over(play=lambda plan: iter([episode]), n=1, turns=4)
+    def play(plan, note, begin):
+        assert begin == 0
+        yield [note(episode)]
+
+    row = evaluation.take_over(play, 1, 4, Journal("", {}), Ranks())
     assert row["teacher_invalid"] == 0.5
     assert (row["n"], row["games"], row["won"]) == (1, 1, 0)
 
@@ -146,12 +153,11 @@ def won(task, said, digest="d", is_won=True):
 def test_the_shortest_won_episode_is_kept():
     """Failures written as experts; a detour kept although a shorter win is known; the reasoning lost."""
     best = {}
-    keep_shortest(best, won("a", "xyz"))
-    keep_shortest(best, won("a", "yy"))
-    keep_shortest(best, won("a", "zz"))
-    keep_shortest(best, won("a", "x", is_won=False))
-    keep_shortest(best, won("b", "x", is_won=False))
-    keep_shortest(best, won("c", "p", digest="e"))
+    assert keep_shortest(best, expert_line(won("a", "xyz")))
+    assert keep_shortest(best, expert_line(won("a", "yy")))
+    assert not keep_shortest(best, expert_line(won("a", "zz")))
+    assert expert_line(won("a", "x", is_won=False)) is None
+    assert keep_shortest(best, expert_line(won("c", "p", digest="e")))
     said = "I should. <action>y</action>"
     assert best == dict(
         a=dict(task="a", digest="d", actions=["y", "y"], responses=[said, said]),
@@ -162,7 +168,7 @@ def experts_file(folder, *episodes):
     """A file as --save-expert writes it."""
     best, path = {}, str(folder / "experts.jsonl")
     for episode in episodes:
-        keep_shortest(best, episode)
+        keep_shortest(best, expert_line(episode))
     write_lines(path, best.values())
     return path
 
@@ -272,10 +278,3 @@ def test_a_users_mistake_is_one_sentence(wrong, words, checkpoints, data):
     with pytest.raises(UserError, match=words) as caught:
         evaluation.main(arguments(checkpoints, data, **wrong))
     assert "\n" not in str(caught.value)
-
-
-def test_several_processes_are_refused(checkpoints, data, monkeypatch):
-    """torchrun with two processes that both play everything and write one file."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="one process"):
-        evaluation.main(arguments(checkpoints, data))
