@@ -99,7 +99,8 @@ class Args(PlayArgs):
     shared_tasks: bool = knob(False, "evaluate also on tasks that are trained on")
     out: str = knob("", "run folder; empty: the first free runs/ENV-METHOD-N", path=True)
     resume: str = knob(
-        "", "a run folder: go on exactly where its checkpoint stands, with its own arguments; give it alone",
+        "", "a run folder: go on exactly where its checkpoint stands, with its own arguments; give it alone, or "
+        "with more --steps",
         path=True)
 
 
@@ -233,9 +234,10 @@ def tell_left_out(record, history, number, tasks, ranks):
 # ---- the run
 
 def resumed(args):
-    """The arguments of the run to go on with."""
-    if args != Args(resume=args.resume):
-        raise UserError("--resume takes everything else from the run's own args.json: give it alone")
+    """The arguments of the run to go on with, for as many steps as it had, or more."""
+    if args != Args(resume=args.resume, steps=args.steps):
+        raise UserError(
+            "--resume takes everything else from the run's own args.json: give it alone, or with more --steps")
     saved = read_args(args.resume)
     saved.pop("fingerprint", None)
     strange = sorted(set(saved) - {f.name for f in fields(Args)})
@@ -243,7 +245,19 @@ def resumed(args):
         raise UserError(
             f"{args.resume}/args.json has arguments that this version does not know ({', '.join(strange)}): "
             "go on with the version that began the run")
+    if args.steps is not None:
+        lengthen(saved, args.steps)
     return Args(**{**saved, "resume": args.resume, "out": args.resume})
+
+
+def lengthen(saved, steps):
+    """Give the arguments of a run more steps; raises UserError where it would not be the run that it is."""
+    if steps < saved["steps"]:
+        raise UserError(f"--steps {steps} is less than the {saved['steps']} that the run was begun for")
+    if saved["method"] == "guided" and steps > saved["steps"]:
+        raise UserError(
+            "a guided run cannot be made longer: the teacher's share beta(n) depends on the number of steps")
+    saved["steps"] = steps
 
 
 def resolve(args):

@@ -443,7 +443,7 @@ def test_resume_is_given_alone(tmp_path):
     """--resume with another flag that is silently dropped."""
     (tmp_path / "args.json").write_text("{}")
     with pytest.raises(UserError, match="alone"):
-        tcod.main(tcod.Args(resume=str(tmp_path), steps=9))
+        tcod.main(tcod.Args(resume=str(tmp_path), lr=9.0))
 
 
 @pytest.mark.parametrize("flags, words", [
@@ -465,3 +465,21 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         dict(task="mug", step=3, index=1, loss=float("inf"))]
     with pytest.raises(UserError, match=r"mug \(step 3, episode 1\)"):
         tcod.stop_unless_finite(float("nan"), 1.0, records)
+
+
+def test_a_run_is_made_longer(checkpoints, data, tmp_path):
+    """A curve that is not flat yet is followed on: the same steps as in a run that was begun for them all. Fewer
+    steps, or another schedule of the teacher's share, would be another run."""
+    for name, steps in (("short", 2), ("long", 4)):
+        tcod.main(arguments(checkpoints, data, tmp_path / name, steps=steps, eval_every=2))
+    tcod.main(tcod.Args(resume=str(tmp_path / "short"), steps=4))
+    logs = [read_log(str(tmp_path / name / "log.jsonl")) for name in ("short", "long")]
+    for ours, theirs in zip(*logs, strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+    weights = [load_file(tmp_path / name / "student" / "model.safetensors") for name in ("short", "long")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[1])
+    assert read_args(str(tmp_path / "short"))["steps"] == 4
+    with pytest.raises(UserError, match="less than the 4"):
+        tcod.main(tcod.Args(resume=str(tmp_path / "short"), steps=3))
+    with pytest.raises(UserError, match="guided run cannot"):
+        tcod.lengthen(dict(method="guided", steps=2), 4)
