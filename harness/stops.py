@@ -6,11 +6,13 @@ nothing to keep, and a signal ends the process at once. A signal that the proces
 ignored.
 """
 
+import ctypes
 import os
 import signal
 import sys
 from contextlib import contextmanager
 
+DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
@@ -54,7 +56,10 @@ def say(stop):
 
 
 def catch():
-    """Ctrl-C and SIGTERM are ours from here on."""
+    """Ctrl-C and SIGTERM are ours from here on. Where torchrun is killed, which tells its processes nothing, the
+    system sends them SIGTERM: they would go on alone, and keep the run's folder."""
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGTERM)
     for number in NAMES:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _on_signal)
