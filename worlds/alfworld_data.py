@@ -49,7 +49,8 @@ def check_folder(folder):
             if inner.name == RELEASE and inner.is_dir():
                 raise UserError(f"--data is {meant}: give {inner.parent}, not {folder}.")
     raise UserError(
-        f"There are no ALFWorld games in {folder}: --data is {meant}; without --data generated games are used.")
+        f"There are no ALFWorld games in {folder}: --data is {meant}; without --data generated games are "
+        "used.")
 
 
 # ---- the games of a split
