@@ -64,7 +64,7 @@ def games_of(args, folder):
     if data is not None:
         listed = [game["source"] for game in list_games(data, args.split)]
         return random.Random(0).sample(listed, min(args.games, len(listed)))
-    print("generated games are compared" if args.data else "no data set is here: generated games are compared")
+    print("generated games" if args.data else "no data set is here: generated games")
     paths = [Path(folder, f"{i}.tw-pddl") for i in range(args.games)]
     for path in paths:
         path.write_text(json.dumps(make_game(path.stem, LEVELS["full"], SCENES["train"], Engine()).data))

@@ -25,7 +25,7 @@ from worlds import alfworld, alfworld_data, alfworld_games as games
 from worlds.alfworld import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
-ONE_GAME = ROOT.parent / "shared" / "alfworld_one_game"  # a game of the data set, where the developer has one
+ONE_GAME = ROOT.parent / "shared" / "alfworld_one_game"  # a game like the data set's, where there is one
 SMALL, FULL = games.LEVELS["small"], games.LEVELS["full"]
 TRAIN = games.SCENES["train"]
 SIMPLE = "pick_and_place_simple"
@@ -579,8 +579,8 @@ def test_what_a_killed_process_left_is_made_again(tmp_path, monkeypatch):
     assert not half.exists()
 
 
-@pytest.mark.skipif(not ONE_GAME.exists(), reason="no game of the data set beside the project")
-def test_a_game_of_the_data_set_is_played_and_won(tmp_path):
+@pytest.mark.skipif(not ONE_GAME.exists(), reason="no such game beside the project")
+def test_a_game_in_the_data_sets_format_is_played_and_won(tmp_path):
     """The real format: cabinets without doors, a counter reached with the coffee machine on it, no expert."""
     name = "pick_heat_then_place_in_recep-Potato-None-SinkBasin-14"
     shutil.copytree(ONE_GAME, tmp_path / "json_2.1.1" / "train" / name / "trial")

@@ -139,3 +139,72 @@ def test_a_game_that_is_not_there(world, source, data):
         env.reset(options={"task": dataclasses.replace(task, source=source)})
     assert "\n" not in str(caught.value)
     assert env.reset(options={"task": task}) == (obs, info)
+
+
+# ---- files of task ids
+
+@pytest.fixture
+def ids_file(tmp_path):
+    """write(lines) -> the path of a file of task ids."""
+    def write(*lines, name="ids.txt"):
+        path = tmp_path / name
+        path.write_text("\n".join(lines))
+        return str(path)
+    return write
+
+
+def test_a_split_may_be_a_file_of_ids(data, ids_file):
+    """Tasks in another order, twice, or those of the wrong split; a note in the file taken for a task."""
+    train, seen = (envs.make_tasks("alfworld", split, data) for split in ("train", "valid_seen"))
+    wanted = [train[5], seen[1], train[2]]
+    path = ids_file("# lost in all tries", wanted[0].id, "", f" {wanted[1].id} ", wanted[2].id, wanted[0].id)
+    assert envs.make_tasks("alfworld", path, data) == wanted
+
+
+def test_ids_without_a_split_are_looked_for_in_all(ids_file):
+    """A world whose ids do not begin with their split."""
+    pytest.importorskip("scienceworld")
+    wanted = [envs.make_tasks("scienceworld", split, "boil")[0] for split in ("test", "train")]
+    assert envs.make_tasks("scienceworld", ids_file(*(task.id for task in wanted)), "boil") == wanted
+
+
+def test_named_splits(ids_file, tmp_path):
+    """A label that is lost, so that two files share a row of the table."""
+    path = ids_file("x", name="hard.ids")
+    named = envs.named_splits("alfworld", f"valid_seen, lost={path},{path}")
+    assert named == {"valid_seen": "valid_seen", "lost": path, "hard": path}
+    assert list(envs.named_splits("alfworld", "")) == ["valid_seen", "valid_unseen"]
+
+
+@pytest.mark.parametrize("text, words", [
+    ("valid_seen,", "no split ''"), ("hard=", "no split ''"),
+    ("dev", "no split 'dev', nor is there such a file"),
+    ("valid_seen,valid_seen", "two splits called 'valid_seen'"), ("=train", "one without a name"),
+    ("hard=/nowhere", "no split '/nowhere'")])
+def test_what_is_no_split_is_said(text, words):
+    """A traceback after minutes of loading, or an evaluation that is left out."""
+    with pytest.raises(UserError, match=words):
+        envs.named_splits("alfworld", text)
+
+
+def test_files_that_hold_no_ids(data, ids_file, tmp_path):
+    """Experts' episodes, weights, an empty file, ids of other games: named, in one sentence."""
+    (tmp_path / "weights").write_bytes(b"\xff\xfe\x00")
+    bad = {
+        ids_file("", "# nothing"): "names no task",
+        str(tmp_path / "weights"): "not a file of task ids",
+        ids_file("train/nowhere", name="other"): "1 of the 1 ids .* first one is 'train/nowhere'"}
+    for path, words in bad.items():
+        with pytest.raises(UserError, match=words) as error:
+            envs.make_tasks("alfworld", path, data)
+        assert "\n" not in str(error.value)
+
+
+def test_tasks_are_left_out(data, ids_file):
+    """--without that leaves nothing out, or everything."""
+    tasks = envs.make_tasks("alfworld", "train", data)
+    left = envs.without(tasks, ids_file(tasks[3].id, "valid_seen/another"))
+    assert left == tasks[:3] + tasks[4:]
+    for path in (ids_file("valid_seen/another"), ids_file(*(task.id for task in tasks), name="all")):
+        with pytest.raises(UserError, match="names (0|8) of the 8 training tasks"):
+            envs.without(tasks, path)

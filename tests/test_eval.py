@@ -250,10 +250,21 @@ def test_what_was_won_is_replayed(checkpoints, data, tmp_path, monkeypatch):
         assert len(task.expert) == len(task.responses) == 5
 
 
+def test_a_file_of_ids_is_played(checkpoints, data, tmp_path, capsys):
+    """The whole split in place of a file's tasks."""
+    task = envs.make_tasks("alfworld", "train", data)[3]
+    (tmp_path / "hard.ids").write_text(task.id)
+    for split, label in ((str(tmp_path / "hard.ids"), "hard"), (f"lost={tmp_path / 'hard.ids'}", "lost")):
+        evaluation.main(arguments(checkpoints, data, split=split))
+        shown = capsys.readouterr().out
+        assert "1 of the 1 tasks in" in shown and f"{label}  " in shown
+
+
 # ---- mistakes
 
 @pytest.mark.parametrize("wrong, words", [
     (dict(split="test"), "test"),
+    (dict(split="valid_seen,train"), "one split"),
     (dict(env="chess"), "chess"),
     (dict(model="/nowhere"), "/nowhere"),
     (dict(take_over="1,x"), "--take-over"),

@@ -333,6 +333,8 @@ WRONG = [
     (dict(eta=0.0), "--eta"), (dict(k_start=0), "--k-start"), (dict(temperature=0.0), "--temperature"),
     (dict(temperature=float("nan")), "--temperature"), (dict(beta=1.0), "--beta"), (dict(seed=-1), "--seed"),
     (dict(train_split="dev"), "no split 'dev'"), (dict(eval_splits="valid_seen,dev"), "no split 'dev'"),
+    (dict(without="/nowhere"), "not a file of task ids"),
+    (dict(knobs="level=full"), "level is of generated games"),
     (dict(knobs="size=3"), "no knob 'size=3'; it has level"),
     (dict(knobs="level=huge", data="generated"), "no level")]
 
@@ -354,6 +356,24 @@ def test_splits_are_those_asked_for(checkpoints, data, tmp_path):
     first, last = [r["eval"] for r in read_log(tmp_path / "run" / "log.jsonl")]
     assert set(first) == {"teacher", "before"} and set(last) == {"after"}
     assert all(set(splits) == {"valid_unseen", "train"} for splits in (*first.values(), *last.values()))
+
+
+def test_splits_are_the_tasks_of_a_file(checkpoints, data, tmp_path, capsys):
+    """Training on what was to be left out; a file whose tasks are counted as another split's."""
+    train, seen = (envs.make_tasks("alfworld", split, data) for split in ("train", "valid_seen"))
+    files = {"chosen": train[:5], "not": train[1:4], "hard": seen[:1]}
+    for name, tasks in files.items():
+        (tmp_path / name).write_text("\n".join(task.id for task in tasks))
+    splits = dict(
+        train_split=str(tmp_path / "chosen"), without=str(tmp_path / "not"),
+        eval_splits=f"valid_unseen,lost={tmp_path / 'hard'}")
+    tcod.main(arguments(checkpoints, data, tmp_path / "run", steps=1, **splits))
+    assert {e["task"] for e in read_log(tmp_path / "run" / "episodes.jsonl")} == {train[0].id, train[4].id}
+    after = read_log(tmp_path / "run" / "log.jsonl")[-1]["eval"]["after"]
+    assert {split: s["games"] for split, s in after.items()} == {"valid_unseen": 2, "lost": 1}
+    shown = capsys.readouterr().out
+    assert "3 of 5 training tasks are left out" in shown and "lost: 1 of the 1 tasks in" in shown
+    assert "2 training tasks" in shown
 
 
 def begun(checkpoints, data, folder):

@@ -21,6 +21,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -308,6 +309,12 @@ class Args:
     jobs: int = knob(os.cpu_count() or 1, "processes that translate at once", least=1)
 
 
+def _leave_signals():
+    """In a process that only translates: a signal is the command's to answer, and ends this one silently."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def compile_games(args):
     """Translate with a bar; raises UserError, after all others, for games that cannot be translated."""
     folder = data_folder(args.data)
@@ -315,7 +322,7 @@ def compile_games(args):
         raise UserError("there is no data set to translate: alfworld-download fetches it, or give --data")
     chosen = [args.split] if args.split else splits(folder)
     paths = [game["source"] for split in chosen for game in list_games(folder, split)]
-    with multiprocessing.Pool(min(args.jobs, len(paths))) as pool:
+    with multiprocessing.Pool(min(args.jobs, len(paths)), _leave_signals) as pool:
         done = pool.imap_unordered(problems.keep_game, paths)
         wrong = [fault for fault in tqdm(done, "ALFWorld games", len(paths), unit="game") if fault]
     if wrong:

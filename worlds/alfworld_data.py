@@ -48,10 +48,9 @@ def check_folder(folder):
         for inner in (path, *path.parents):
             if inner.name == RELEASE and inner.is_dir():
                 raise UserError(f"--data is {meant}: give {inner.parent}, not {folder}.")
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}; --data is {meant}.")
     raise UserError(
-        f"There is no {RELEASE} in {folder}: --data is {meant}; without --data generated games are used.")
+        f"There are no ALFWorld games in {folder}: --data is {meant}; without --data generated games are "
+        "used.")
 
 
 # ---- the games of a split

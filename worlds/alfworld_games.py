@@ -7,7 +7,8 @@ task-text templates, which object may lie where, and the receptacles of 120 real
 function of its seed, the same in every process. The folder written has the data set's own layout,
 json_2.1.1/<split>/<task>/<trial>/ with game.tw-pddl and traj_data.json, and beside them expert.json, the
 actions with which the expert won; a draft that the expert does not win within the level's horizon is thrown
-away. Floor plans of valid_unseen never occur in the other splits (the benchmark's own division). Left out:
+away. Floor plans of valid_unseen never occur in the other splits. The division is the package's, not the
+benchmark's, whose unseen games are of floor plans 10, 219, 308 and 424, all four in train here. Left out:
 movable receptacles and slicing, as in the benchmark's text games.
 """
 
