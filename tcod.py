@@ -188,11 +188,11 @@ def training_tasks(args, style, ranks):
     if args.method not in curriculum.NEEDS_EXPERT:
         return tasks
     if args.experts:
-        able = give_experts(tasks, args.experts, style)
+        able, whose = give_experts(tasks, args.experts, style), f"those in {args.experts}"
     else:
-        able = game_type.with_experts(tasks, args.data, **knobs)
-    ranks.print(f"{args.method}: {len(able)} of {len(tasks)} training tasks have an expert's episode; "
-                "the others are left out")
+        able, whose = game_type.with_experts(tasks, args.data, **knobs), game_type.experts
+    ranks.print(f"{args.method}: {len(able)} of {len(tasks)} training tasks have an expert's episode "
+                f"({whose}); the others are left out")
     if not able:
         raise UserError(
             f"{args.method} needs experts' successful episodes, and no training task has one: make them with "
@@ -209,6 +209,13 @@ def pick(tasks, n, args):
             orders[time_round] = np.random.default_rng((args.seed, time_round)).permutation(len(tasks))
         picked.append(tasks[orders[time_round][place]])
     return picked
+
+
+def demonstrated(tasks, method, game):
+    """Picked tasks with their experts' episodes, where the method needs them; game: where they are made."""
+    if method not in curriculum.NEEDS_EXPERT:
+        return tasks
+    return [game.demonstrate(task) for task in tasks]
 
 
 def drawn(n, tasks, args):
@@ -457,7 +464,7 @@ def train(args, defaults, ranks):
             began, before = time.perf_counter(), restarts
             k = curriculum.depth(n, args.schedule, args.k_start, args.eta, stages, history)
             plan = curriculum.plan(method, k, turns, curriculum.beta(n, args.steps, args.rho))
-            mine = ranks.share(pick(tasks, n, args))
+            mine = demonstrated(ranks.share(pick(tasks, n, args)), args.method, games[0])
             played = rollout.play(
                 {"student": actor, "teacher": teacher}, chat, games, mine, plan, limits,
                 seed=(args.seed, 0), step=n, first_index=ranks.rank, stride=ranks.world)
