@@ -95,7 +95,6 @@ class TextGame(gymnasium.Env):
     train_split = ""
     eval_splits: tuple[str, ...] = ()
     knob_types: dict = {}           # what else can be asked for: keyword of __init__ and tasks() -> its type
-    tiny_defaults: dict = {}        # knobs of the entry points that the tiny pair needs otherwise, unless set
     data_help = ""                  # what --data means
     knobs_help = ""                 # the knobs, as they are written
     experts = ""                    # whose episodes `with_experts` and `demonstrate` give, for the screen
@@ -207,7 +206,6 @@ class ALFWorld(TextGame):
     train_split = "train"
     eval_splits = ("valid_seen", "valid_unseen")
     knob_types = {"level": str}
-    tiny_defaults = {"data": "generated"}   # the tiny pair knows the words of these games only
     data_help = (
         "the folder that alfworld-download made, which holds json_2.1.1, or generated for games made offline "
         "(empty: where the benchmark puts it, else, and with the tiny pair, generated)")
@@ -308,7 +306,6 @@ class WebShop(TextGame):
     """
     name = "webshop"
     horizon = 15
-    tiny_defaults = {"loss": "forward", "steps": 240}   # by reverse KL this student ends in a loop (README)
     splits = ("train", "dev", "test", "tcod_train", "tcod_test")    # the last two are TCOD's release
     train_split = "train"
     eval_splits = ("test",)
@@ -408,7 +405,6 @@ class ScienceWorld(TextGame):
     train_split = "train"
     eval_splits = ("dev", "test")
     knob_types = {"simplification": str}
-    tiny_defaults = {"data": "short", "eval_games": 100, "eval_every": 60}    # its games take 0.2 s each
     data_help = "no folder, but task types by commas, or short (empty: all 30; with the tiny pair short)"
     knobs_help = "simplification=easy, or none (=) or some by commas"
     experts = "the simulator's own solutions, and the text expert's of the short tasks"
