@@ -22,7 +22,7 @@ import gymnasium
 from harness.cli import UserError
 from worlds.alfworld import Engine
 from worlds.alfworld_data import data_folder, list_games
-from worlds.alfworld_games import cached_splits, named_level
+from worlds.alfworld_games import cached_splits, demonstration, named_level
 from worlds.scienceworld import REFUSALS, SHORT_TURNS, EngineDied, EpisodeLost, Game, Jvm, World
 from worlds.webshop import Session, open_shop
 from worlds.webshop_catalogue import default_folder
@@ -95,9 +95,9 @@ class TextGame(gymnasium.Env):
     train_split = ""
     eval_splits: tuple[str, ...] = ()
     knob_types: dict = {}           # what else can be asked for: keyword of __init__ and tasks() -> its type
-    tiny_defaults: dict = {}        # knobs of the entry points that the tiny pair needs otherwise, unless set
     data_help = ""                  # what --data means
     knobs_help = ""                 # the knobs, as they are written
+    experts = ""                    # whose episodes `with_experts` and `demonstrate` give, for the screen
     instructions = ""               # what the game is and how actions are written: opens the "react" prompt
     restarts = 0                    # how many engines of this process died and were replaced
 
@@ -138,8 +138,14 @@ class TextGame(gymnasium.Env):
 
     @classmethod
     def with_experts(cls, tasks, data="", **knobs) -> list[Task]:
-        """Those of these tasks for which an expert's episode is known or can be made now, filled in."""
+        """Those of these tasks for which an expert's episode is known or can be made, filled in where it is
+        known. Where it is made only when a task is drawn, `demonstrate` does so."""
         return [task for task in tasks if task.expert]
+
+    def demonstrate(self, task) -> Task:
+        """A task of `with_experts` with its expert's episode, or with a fault where none can be made. It may
+        play the game: whatever was played here before is over."""
+        return task
 
     def reset(self, *, seed=None, options=None):
         """options={"task": Task} chooses the game; without it the environment's own generator draws one.
@@ -200,11 +206,11 @@ class ALFWorld(TextGame):
     train_split = "train"
     eval_splits = ("valid_seen", "valid_unseen")
     knob_types = {"level": str}
-    tiny_defaults = {"data": "generated"}   # the tiny pair knows the words of these games only
     data_help = (
         "the folder that alfworld-download made, which holds json_2.1.1, or generated for games made offline "
         "(empty: where the benchmark puts it, else, and with the tiny pair, generated)")
     knobs_help = "level=small|full of generated games"
+    experts = "the text expert's, and where it loses the game's own walkthrough"
     instructions = (
         "You are a household robot in a text game. Solve the task by giving one command at a time.\n"
         "Commands: look, inventory, go to (place), open (place), close (place), examine (thing), "
@@ -226,6 +232,20 @@ class ALFWorld(TextGame):
         cls.check_split(split)
         folder = _alfworld_folder(data, level) or cached_splits(level or "small")
         return list(_alfworld_tasks(folder, split))
+
+    @classmethod
+    def with_experts(cls, tasks, data="", **knobs):
+        """All: the data set's games are demonstrated when they are drawn, those generated come with it."""
+        return list(tasks)
+
+    def demonstrate(self, task):
+        if task.expert or task.fault:
+            return task
+        try:
+            actions = demonstration(self._engine, task.source, self.horizon)
+        except (Exception, SystemExit) as error:    # as in reset
+            return replace(task, fault=reason(error))
+        return replace(task, expert=actions)
 
     def _start(self, task):
         self._engine.load(task.source)
@@ -286,13 +306,13 @@ class WebShop(TextGame):
     """
     name = "webshop"
     horizon = 15
-    tiny_defaults = {"loss": "forward", "steps": 240}   # by reverse KL this student ends in a loop (README)
     splits = ("train", "dev", "test", "tcod_train", "tcod_test")    # the last two are TCOD's release
     train_split = "train"
     eval_splits = ("test",)
     knob_types = {"goals": str, "seed": int, "most": int}
     data_help = "the folder of the benchmark's files (empty: a catalogue made offline)"
     knobs_help = "goals=synthetic|human, seed=N, most=N"
+    experts = "the scripted shopper's, where they earn reward 1"
     instructions = (
         "You are a visitor of a web shop, shown as text. Buy what the instruction asks for: the right kind "
         "of product, with every quality and option that it names, for no more than its price limit.\n"
@@ -385,9 +405,9 @@ class ScienceWorld(TextGame):
     train_split = "train"
     eval_splits = ("dev", "test")
     knob_types = {"simplification": str}
-    tiny_defaults = {"data": "short", "eval_games": 100, "eval_every": 60}    # its games take 0.2 s each
     data_help = "no folder, but task types by commas, or short (empty: all 30; with the tiny pair short)"
     knobs_help = "simplification=easy, or none (=) or some by commas"
+    experts = "the simulator's own solutions, and the text expert's of the short tasks"
     instructions = (
         "You are in a house with laboratories, in a text game about school science. Solve the task by giving "
         "one command at a time.\n"

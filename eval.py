@@ -50,14 +50,14 @@ ELSEWHERE = (
 class PlayArgs:
     """What games are played, and how: shared by tcod.py and eval.py."""
     env: str = knob("alfworld", "alfworld, webshop or scienceworld")
-    data: str = knob("", envs.DATA_HELP, path=True)
+    data: str = preset("", envs.DATA_HELP, path=True)
     knobs: str = knob("", envs.KNOBS_HELP)
     history: str = knob(
         "full",
         "full: one growing row per episode; window:N: every turn a fresh prompt with the last N turns")
-    max_turns: int = knob(0, "turns per episode; 0: the environment's horizon", least=0)
-    max_response: int = preset(512, 16, "tokens per response", least=1)
-    max_context: int = preset(10240, 2048, "tokens per row, prompt and responses together", least=1)
+    max_turns: int = preset(0, "turns per episode; 0: the environment's horizon", least=0)
+    max_response: int = preset(512, "tokens per response", least=1)
+    max_context: int = preset(10240, "tokens per row, prompt and responses together", least=1)
     date: str = knob("", "the day that chat templates which write one are given; empty: today")
     seed: int = knob(0, "seed of the run", least=0)
 
@@ -507,8 +507,7 @@ def main(args):
     game_type = envs.game_type(args.env)
     name = lm.resolve(args.model, args.env)
     tokenizer = lm.load_tokenizer(name)
-    tiny = lm.style(tokenizer) == "bare"
-    fill_presets(args, tiny, own=game_type.tiny_defaults if tiny else {})
+    fill_presets(args, lm.defaults(name))
     check(args)
     if args.watch:
         args = replace(args, games=1, samples=1)

@@ -12,6 +12,7 @@ B = row, T = new token, S = cached position, V = vocabulary, D = width of the hi
 
 import copy
 import hashlib
+import json
 import os
 import shutil
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from harness.cli import UserError
+from harness.folder import write_json
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -32,7 +34,10 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # nats, see `distance`
 NOISE = 1e-4  # largest difference of a logit between training mode and play
 BY_LENGTH = ("dynamic", "longrope")  # rotary frequencies that change with the length of the batch
 # Shipped in assets/WORLD/, made by tiny/make.py.
-TINY = {"tiny-teacher": "teacher", "tiny-student": "student", "tiny-narrow": "teacher-narrow"}
+TINY = {
+    "tiny-teacher": "teacher", "tiny-student": "student", "tiny-narrow": "teacher-narrow",
+    "full-teacher": "full-teacher", "full-student": "full-student", "full-narrow": "full-teacher-narrow"}
+DEFAULTS = "defaults.json"  # beside a checkpoint: {knob: value}, how it wants to be played and trained
 
 
 # ---- loading and saving
@@ -49,6 +54,24 @@ def resolve(name, env):
         raise UserError(
             f"no {name} is shipped for {env}: name a checkpoint with --student and --teacher, or --model")
     return folder
+
+
+def defaults(name):
+    """{knob: value} that a checkpoint's folder brings for tcod.py and eval.py; {} for all others.
+
+    Raises UserError for a file that holds no such thing.
+    """
+    path = os.path.join(name, DEFAULTS)
+    if not os.path.isfile(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            own = json.load(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from error
+    if not isinstance(own, dict):
+        raise UserError(f"{path} holds no table of knobs and their values")
+    return own
 
 
 def device():
@@ -282,13 +305,15 @@ def same_vocabulary(student, teacher):
         f"and {student.name_or_path!r} {len(ours)}, and {len(other)} have different ids, as {other[0]!r}")
 
 
-def save(model, tokenizer, folder):
+def save(model, tokenizer, folder, own=None):
     """Write an ordinary Hugging Face checkpoint (safetensors), beside and then moved into place; raises
-    UserError where there is no room or no way to."""
+    UserError where there is no room or no way to. own: its `defaults`, if it has any."""
     beside, old = f"{folder}.tmp-{os.getpid()}", f"{folder}.old-{os.getpid()}"
     try:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
+        if own:
+            write_json(os.path.join(beside, DEFAULTS), own)
         if os.path.exists(folder):
             os.rename(folder, old)
         os.rename(beside, folder)

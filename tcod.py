@@ -51,8 +51,7 @@ LABELS = {  # of who is evaluated
 
 @dataclass
 class Args(PlayArgs):
-    """What to train, on what, how. Where two defaults are named, the second holds for an embedded tiny
-    student."""
+    """What to train, on what, how. A student's checkpoint may bring its own defaults, in a file beside it."""
     method: str = knob(
         "f2b", "opd: the student plays all turns; f2b: the first k; b2f: an expert is replayed up to its "
         "last k turns; sft: an expert's responses are learned; guided: in each turn the teacher acts with a "
@@ -62,20 +61,20 @@ class Args(PlayArgs):
     teacher: str = knob(
         "tiny-teacher", "checkpoint with the same vocabulary, or tiny-teacher, tiny-narrow", path=True)
     loss: str = preset(
-        "reverse", "reverse", f"{losses.explained()}. sft takes nll", choices=tuple(losses.LOSSES))
+        "reverse", f"{losses.explained()}. sft takes nll", choices=tuple(losses.LOSSES))
     beta: float = knob(0.5, "the weight of the teacher's side in the loss jsd", above=0.0, below=1.0)
     aggregate: str = knob(
         "episode", "episode: sum over an episode's tokens, mean over episodes (Eq. 2); token: mean over all "
         "tokens; turn: mean of the turns' means", choices=batches.AGGREGATES)
     schedule: str = knob(
         "linear", "linear (Eq. 4), step (--stages) or constant (--k-start)", choices=curriculum.SCHEDULES)
-    k_start: int = preset(1, 1, "depth k before the first step, in turns", least=1)
-    eta: float = preset(2.0, 2.0, "steps per further turn of depth, linear schedule", above=0.0)
+    k_start: int = preset(1, "depth k before the first step, in turns", least=1)
+    eta: float = preset(2.0, "steps per further turn of depth, linear schedule", above=0.0)
     stages: str = knob("", "step schedule: depth@step pairs, as in 5@10,30@20")
     rho: float = knob(0.8, "guided: the share of the steps after which beta(n) is 0", above=0.0)
-    steps: int = preset(250, 120, "training steps", least=1)
-    episodes: int = preset(16, 16, "episodes per step, over all ranks", least=1)
-    lr: float = preset(1e-6, 1e-3, "AdamW learning rate, constant", above=0.0)
+    steps: int = preset(250, "training steps", least=1)
+    episodes: int = preset(16, "episodes per step, over all ranks", least=1)
+    lr: float = preset(1e-6, "AdamW learning rate, constant", above=0.0)
     clip: float = knob(1.0, "gradient norm is clipped to this", above=0.0)
     temperature: float = knob(
         1.0, "of sampling the training episodes; both distributions are compared at it", above=0.0)
@@ -83,8 +82,8 @@ class Args(PlayArgs):
     chunk: int = knob(1024, "tokens whose distributions are in memory at once", least=1)
     recompute: bool = knob(
         False, "recompute activations in the backward pass: less memory, about a third more time")
-    eval_every: int = preset(5, 40, "evaluate on held-out games every so many steps; 0: never", least=0)
-    eval_games: int = preset(140, 140, "held-out games per evaluation and split", least=1)
+    eval_every: int = preset(5, "evaluate on held-out games every so many steps; 0: never", least=0)
+    eval_games: int = preset(140, "held-out games per evaluation and split", least=1)
     eval_temperature: float = knob(0.4, "sampling temperature of the evaluation; 0 is greedy", least=0.0)
     save_every: int = knob(10, "write the checkpoint that --resume goes on from every so many steps", least=1)
     experts: str = knob(
@@ -188,11 +187,11 @@ def training_tasks(args, style, ranks):
     if args.method not in curriculum.NEEDS_EXPERT:
         return tasks
     if args.experts:
-        able = give_experts(tasks, args.experts, style)
+        able, whose = give_experts(tasks, args.experts, style), f"those in {args.experts}"
     else:
-        able = game_type.with_experts(tasks, args.data, **knobs)
-    ranks.print(f"{args.method}: {len(able)} of {len(tasks)} training tasks have an expert's episode; "
-                "the others are left out")
+        able, whose = game_type.with_experts(tasks, args.data, **knobs), game_type.experts
+    ranks.print(f"{args.method}: {len(able)} of {len(tasks)} training tasks have an expert's episode "
+                f"({whose}); the others are left out")
     if not able:
         raise UserError(
             f"{args.method} needs experts' successful episodes, and no training task has one: make them with "
@@ -209,6 +208,13 @@ def pick(tasks, n, args):
             orders[time_round] = np.random.default_rng((args.seed, time_round)).permutation(len(tasks))
         picked.append(tasks[orders[time_round][place]])
     return picked
+
+
+def demonstrated(tasks, method, game):
+    """Picked tasks with their experts' episodes, where the method needs them; game: where they are made."""
+    if method not in curriculum.NEEDS_EXPERT:
+        return tasks
+    return [game.demonstrate(task) for task in tasks]
 
 
 def drawn(n, tasks, args):
@@ -261,14 +267,19 @@ def lengthen(saved, steps):
 
 
 def resolve(args):
-    """Fill in the defaults that depend on student and method; returns whose they are, for the screen."""
-    game_type = envs.game_type(args.env)
-    tiny = lm.style(lm.load_tokenizer(lm.resolve(args.student, args.env))) == "bare"
-    own = dict(game_type.tiny_defaults) if tiny else {}
+    """Fill in the defaults that depend on student and method; returns whose they are, for the screen.
+
+    Raises UserError where the student's own ones name a knob that does not exist.
+    """
+    own = lm.defaults(lm.resolve(args.student, args.env))
+    strange = sorted(set(own) - {f.name for f in fields(Args) if "paper" in f.metadata})
+    if strange:
+        raise UserError(f"{args.student}'s own defaults name what has none: {', '.join(strange)}")
+    whose = f"{args.student}'s own" if own else "the paper's"
     if args.method == "sft":
-        own["loss"] = "nll"
-    fill_presets(args, tiny, own)
-    return "the tiny pair's" if tiny else "the paper's"
+        own = {**own, "loss": "nll"}
+    fill_presets(args, own)
+    return whose
 
 
 def check(args, world):
@@ -457,7 +468,7 @@ def train(args, defaults, ranks):
             began, before = time.perf_counter(), restarts
             k = curriculum.depth(n, args.schedule, args.k_start, args.eta, stages, history)
             plan = curriculum.plan(method, k, turns, curriculum.beta(n, args.steps, args.rho))
-            mine = ranks.share(pick(tasks, n, args))
+            mine = demonstrated(ranks.share(pick(tasks, n, args)), args.method, games[0])
             played = rollout.play(
                 {"student": actor, "teacher": teacher}, chat, games, mine, plan, limits,
                 seed=(args.seed, 0), step=n, first_index=ranks.rank, stride=ranks.world)
@@ -488,7 +499,8 @@ def train(args, defaults, ranks):
             bar.set_postfix_str(status(history[-1], assessed(history)))
         if ranks.first:
             with stops.whole():
-                lm.save(student, chat.tokenizer, os.path.join(folder, "student"))
+                own = lm.defaults(lm.resolve(args.student, args.env))
+                lm.save(student, chat.tokenizer, os.path.join(folder, "student"), own)
     bad = left_out(history, drawn(args.steps, tasks, args))
     for text in filter(None, (show(assessed(history)), bad)):
         ranks.print(text)

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import envs
+import model as lm
 from harness.folder import LOG, read_log
 
 WORLDS = tuple(envs.ENVS)
@@ -48,7 +49,7 @@ def visit(env, task, rng):
 
 def resets(world, number):
     """Print what `number` resets of a world leave in memory."""
-    data = envs.game_type(world).tiny_defaults.get("data", "")
+    data = lm.defaults(lm.resolve("tiny-student", world)).get("data", "")
     env, rng = envs.make_env(world, data=data), random.Random(0)
     tasks = envs.make_tasks(world, env.train_split, data)
     visit(env, tasks[0], rng)

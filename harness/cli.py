@@ -28,22 +28,34 @@ def knob(default, text, **bounds):
     return field(default=default, metadata=dict(help=text + shown, **bounds))
 
 
-def preset(paper, tiny, text, **bounds):
-    """A knob whose default depends on the model: the paper's for a real one, the measured one for an embedded
-    tiny one."""
-    shown = f"{paper}" if paper == tiny else f"{paper}; with a tiny student {tiny}"
-    metadata = dict(help=f"{text} (default: {shown})", paper=paper, tiny=tiny, **bounds)
+def preset(paper, text, **bounds):
+    """A knob whose default is the paper's, unless the checkpoint brings its own (see `fill_presets`)."""
+    shown = f"{paper}, or" if paper != "" else "none, or"
+    metadata = dict(help=f"{text} (default: {shown} the checkpoint's own)", paper=paper, **bounds)
     return field(default=None, metadata=metadata)
 
 
-def fill_presets(args, tiny, own=()):
-    """Give every preset that the user left open its value. own: {knob: value} that come before the tables
-    where none was given."""
+def fits(value, kind):
+    """Whether a value of a JSON file is one of this type: 1 is a float too, true is no number."""
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is kind
+
+
+def fill_presets(args, own=()):
+    """Give every preset that the user left open its value: the checkpoint's own, else the paper's.
+
+    own: {knob: value} out of a checkpoint's file; knobs of another command are left alone. Raises UserError
+    for a value of the wrong type; its bounds are for `check_knobs`.
+    """
     own = dict(own)
     for f in fields(args):
-        if getattr(args, f.name) in (None, ""):
-            usual = f.metadata.get("tiny" if tiny else "paper", getattr(args, f.name))
-            setattr(args, f.name, own.get(f.name, usual))
+        if "paper" not in f.metadata or getattr(args, f.name) not in (None, ""):
+            continue
+        value = own.get(f.name, f.metadata["paper"])
+        if not fits(value, f.type):
+            raise UserError(f"the checkpoint's own {f.name} is no {f.type.__name__}, but {value!r}")
+        setattr(args, f.name, f.type(value))
 
 
 def check_knobs(args):

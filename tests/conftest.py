@@ -19,6 +19,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 torch.set_num_threads(1)
 
+import model as lm
 import tcod
 from worlds.alfworld_games import write_splits
 
@@ -102,8 +103,8 @@ def checkpoints(tmp_path_factory):
     as Qwen2.5's are."""
     root = tmp_path_factory.mktemp("checkpoints")
     for name, seed, vocabulary in (("student", 1, 128), ("teacher", 2, 144)):
-        make_model("qwen3", seed, vocabulary).save_pretrained(root / name)
-        make_tokenizer().save_pretrained(root / name)
+        own = dict(max_response=16, max_context=2048)
+        lm.save(make_model("qwen3", seed, vocabulary), make_tokenizer(), str(root / name), own)
     return root
 
 

@@ -25,8 +25,9 @@ class Args:
     k_start: int = knob(1, "depth", least=1)
     eta: float = knob(2.0, "slope", above=0.0)
     beta: float = knob(0.5, "weight", above=0.0, below=1.0)
-    steps: int = preset(250, 120, "steps", least=1)
-    data: str = knob("", "folder")
+    steps: int = preset(250, "steps", least=1)
+    lr: float = preset(1e-6, "rate", above=0.0)
+    data: str = preset("", "folder")
     watch: bool = knob(False, "print it, 100 % of it")
     runs: list = knob(None, "folders", path=True)
 
@@ -74,35 +75,54 @@ def test_help_names_every_default(capsys):
     text = capsys.readouterr().out
     words = " ".join(text.split())
     assert "\n    as it stands\n" in text
-    assert "(default: 250; with a tiny student 120)" in words
+    assert "(default: 250, or the checkpoint's own)" in words
     assert "(default: 0.5)" in words
     assert "print it, 100 % of it" in words
     assert "default: False" not in words
     assert cli.knob(0, "zero").metadata["help"] == "zero (default: 0)"
 
 
-@pytest.mark.parametrize("given, tiny, own, expected", [
-    (None, False, {}, (250, "")),
-    (None, True, {}, (120, "")),
-    (7, True, {}, (7, "")),
-    (0, True, {}, (0, "")),
-    (None, True, dict(steps=240, data="short", loss="forward"), (240, "short")),
-    (7, True, dict(steps=240), (7, "")),
+@pytest.mark.parametrize("given, own, expected", [
+    (None, {}, (250, "")),
+    (None, dict(steps=120), (120, "")),
+    (7, dict(steps=120), (7, "")),
+    (0, dict(steps=120), (0, "")),
+    (None, dict(steps=240, data="short", batch=8), (240, "short")),
 ])
-def test_presets_fill_what_was_left_open(given, tiny, own, expected):
+def test_presets_fill_what_was_left_open(given, own, expected):
     """An option of the user that is overwritten, 0 taken for "not given", another command's knob that breaks
     this one."""
     args = Args(steps=given)
-    cli.fill_presets(args, tiny, own)
+    cli.fill_presets(args, own)
     assert (args.steps, args.data) == expected
     assert (args.method, args.k_start, args.watch) == ("f2b", 1, False)
 
 
 def test_filling_in_keeps_what_the_user_gave():
-    """A world's own folder in place of the one that was named."""
+    """A checkpoint's own folder in place of the one that was named; a knob that has no preset changed by a
+    checkpoint."""
     args = Args(data="mine")
-    cli.fill_presets(args, True, dict(data="short"))
-    assert args.data == "mine"
+    cli.fill_presets(args, dict(data="short", method="opd"))
+    assert (args.data, args.method) == ("mine", "f2b")
+
+
+@pytest.mark.parametrize("own, words", [
+    (dict(steps="120"), "own steps is no int, but '120'"),
+    (dict(steps=True), "own steps is no int"),
+    (dict(lr=[1]), "own lr is no float"),
+    (dict(data=1), "own data is no str"),
+])
+def test_a_checkpoints_own_defaults_are_checked(own, words):
+    """A text that is compared with a number only when the run has begun."""
+    with pytest.raises(UserError, match=words):
+        cli.fill_presets(Args(), own)
+
+
+def test_a_whole_number_is_a_rate_too():
+    """"lr": 1 in a JSON file, refused because it is no float."""
+    args = Args()
+    cli.fill_presets(args, dict(lr=1))
+    assert args.lr == 1.0
 
 
 @pytest.mark.parametrize("wrong, words", [

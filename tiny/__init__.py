@@ -4,7 +4,7 @@ they imitate.
 A pair is made of one class, a Play:
 
     env                     name of the environment
-    data                    its --data
+    defaults                what tcod.py and eval.py take for these checkpoints where nothing else is said
     prefix                  what the names of its checkpoints begin with
     turns                   turns of an episode
     skill                   share of the poor player's turns that are the expert's
@@ -26,7 +26,7 @@ A pair is made of one class, a Play:
 
 class Play:
     """What most pairs have in common."""
-    data = ""
+    defaults = dict(max_response=16, max_context=2048, lr=1e-3, steps=120, eval_every=40)
     prefix = ""
     decoder = None
     alike = ()

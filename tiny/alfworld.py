@@ -56,7 +56,7 @@ class Expert(TextExpert):
 class ALFWorldPlay(Play):
     """A pair as tiny/__init__.py describes it."""
     env = "alfworld"
-    data = "generated"
+    defaults = dict(Play.defaults, data="generated")  # it knows the words of these games only
     turns = 20
     skill = 0.25
     verbs = ("take", "move", "open", "close", "heat", "cool", "clean")
@@ -101,7 +101,7 @@ NAMES = tuple([f"{name} {n + 1}" for n in range(MOST)] for name in CLASSES)
 
 class DataSetPlay(ALFWorldPlay):
     """The pair of the benchmark's own games: long rooms, all task types, the data set's order of search."""
-    data = ""
+    defaults = Play.defaults
     prefix = "full-"
     turns = 30
     phrases = (*ONCE, *PHRASES)
@@ -111,7 +111,7 @@ class DataSetPlay(ALFWorldPlay):
 
     def tasks(self, games):
         """`games` games of the benchmark's train split, drawn once and for all."""
-        tasks = envs.make_tasks("alfworld", "train", self.data)
+        tasks = envs.make_tasks("alfworld", "train")
         if any(task.expert for task in tasks):
             raise UserError(
                 "the pair alfworld-full is made of the benchmark's own games: fetch them by alfworld-download")

@@ -435,8 +435,9 @@ def folder(args, name):
 
 
 def keep(model, step, args, tokenizer, name):
-    """Save a model as it is after so many steps."""
-    lm.save(model, tokenizer, folder(args, f"{name}-{step}"))
+    """Save a model with its own defaults; step: as it is after so many, 0 as it is in the end."""
+    own = PAIRS[args.world].defaults
+    lm.save(model, tokenizer, folder(args, f"{name}-{step}" if step else name), own)
 
 
 def make_student(args, world, chat, games, tasks, rng, save):
@@ -495,7 +496,7 @@ def main(args):
             f"there is no tiny pair for --world {args.world!r}; there is one for {', '.join(PAIRS)}")
     world = PAIRS[args.world]()
     tasks = world.tasks(args.games)
-    games = [envs.make_env(world.env, data=world.data) for _ in range(AT_ONCE)]
+    games = [envs.make_env(world.env, data=world.defaults.get("data", "")) for _ in range(AT_ONCE)]
     rng = random.Random(args.seed)
     tokenizer = make_tokenizer(world, games[0], tasks, rng)
     chat = rollout.Chat(tokenizer)
@@ -503,8 +504,7 @@ def main(args):
         torch.manual_seed(args.seed)
         rng = random.Random(f"{name} {args.seed}")
         save = partial(keep, args=args, tokenizer=tokenizer, name=name)
-        made = MAKERS[name](args, world, chat, games, tasks, rng, save)
-        lm.save(made, tokenizer, folder(args, name))
+        save(MAKERS[name](args, world, chat, games, tasks, rng, save), 0)
 
 
 if __name__ == "__main__":

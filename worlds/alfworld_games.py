@@ -615,6 +615,35 @@ def solve(engine, game, horizon, in_turn=False):
     return tuple(actions) if state["won"] else None
 
 
+_DEMONSTRATIONS = {}            # (path, horizon) -> actions, kept for the whole process
+
+
+def demonstration(engine, path, horizon):
+    """Actions that win the game of a file: the text expert's where it wins within `horizon` turns, else the
+    file's own walkthrough.
+
+    Raises ValueError where that does not win either, and what a file that is no game makes the engine raise.
+    """
+    if (path, horizon) not in _DEMONSTRATIONS:
+        try:
+            actions = solve(engine, path, horizon)
+        except (ValueError, LookupError, StopIteration):    # a task or a room that the expert does not know
+            actions = None
+        _DEMONSTRATIONS[path, horizon] = actions or _walkthrough(engine, path)
+    return _DEMONSTRATIONS[path, horizon]
+
+
+def _walkthrough(engine, path):
+    actions = tuple(json.loads(Path(path).read_text()).get("walkthrough", ()))
+    engine.load(path)
+    state = engine.reset()
+    for number, action in enumerate(actions, 1):
+        state, _, _ = engine.step(action)
+        if state["won"]:
+            return actions[:number]
+    raise ValueError("neither the text expert nor the game's own walkthrough wins it")
+
+
 # ---- the data set's layout
 
 def write_splits(folder, level, sizes=SIZES):
