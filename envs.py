@@ -561,22 +561,36 @@ def _listed_tasks(game, path, data, knobs):
         raise UserError(
             f"{len(strange)} of the {len(wanted)} ids in {path} are of no {game.name} task with --data "
             f"'{data}', the first one is '{strange[0]}'.")
-    return [found[id] for id in wanted]
+    tasks = [found[id] for id in wanted]
+    check_digests(tasks, wanted, path)
+    return tasks
 
 
 def read_ids(path):
-    """The task ids in a file, one a line, each once; a line that begins with # says nothing.
+    """{task id: its digest, or "" where none is given} of a file with a task a line: an id, or JSON as eval.py
+    --save-hard and --save-expert write it; a line that begins with # says nothing.
 
     Raises UserError for a file that cannot be read or names none.
     """
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
+        said = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        entries = [json.loads(line) if line.startswith("{") else dict(task=line) for line in said]
+        ids = {entry["task"]: entry.get("digest", "") for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a file of task ids, one a line ({error}).") from None
-    ids = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not ids:
         raise UserError(f"{path} names no task: a file of task ids has one a line.")
-    return list(dict.fromkeys(ids))
+    return ids
+
+
+def check_digests(tasks, ids, path):
+    """Raises UserError where a file, {task id: digest}, speaks of other games than these tasks."""
+    strange = [task.id for task in tasks if ids.get(task.id) and ids[task.id] != task.digest]
+    if strange:
+        raise UserError(
+            f"{len(strange)} of the tasks in {path} are other games here, the first one {strange[0]}: it "
+            "belongs to another --data.")
 
 
 def named_splits(name, text):
@@ -613,8 +627,9 @@ def check_split(name, split):
 
 def without(tasks, path):
     """The tasks but those that a file of task ids names. Raises UserError where it names none, or all."""
-    ids = set(read_ids(path))
+    ids = read_ids(path)
     left = [task for task in tasks if task.id not in ids]
+    check_digests(tasks, ids, path)
     if not left or len(left) == len(tasks):
         raise UserError(
             f"{path} names {len(tasks) - len(left)} of the {len(tasks)} training tasks: a file of tasks to "

@@ -2,8 +2,9 @@
 
     python plot.py --runs runs/alfworld-opd-1 runs/alfworld-f2b-1 --out compare.png
 
-Four panels over training steps, as in the paper's Figures 2 and 4: held-out success, trajectory KL, mean
-rounds, and the KL of each turn over the turn index (early steps dashed, late steps solid). Runs that differ
+Five panels, in the manner of the paper's Figures 2 and 4: held-out success over the steps and over the
+trained tokens, trajectory KL and mean rounds over the steps, and the KL of each turn over the turn index
+(early steps dashed, late steps solid). Runs that differ
 in nothing but the seed share a colour and are drawn as their mean with a band from the lowest to the highest;
 in what else runs differ (the loss, the schedule, the splits …) stands in their labels. A run without a
 teacher's forward (sft by nll) has no KL, and none is drawn.
@@ -70,6 +71,15 @@ def held_out(records):
     return points
 
 
+def tokens_until(records):
+    """{step: tokens trained up to it}"""
+    points, trained = {}, 0
+    for record in records:
+        trained += record.get("tokens", 0)
+        points[record["step"]] = trained
+    return points
+
+
 def smoothed(records, key, width):
     """{training step: mean of the last `width` values up to it}, fewer at the start; steps without a value
     are left out."""
@@ -101,40 +111,45 @@ def turn_profile(runs, part):
 
 # ---- drawing
 
-def curve(axis, colour, series):
+def curve(axis, colour, series, places=None):
     """The mean over runs with a band from lowest to highest.
 
     series: {step: value} of each run. Only steps that all runs have are drawn, since a mean over fewer seeds
-    would be another figure; a run that has no value at all is left out.
+    would be another figure; a run that has no value at all is left out. places: {step: where it is drawn} of
+    each run, their mean counts; by default at the step.
     """
-    series = [points for points in series if points]
-    steps = sorted(set.intersection(*map(set, series))) if series else []
+    known = [i for i, points in enumerate(series) if points]
+    steps = sorted(set.intersection(*(set(series[i]) for i in known))) if known else []
     if steps:
-        values = np.array([[points[step] for step in steps] for points in series])  # (runs, steps)
+        values = np.array([[series[i][step] for step in steps] for i in known])  # (runs, steps)
         lowest, highest = values.min(0), values.max(0)
-        axis.plot(steps, values.mean(0), color=colour)
-        axis.fill_between(steps, lowest, highest, color=colour, alpha=0.15, linewidth=0)
+        at = np.mean([[places[i][step] for step in steps] for i in known], 0) if places else steps
+        axis.plot(at, values.mean(0), color=colour)
+        axis.fill_between(at, lowest, highest, color=colour, alpha=0.15, linewidth=0)
 
 
 def draw(groups, smooth):
     """The figure of {label: the records of each of its runs}."""
-    figure = Figure(figsize=(10, 6.4), layout="constrained")
-    (success, kl), (rounds, turns) = figure.subplots(2, 2)
+    figure = Figure(figsize=(13, 6.4), layout="constrained")
+    (success, tokens, names), (kl, rounds, turns) = figure.subplots(2, 3)
     for i, (label, runs) in enumerate(groups.items()):
         colour = f"C{i}"
-        success.plot([], [], color=colour, label=label)  # named also where it was never evaluated
+        names.plot([], [], color=colour, label=label)
         curve(success, colour, [held_out(records) for records in runs])
+        curve(tokens, colour, [held_out(records) for records in runs], [tokens_until(r) for r in runs])
         for axis, key in ((kl, "kl"), (rounds, "rounds")):
             curve(axis, colour, [smoothed(records, key, smooth) for records in runs])
         for part, style in (("early", "--"), ("late", "-")):
             turns.plot(turn_profile(runs, part), style, color=colour)
     success.set(title="held-out success", xlabel="step", ylim=(0, 1))
+    tokens.set(title="held-out success", xlabel="trained tokens", ylim=(0, 1))
     kl.set(title="KL per trajectory (nats), training episodes", xlabel="step")
     rounds.set(title="rounds per training episode", xlabel="step")
     turns.set(title="KL per turn (nats): first steps dashed, last solid", xlabel="turn")
     for axis in figure.axes:
         axis.grid(alpha=0.25)
-    success.legend(fontsize=8)
+    names.axis("off")
+    names.legend(loc="center left", frameon=False)
     return figure
 
 

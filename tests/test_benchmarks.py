@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 TINY = (
-    "--env webshop --teachers tiny-teacher --methods f2b,sft --seeds 0 -- "
-    "--steps 2 --episodes 2 --eval-every 2 --eval-games 2 --max-turns 2")
+    "--env webshop --methods opd,f2b,sft --seeds 0,1 --samples 2 --collect 4 --out paper --flags "
+    "'--steps 2 --episodes 2 --eval-every 2 --eval-games 2 --max-turns 2'")
 SMALLEST = [  # name and options; a figure that the output must hold, as a pattern
     ("alfworld_step", "--games 1", r"\d\.\d+ s +\d\.\d+ s +\d+ x"),
     ("alfworld_start", "--data generated --games 2", r"the next start: 2 tasks .* 0 of 2 games translated"),
@@ -20,7 +21,7 @@ SMALLEST = [  # name and options; a figure that the output must hold, as a patte
     ("webshop_envs", "--environments 1 2 --seconds 0.1", r"\d+ steps per second"),
     ("webshop_search", "--sizes 100 200 --queries 5", r"(?m)^200( \| [\d.,e+-]+){9}"),
     ("memory", "--worlds webshop --resets 3 --steps 3", r"3 resets: (\d+ ){4}MB\n.* 3 training steps: \d+"),
-    ("compare_methods", TINY, r"(?m)^\| tiny-teacher \| sft \|.*%.* – \| \d+ \| \d+ \|"),
+    ("paper_table", TINY, r"(?m)^\| SFT \(nll\) \| 2 \|.* rounds \|.*% \| – \| \d+ \|.*\[.*\] \|$"),
     ("play_vs_generate", "--turns 2 --rows 2", r"ratio \d+\.\d"),
 ]
 
@@ -29,7 +30,7 @@ def start(name, options, folder):
     """Status, output and errors of a benchmark that is started in `folder`, with its caches there."""
     variables = {**os.environ, "TCOD_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     variables.pop("PYTHONPATH", None)
-    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *options.split()]
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *shlex.split(options)]
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
 
 

@@ -161,6 +161,19 @@ def test_a_split_may_be_a_file_of_ids(data, ids_file):
     assert envs.make_tasks("alfworld", path, data) == wanted
 
 
+def test_lines_of_eval_are_ids_of_the_same_games(data, ids_file):
+    """The tasks lost in all tries, or won, as eval.py writes them; the same ids in another data folder number
+    other games."""
+    train = envs.make_tasks("alfworld", "train", data)
+    lines = [json.dumps(dict(task=task.id, digest=task.digest)) for task in train[:2]]
+    assert envs.make_tasks("alfworld", ids_file(*lines), data) == train[:2]
+    assert envs.without(train, ids_file(*lines)) == train[2:]
+    other = ids_file(lines[0], json.dumps(dict(task=train[1].id, digest="0123456789ab")))
+    for read in (lambda: envs.make_tasks("alfworld", other, data), lambda: envs.without(train, other)):
+        with pytest.raises(UserError, match=f"1 of the tasks .* are other games here, .*{train[1].id}"):
+            read()
+
+
 def test_ids_without_a_split_are_looked_for_in_all(ids_file):
     """A world whose ids do not begin with their split."""
     pytest.importorskip("scienceworld")

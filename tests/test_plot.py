@@ -94,6 +94,17 @@ def test_seeds_become_a_mean_with_a_band():
     assert len(axis.lines) == 1
 
 
+def test_success_over_tokens_lies_at_the_seeds_mean():
+    """Seeds that trained different numbers of tokens, averaged as if they were at the same place; tokens of one
+    step instead of all up to it."""
+    axis = matplotlib.figure.Figure().subplots()
+    logs = [[dict(step=0), dict(step=1, tokens=10), dict(step=2, tokens=20)],
+            [dict(step=0), dict(step=1, tokens=30), dict(step=2, tokens=40)]]
+    assert [plot.tokens_until(log) for log in logs] == [{0: 0, 1: 10, 2: 30}, {0: 0, 1: 30, 2: 70}]
+    plot.curve(axis, "C0", [{0: 0.0, 2: 0.5}, {0: 0.0, 2: 1.0}], [plot.tokens_until(log) for log in logs])
+    assert drawn(axis) == [([0, 50], [0.0, 0.75])]
+
+
 def test_each_group_is_one_curve():
     """Seeds drawn in colours of their own; a run without a teacher or an evaluation that breaks the rest, or
     is not named."""
@@ -101,8 +112,8 @@ def test_each_group_is_one_curve():
     untaught = [records([None, None])]
     blind = [records([1.0, 1.0])[1:2]]
     figure = plot.draw({"f2b": taught, "sft": untaught, "opd": blind, "b2f": [[]]}, smooth=1)
-    success, kl, rounds, turns = figure.axes
-    legend = success.get_legend().get_texts()
+    success, tokens, names, kl, rounds, turns = figure.axes
+    legend = names.get_legend().get_texts()
     assert [text.get_text() for text in legend] == ["f2b", "sft", "opd", "b2f"]
     assert drawn(success) == [
         ([0, 2], [0.1, 0.625]),
