@@ -366,16 +366,23 @@ def hard(records, samples):
     """The tasks that were lost in all their samples, as lines of a file: their ids and digests."""
     tries = {}
     for record in records:
+        if record["unplayable"]:
+            continue
         tries.setdefault((record["task"], record["digest"]), []).append(record)
     lost = [key for key, own in tries.items() if len(own) == samples and not any(o["won"] for o in own)]
     return [dict(task=task, digest=digest) for task, digest in lost]
 
 
-def write_success(args, split, records, number):
-    """Write what is known so far of `number` episodes to be played; nothing before one could be."""
+def write_success(args, split, records, number, ranks):
+    """Write what is known so far of `number` episodes to be played; nothing before one could be.
+
+    Raises UserError, on every rank, where more than a few tasks cannot be played.
+    """
     if all(record["unplayable"] for record in records) and len(records) < number:
         return
     found = dict(args=asdict(args), split=split, of=number, summary=summarise(records))
+    if not ranks.first:
+        return
     write_json(args.out, found)
     if args.save_hard:
         write_lines(args.save_hard, hard(records, args.samples))
@@ -392,11 +399,10 @@ def report_success(args, play, turns, split, number, journal, ranks):
         with stops.whole():
             experts.add([record.pop("expert") for record in batch])  # first: the journal says what is there
             journal.append(batch)
-            if ranks.first:
-                write_success(args, split, journal.records, number)
+            write_success(args, split, journal.records, number, ranks)
     experts.write()
+    write_success(args, split, journal.records, number, ranks)
     if ranks.first:
-        write_success(args, split, journal.records, number)
         print_success(args, split, summarise(journal.records))
     if args.save_expert:
         ranks.print(f"{len(experts.best)} expert episodes written to {args.save_expert}")

@@ -51,19 +51,19 @@ def test_table_on_screen_and_in_a_file(checkpoints, data, tmp_path, capsys):
 
 
 def test_bad_games_are_left_out(checkpoints, damaged, tmp_path, capsys):
-    """One game that cannot be played and ends an evaluation, or counts as lost."""
-    out, name = tmp_path / "t.json", "valid_seen"
-    evaluation.main(arguments(checkpoints, damaged, out=str(out), samples=2))
+    """One game that cannot be played and ends an evaluation, counts as lost, or is taken for a hard one."""
+    out, hard = tmp_path / "t.json", tmp_path / "hard.jsonl"
+    evaluation.main(arguments(checkpoints, damaged, out=str(out), samples=2, save_hard=str(hard)))
+    assert len(hard.read_text().splitlines()) == 3
     summary = json.loads(out.read_text())["summary"]
     assert (summary["games"], summary["pass_at_k"]["games"]) == (6, 3)
+    assert ["duplicate object" in why for why in summary["unplayable"].values()] == [True]
     assert "left out, since it cannot be played: 1 task, valid_seen/" in capsys.readouterr().out
     evaluation.main(arguments(checkpoints, damaged, take_over="0", out=str(out) + "2"))
     assert json.loads((tmp_path / "t.json2").read_text())["take_over"][0]["games"] == 3
     assert "left out, since it cannot be played: 1 task, valid_seen/" in capsys.readouterr().out
     with pytest.raises(UserError, match="too many of the 4 tasks drawn .* --max-context 30"):
         evaluation.main(arguments(checkpoints, damaged, max_context=30))
-    tasks = [dict(task=task, unplayable=why) for task, why in summary["unplayable"].items()]
-    assert tasks[0]["task"].startswith(name) and "duplicate object" in tasks[0]["unplayable"]
 
 
 def test_samples_are_episodes_of_their_own(checkpoints, data, capsys, monkeypatch):

@@ -284,7 +284,7 @@ def test_what_is_left_out_is_counted_and_named():
     assert last == "left out, since it cannot be played: 1 task, c (no goal)"
     records = [report.episode_record(1, episode("a", "heat", True, [turn()]), [2], [6.0], [6.0], [0.0])]
     gone = [bad, lost("d", filled=True), lost("e", crashed=True), lost("f", filled=True)]
-    step = report.step_record(1, 1, 6.0, 1.0, records, gone, dict(play=1.0))
+    step = report.step_record(1, 1, 6.0, 1.0, records, gone, 0, dict(play=1.0))
     assert (step["games"], step["success"], step["kl"], step["crashed"]) == (1, 1.0, 6.0, 1)
     assert (step["filled"], step["unplayable"]) == (["d", "f"], {"c": "no goal"})
     assert report.status(step, {}).endswith("left out 4")
