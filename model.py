@@ -88,6 +88,7 @@ def play_dtype():
 
 def load_tokenizer(name):
     """The tokenizer of a Hugging Face name or folder; raises UserError without one, or its chat template."""
+    check_name(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
@@ -96,6 +97,16 @@ def load_tokenizer(name):
         raise UserError(
             f"the tokenizer of {name!r} has no chat template; use an instruction-tuned checkpoint")
     return tokenizer
+
+
+def check_name(name):
+    """Raises UserError for a path that leads nowhere, and for a run's folder, naming the model inside it."""
+    if os.path.exists(os.path.join(name, "args.json")):
+        student = os.path.join(name, "student")
+        what = f"its model is {student}" if os.path.isdir(student) else "it has no model before its last step"
+        raise UserError(f"{name!r} is a run's folder: {what}")
+    if name.startswith((".", "/", "~")) and not os.path.isdir(name):
+        raise UserError(f"there is no folder {name!r} to load a model from")
 
 
 def style(tokenizer):
@@ -114,7 +125,8 @@ def load_model(name, device="cpu", dtype=torch.float32):
         raise UserError(f"{name!r} holds an adapter, not a model: merge it into its base model and save that")
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, attn_implementation="sdpa", output_loading_info=True)
+            name, dtype=dtype, attn_implementation="sdpa", output_loading_info=True,
+            ignore_mismatched_sizes=True)  # they are told by name below
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise cannot_load(name, error) from error
     check_weights(name, found)

@@ -251,6 +251,10 @@ def resumed(args):
         raise UserError(
             f"{args.resume}/args.json has arguments that this version does not know ({', '.join(strange)}): "
             "go on with the version that began the run")
+    for f in fields(Args):
+        value = saved.get(f.name, f.default)
+        if value is not None and not isinstance(value, (int, float) if f.type is float else f.type):
+            raise UserError(f"{args.resume}/args.json has {f.name} {value!r}, which is no {f.type.__name__}")
     if args.steps is not None:
         lengthen(saved, args.steps)
     return Args(**{**saved, "resume": args.resume, "out": args.resume})

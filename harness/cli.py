@@ -90,6 +90,14 @@ def yes_or_no(text):
     return text.lower() == "true"
 
 
+def home_path(text):
+    """'~/x' -> the x in one's home."""
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        raise argparse.ArgumentTypeError(f"nobody's home is {text.split('/')[0]!r}")
+    return path
+
+
 def parse(args_type, argv=None, description=None):
     """argv -> args_type(...): a field `k_start` is the option --k-start or --k_start, a bool is a switch."""
     layout = argparse.RawDescriptionHelpFormatter  # the description's own lines
@@ -101,7 +109,7 @@ def parse(args_type, argv=None, description=None):
         elif f.type is list:
             how = dict(nargs="+", metavar=f.name.upper())
         if f.metadata.get("path"):
-            how["type"] = os.path.expanduser
+            how["type"] = home_path
         default = f.default if f.default is not MISSING else None
         text = f.metadata["help"].replace("%", "%%")
         parser.add_argument("--" + f.name.replace("_", "-"), default=default, help=text, **how)

@@ -237,10 +237,9 @@ class Checkpoint:
             self.optimizer.load_state_dict(state["optimizer"])
             return state["step"]
         except Exception as error:  # of a file that was cut, torch raises whatever its bytes lead to
-            reason = str(error).strip().split("\n")[0]
             raise UserError(
-                f"{self.path} is no whole checkpoint of this student ({type(error).__name__}: {reason}): bring "
-                "it back, or begin a new run") from error
+                f"{self.path} is no whole checkpoint of this student ({type(error).__name__}): bring back the "
+                "file that the run wrote, or begin a new run") from error
 
     def save(self):
         """Write it in one file, beside and moved into place."""

@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from types import SimpleNamespace
@@ -133,6 +135,7 @@ def test_a_whole_number_is_a_rate_too():
     (dict(beta=1.0), "--beta is below 1.0, not 1.0"),
     (dict(beta=math.nan), "--beta"),
     (dict(steps=-1), "--steps is at least 1"),
+    (dict(eta=math.inf), "--eta is a finite number, not inf"),
 ])
 def test_values_outside_their_bounds(wrong, words):
     """NaN, of which no comparison is true; a bound that is meant strictly."""
@@ -142,23 +145,76 @@ def test_values_outside_their_bounds(wrong, words):
     cli.check_knobs(Args(eta=1e-9, k_start=1))
 
 
-def test_a_mistake_ends_with_status_2(capsys, monkeypatch):
-    """A traceback, or a mistake that a script around the command takes for success."""
-    def main(args):
-        raise UserError("no such thing")
-    monkeypatch.setattr(sys, "argv", ["command"])
-    with pytest.raises(SystemExit) as caught:
-        cli.command(main, Args)
-    assert caught.value.code == 2
-    assert capsys.readouterr().err == "error: no such thing\n"
-
-
 def test_help_needs_no_torch():
     """Seconds of waiting for an import that plain text does not need."""
     code = "import sys, harness.cli, harness.folder, harness.report, curriculum, plot\n"
     code += "print(sorted({'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)))"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert process.stdout.strip() == "[]", process.stderr
+
+
+COMMAND = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+from dataclasses import dataclass
+from harness import stops
+stops.catch()
+from harness.cli import UserError, command, knob
+
+@dataclass
+class Args:
+    what: str = knob("", "what happens")
+
+class Swallows:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+def main(args):
+    with stops.whole():
+        if args.what == "swallowed":
+            Swallows()
+        elif args.what == "mistake":
+            raise UserError("no such thing")
+        elif args.what == "full":
+            open("/dev/full", "w").write("x" * 10**6)
+        elif args.what == "signs":
+            print("50.0% [9%–91%] · seen ✓")
+        else:
+            os.kill(os.getpid(), getattr(signal, args.what))
+            os.kill(os.getpid(), signal.SIGINT)
+        print("whole")
+    if args.what != "signs":
+        print("too far")
+
+if "--what=early" in sys.argv:
+    os.kill(os.getpid(), signal.SIGINT)
+command(main, Args)
+"""
+
+
+@pytest.mark.parametrize("what, status, out, err", [
+    ("SIGINT", 130, "whole\n", "stopped by Ctrl-C\n"),
+    ("SIGTERM", 143, "whole\n", "stopped by SIGTERM\n"),
+    ("early", 130, "", "stopped by Ctrl-C\n"),
+    ("mistake", 2, "", "error: no such thing\n"),
+    ("full", 2, "", "error: No space left on device\n"),
+    ("signs", 0, "50.0% [9%-91%] - seen ?\nwhole\n", ""),
+])
+def test_how_a_command_ends(what, status, out, err):
+    """A traceback; a step cut in two; a signal while modules are still imported; a second one, as torchrun sends,
+    that cuts off what the first began to save; a table that the screen's encoding cannot show."""
+    process = subprocess.run(
+        [sys.executable, "-c", COMMAND.format(root=ROOT), f"--what={what}"], capture_output=True, text=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (process.returncode, process.stdout, process.stderr) == (status, out, err)
+
+
+def test_a_signal_that_python_drops():
+    """Stopped, raised in a `__del__`, is only printed: the run would never end."""
+    process = subprocess.run(
+        [sys.executable, "-c", COMMAND.format(root=ROOT), "--what=swallowed"], capture_output=True, text=True)
+    assert process.returncode == 143
+    assert process.stderr.endswith("stopped by SIGTERM\n") and "too far" not in process.stdout
 
 
 # ---- report
@@ -348,10 +404,103 @@ def test_a_run_folder_is_nobody_elses(tmp_path, monkeypatch):
     for nothing in ("nowhere", "runs", "mine/args.json"):
         with pytest.raises(UserError, match="holds no run"):
             folder.read_args(nothing)
+    for broken in ('{"method": "o', "[1]", "\x00"):
+        (tmp_path / "mine" / "args.json").write_text(broken)
+        with pytest.raises(UserError, match="bring back the file"):
+            folder.read_args("mine")
 
 
-def test_a_file_wants_a_folder():
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/x"])
+def test_a_run_folder_that_cannot_be(place, tmp_path, monkeypatch):
+    """A traceback for --out that is a file, or lies where nothing can be made."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=f"{place} cannot be written"):
+        folder.free_folder(place, "x")
+    (tmp_path / "runs").write_text("x")
+    with pytest.raises(UserError, match="runs cannot be written"):
+        folder.free_folder("", "x")
+    assert (tmp_path / "file").read_text() == "x"
+
+
+@contextmanager
+def little_room(size):
+    """No file may grow beyond so many bytes, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk(tmp_path):
+    """A traceback; the file of before lost, or half a new one in its place."""
+    path = str(tmp_path / "a.json")
+    folder.write_json(path, dict(a=1))
+    before = open(path).read()
+    for write in (folder.write_json, folder.write_lines, folder.append):
+        with little_room(5000), pytest.raises(UserError, match="a.json cannot be written .*File too large"):
+            write(path, [dict(text="x" * 9000)])
+        assert open(path).read().startswith(before)
+    assert os.listdir(tmp_path) == ["a.json"]
+    with pytest.raises(UserError, match="/dev/full cannot be written .No space left on device"):
+        folder.append("/dev/full", [dict(text="x" * 9000)])
+
+
+def test_a_journal_goes_on(tmp_path):
+    """A line cut short by a kill that spoils the next one; the journal of another evaluation added to; a result
+    of unknown make overwritten."""
+    path, product = str(tmp_path / "x.played"), str(tmp_path / "x")
+    journal = folder.Journal(path, dict(seed=1), [product])
+    journal.append([dict(index=0), dict(index=1)])
+    with pytest.raises(UserError, match="another process"):
+        folder.Journal(path, dict(seed=1))
+    journal.file.write(b'{"index": 2, "wo')
+    journal.file.close()
+    whole = open(path).read()
+    with pytest.raises(UserError, match="another evaluation .it differs in games, seed"):
+        folder.Journal(path, dict(seed=2, games=3))
+    assert open(path).read() == whole.removesuffix('{"index": 2, "wo')
+    open(product, "w").close()
+    again = folder.Journal(path, dict(seed=1), [product])
+    assert again.records == [dict(index=0), dict(index=1)]
+    again.append([dict(index=2)])
+    again.file.close()
+    assert open(path).read().count("\n") == 4
+    os.unlink(path)
+    with pytest.raises(UserError, match="x is there already, and no .*x.played says of what"):
+        folder.Journal(path, dict(seed=1), [product])
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_torchruns_own_restart(tmp_path, monkeypatch):
+    """Restarted processes that begin a second run, or take up one that another start of torchrun left."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    other, own, mine = (folder.free_folder(out, "x") for out in ("", "", "mine"))
+    folder.claim(other).close()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "r1")
+    for place in (own, mine):
+        folder.claim(place).close()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert folder.left_by_restart("", "x") == ""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert folder.left_by_restart("", "x") == ""  # it ended before it wrote its arguments
+    for place in (other, own, mine):
+        folder.write_json(f"{place}/args.json", {})
+    assert folder.left_by_restart("", "x") == own
+    assert folder.left_by_restart("", "y") == ""
+    assert folder.left_by_restart("mine", "x") == "mine"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "r2")
+    assert folder.left_by_restart("", "x") == folder.left_by_restart("mine", "x") == ""
+
+
+def test_a_file_wants_a_folder(tmp_path):
     """An hour of games, then a traceback where the table should be written."""
+    with pytest.raises(UserError, match="is a folder: name a file"):
+        folder.check_place(str(tmp_path))
     folder.check_place("")
     folder.check_place("here.json")
     with pytest.raises(UserError, match="no folder /nowhere to write x.json into"):
@@ -399,6 +548,9 @@ def test_the_cache_can_be_elsewhere(monkeypatch):
     monkeypatch.setenv("TCOD_CACHE", "~/elsewhere")
     assert str(folder.cache_home()) == os.path.expanduser("~/elsewhere")
     monkeypatch.delenv("TCOD_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert str(folder.cache_home()) == "/elsewhere/tcod"
+    monkeypatch.delenv("XDG_CACHE_HOME")
     assert str(folder.cache_home()) == os.path.expanduser("~/.cache/tcod")
 
 
@@ -417,3 +569,5 @@ def test_a_home_in_a_path():
     """A folder called ~ beside the project."""
     args = cli.parse(Args, ["--runs", "~/x", "y", "--data", "~/x"])
     assert args.runs == [os.path.expanduser("~/x"), "y"] and args.data == "~/x"  # only runs are paths here
+    with pytest.raises(UserError, match="nobody's home is '~nobody-of-this-name'"):
+        cli.parse(Args, ["--runs", "~nobody-of-this-name/x"])

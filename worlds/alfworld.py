@@ -27,6 +27,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+import worlds.alfworld_package  # first
+
 import fast_downward
 import textworld.logic
 from alfworld.agents.utils.misc import Demangler

@@ -29,7 +29,7 @@ GAME, TRAJECTORY, EXPERT = "game.tw-pddl", "traj_data.json", "expert.json"
 
 def data_folder(data):
     """The folder of the real data set, or None when there is none and the user did not name one."""
-    # Importing alfworld sets $ALFWORLD_DATA to this default: the variable alone does not say that a user did.
+    # Who imports alfworld sets $ALFWORLD_DATA to this default: the variable alone does not say that a user did.
     default = Path("~/.cache/alfworld").expanduser()
     if data == "generated":
         return None
@@ -86,10 +86,18 @@ def splits(folder):
 
 
 def _find(split):
-    """The folders that hold a game and what is known of its task."""
-    for place, _, files in os.walk(split):
+    """The folders that hold a game and what is known of its task, also behind links, but not around a loop of
+    them."""
+    for place, folders, files in os.walk(split, followlinks=True):
+        here = os.path.realpath(place)
+        folders[:] = [name for name in folders if not _above(os.path.join(place, name), here)]
         if GAME in files and TRAJECTORY in files:
             yield place
+
+
+def _above(link, here):
+    """Whether it is a link to a folder in which `here` lies."""
+    return os.path.islink(link) and os.path.commonpath([os.path.realpath(link), here]) == os.path.realpath(link)
 
 
 def _read(place):

