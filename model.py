@@ -13,6 +13,7 @@ B = row, T = new token, S = cached position, V = vocabulary, D = width of the hi
 import copy
 import hashlib
 import json
+import math
 import os
 import shutil
 from typing import NamedTuple
@@ -355,11 +356,18 @@ def rounded(model, dtype):
     return model
 
 
+def release(actor, student):
+    """Give up the memory of the copy that plays, until `refresh`: the student learns meanwhile."""
+    if actor is not student:
+        for copied in actor.parameters():
+            copied.data = copied.data.new_empty(0)
+
+
 def refresh(actor, student):
     """Copy the master weights into the copy that plays; nothing to do where they are one module."""
     if actor is not student:
         for copied, master in zip(actor.parameters(), student.parameters(), strict=True):
-            copied.data.copy_(master.data)
+            copied.data = master.data.to(copied.dtype, copy=True)
 
 
 # ---- the head, and whole rows
@@ -409,10 +417,10 @@ class RaggedCache:
     """Keys and values of B rows, each with a length of its own. `update` is what the model calls in every
     layer."""
 
-    def __init__(self, model, owners):
+    def __init__(self, model, owners, most=math.inf):
         """model: the model that will fill it; owners: whom each of the B rows belongs to (`select` finds them
-        again)."""
-        self.owners, self.length = list(owners), [0] * len(owners)
+        again); most: tokens that no row gets beyond."""
+        self.owners, self.length, self.most = list(owners), [0] * len(owners), most
         # Per layer [keys, values], each (B, heads, S, width of its own), made at the first update.
         self.layers = [None] * model.config.num_hidden_layers
         self.positions, self.span = None, 0
@@ -453,12 +461,12 @@ class RaggedCache:
         return pair[0][:, :, : self.span], pair[1][:, :, : self.span]
 
     def grown(self, kept, like):
-        """A larger buffer with the old content: capacity doubles, so that a long episode copies each entry
-        about once.
+        """A larger buffer with the old content: capacity doubles up to the context, so that a long episode
+        copies each entry about once.
 
         Zeros, not empty: a masked key has probability 0, but 0 · NaN would still be NaN.
         """
-        capacity = max(64, 2 * self.span)
+        capacity = max(self.span, min(2 * self.span, self.most), min(64, self.most))
         new = like.new_zeros(*like.shape[:2], capacity, like.shape[3])
         if kept is not None:
             new[:, :, : kept.shape[2]] = kept

@@ -291,7 +291,7 @@ def play(actors, chat, games, tasks, plan, limits, *,
         for who in dict.fromkeys(episode.role.who for episode in going):
             model = actors[who]
             if who not in caches:
-                caches[who] = lm.RaggedCache(model, going)
+                caches[who] = lm.RaggedCache(model, going, limits.max_context)
             answers += respond_all(model, caches[who], who, going, seed, chat, limits)
         for episode, ids, logp in answers:
             answer(episode, ids, logp, chat, limits)

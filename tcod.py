@@ -80,8 +80,11 @@ class Args(PlayArgs):
         1.0, "of sampling the training episodes; both distributions are compared at it", above=0.0)
     batch_tokens: int = knob(16384, "padded tokens per forward and backward", least=1)
     chunk: int = knob(1024, "tokens whose distributions are in memory at once", least=1)
-    recompute: bool = knob(
-        False, "recompute activations in the backward pass: less memory, about a third more time")
+    recompute: bool = preset(
+        True, "recompute activations in the backward pass: less memory, about a third more time")
+    moments: str = knob(
+        "", "AdamW's moments: whole on every process, or shared out among them; empty: shared with more than "
+        "one GPU", choices=("", "whole", "shared"))
     eval_every: int = preset(5, "evaluate on held-out games every so many steps; 0: never", least=0)
     eval_games: int = preset(140, "held-out games per evaluation and split", least=1)
     eval_temperature: float = knob(0.4, "sampling temperature of the evaluation; 0 is greedy", least=0.0)
@@ -151,7 +154,9 @@ def backward(distiller, teacher, episodes, args, ranks):
     for i, group in enumerate(groups):
         batch = batches.collate(group, device)
         last, taught = i + 1 == len(groups), set(batch["loss"]) - set(losses.WITHOUT_TEACHER)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        # The cache of rounded weights is for forwards that are kept: recomputation makes each one again.
+        with torch.autocast(
+                device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=not args.recompute):
             judged = score(teacher, [sample.row for sample in group]) if taught else None
             with nullcontext() if last or ranks.world == 1 else distiller.no_sync():
                 value, tokens = distiller(batch, judged)
@@ -358,6 +363,18 @@ def distributed(student, args, vocabulary, ranks):
     return DistributedDataParallel(distiller, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
+def adamw(student, args, world):
+    """The optimizer: fp32 moments, fused on a GPU; with several processes they may each hold a part of them."""
+    cuda = next(student.parameters()).is_cuda
+    setting = dict(lr=args.lr, weight_decay=0.0, fused=cuda)
+    shared = args.moments == "shared" or not args.moments and cuda
+    if world == 1 or not shared:
+        return torch.optim.AdamW(student.parameters(), **setting)
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # takes two seconds
+
+    return ZeroRedundancyOptimizer(student.parameters(), torch.optim.AdamW, **setting)
+
+
 def assess(history, keep, *, players, games, held_out, turns, limits, args, ranks):
     """Evaluate what is due after the last step of the log and not yet in it: {who: {split: summary}}, the same
     on every rank. Before the first step, 0, these are the teacher and the student, later the student.
@@ -440,7 +457,7 @@ def train(args, defaults, ranks):
     student, chat, teacher, teacher_chat = load_models(args, ranks)
     actor = lm.playing_copy(student)  # fp32 master weights stay in `student`
     distiller = distributed(student, args, chat.vocabulary, ranks)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, weight_decay=0.0)
+    optimizer = adamw(student, args, ranks.world)
     tasks, held_out, games = load_games(args, chat.style, ranks)
     turns = args.max_turns or games[0].horizon
     limits = limits_of(args, chat.style, args.temperature)
@@ -478,8 +495,8 @@ def train(args, defaults, ranks):
                 seed=(args.seed, 0), step=n, first_index=ranks.rank, stride=ranks.world)
             seconds = dict(play=time.perf_counter() - began)
 
+            lm.release(actor, student)
             episodes = [episode for episode in played if episode.sound]
-            optimizer.zero_grad()
             loss, sums = backward(distiller, teacher, episodes, args, ranks)
             records = ranks.gather([episode_record(n, *parts) for parts in zip(episodes, *sums)])
             lost = ranks.gather([outcome(episode) for episode in played if not episode.sound])
@@ -490,7 +507,9 @@ def train(args, defaults, ranks):
             with checkpoint.advancing(n):
                 if records:  # else AdamW's momentum alone would move the weights
                     optimizer.step()
-                    lm.refresh(actor, student)
+                # One process frees its gradients; DDP's are views of buckets that stay, and must stay views.
+                optimizer.zero_grad(set_to_none=ranks.world == 1)
+                lm.refresh(actor, student)
                 seconds["train"] = time.perf_counter() - began - seconds["play"]
                 history.append(step_record(n, k, loss, norm, records, lost, died, seconds))
                 if ranks.first:

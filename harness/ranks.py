@@ -232,7 +232,8 @@ class Checkpoint:
         if not os.path.exists(self.path):
             return 0
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)  # no second student on the GPU
+            # No second student on the GPU, and one for all processes in the machine's memory.
+            state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
             self.student.load_state_dict(state["student"])
             self.optimizer.load_state_dict(state["optimizer"])
             return state["step"]
@@ -242,12 +243,20 @@ class Checkpoint:
                 "file that the run wrote, or begin a new run") from error
 
     def save(self):
-        """Write it in one file, beside and moved into place."""
+        """Write it in one file, beside and moved into place; all processes come here where each has a part of
+        the moments."""
+        if self.sharded:
+            self.optimizer.consolidate_state_dict()
         if self.first:
             parts = dict(student=self.student.state_dict(), optimizer=self.optimizer.state_dict())
             with replacing(self.path, "wb") as file:
                 torch.save(dict(**parts, step=self.step), file)
         self.saved = self.step
+
+    @property
+    def sharded(self):
+        """Whether each process holds a part of the optimizer's state."""
+        return hasattr(self.optimizer, "consolidate_state_dict")
 
     @contextmanager
     def advancing(self, n):
@@ -260,11 +269,14 @@ class Checkpoint:
 
     @contextmanager
     def kept(self):
-        """Around the loop: however it ends, the last whole step is kept, and a signal's sentence says so."""
+        """Around the loop: however it ends, the last whole step is kept, and a signal's sentence says so.
+
+        With shared moments it is the last step saved: to put them together, all processes would have to come.
+        """
         try:
             yield
         except BaseException as error:
-            if self.step not in (None, self.saved):
+            if self.step not in (None, self.saved) and not self.sharded:
                 self.save()
             if isinstance(error, Stopped):
                 error.kept = f"step {self.saved} is kept, go on with --resume {self.folder}"

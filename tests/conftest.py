@@ -81,7 +81,7 @@ def arguments(checkpoints, games, out, **more):
     known = dict(
         student=str(checkpoints / "student"), teacher=str(checkpoints / "teacher"),
         data=games, out=str(out), steps=6, episodes=4, eval_games=2, eval_every=3, save_every=2,
-        max_turns=4, max_response=4, lr=1e-2, eta=1.0)
+        max_turns=4, max_response=4, lr=1e-2, eta=1.0, recompute=False)
     return tcod.Args(**{**known, **more})
 
 
@@ -89,7 +89,7 @@ def launch(args, **variables):
     """The same as a command, in a process of its own, with further variables in its environment."""
     flags = []
     for name, value in dataclasses.asdict(args).items():
-        if value not in ("", None) and value is not False:  # 0 is a value
+        if value not in ("", None) and (value is not False or name == "recompute"):  # 0 is a value
             flags.append(f"--{name.replace('_', '-')}={value}")
     return subprocess.Popen(
         [sys.executable, os.path.join(ROOT, "tcod.py"), *flags],

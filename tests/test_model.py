@@ -103,6 +103,35 @@ def test_the_playing_copy_keeps_its_rotary_frequencies():
         assert ours.dtype == master.dtype == torch.float32 and torch.equal(ours, master)
 
 
+def test_the_playing_copy_gives_its_memory_up():
+    """A copy that stays beside the gradients, or comes back as it was before the step; where it is the student
+    itself, weights that are gone."""
+    student = make_model("qwen3", tie_word_embeddings=True)
+    player = lm.rounded(copy.deepcopy(student), torch.bfloat16)
+    lm.release(player, student)
+    assert sum(p.numel() for p in player.parameters()) == 0
+    with torch.no_grad():
+        lm.head(student).add_(1.0)
+    lm.refresh(player, student)
+    for copied, master in zip(player.parameters(), student.parameters(), strict=True):
+        assert copied.dtype == torch.bfloat16 and torch.equal(copied, master.to(torch.bfloat16))
+    assert lm.head(player) is player.get_input_embeddings().weight
+    lm.release(student, student)
+    assert lm.head(student).numel() > 0
+
+
+@pytest.mark.parametrize("most, capacities", [(math.inf, [80, 200]), (120, [80, 120]), (100, [80, 100])])
+def test_the_cache_never_grows_beyond_the_context(most, capacities):
+    """A buffer of twice the context at its end: half of the largest cache for nothing."""
+    model, sizes = make_model(), []
+    cache = lm.RaggedCache(model, ["row"], most)
+    with torch.no_grad():
+        for width in (40, 60):
+            lm.extend(model, cache, [[5] * width])
+            sizes.append(cache.layers[0][0].shape[2])
+    assert sizes == capacities
+
+
 def step(student):
     """One optimizer step on a bf16 forward of fp32 weights, as on a GPU."""
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)

@@ -23,7 +23,7 @@ import rollout
 import tcod
 from harness.cli import UserError
 from harness.folder import append, read_args, read_log, write_json
-from harness.ranks import Ranks
+from harness.ranks import Checkpoint, Ranks
 from harness.report import NO_ROOM
 
 
@@ -44,7 +44,7 @@ def made_up_episode(seed, rows=1):
 def step(episodes, ddp=False, **knobs):
     """The student's gradient after `tcod.backward` on this rank's episodes, as one vector; the loss; the sums
     per turn."""
-    args = tcod.Args(**{**dict(loss="reverse", batch_tokens=64, chunk=8, beta=0.3), **knobs})
+    args = tcod.Args(**{**dict(loss="reverse", batch_tokens=64, chunk=8, beta=0.3, recompute=False), **knobs})
     student, teacher = make_model(seed=1), make_model(seed=2, vocabulary=144)
     distiller = tcod.distributed(student, args, lm.Vocabulary(120, []), SimpleNamespace(world=1))
     if ddp:
@@ -80,7 +80,29 @@ def ranked(rank, folder, port):
         episodes = [made_up_episode(*seed) for seed in shares[rank]]
         grad, value, _ = step(episodes, ddp=True, loss=loss, aggregate=aggregate)
         torch.save(dict(grad=grad, value=value), f"{folder}/{i}-{rank}.pt")
+    three_steps([made_up_episode(rank), made_up_episode(2 + rank)], f"{folder}/shared", "shared")
     RANKS.leave()
+
+
+def three_steps(episodes, folder, moments):
+    """Train on them three times and write the checkpoint of a run folder; returns the student."""
+    os.makedirs(folder, exist_ok=True)
+    args = tcod.Args(
+        loss="reverse", batch_tokens=64, chunk=8, recompute=False, lr=1e-2, moments=moments)
+    student, teacher = make_model(seed=1), make_model(seed=2, vocabulary=144)
+    distiller = tcod.distributed(student, args, lm.Vocabulary(120, []), RANKS)
+    optimizer = tcod.adamw(student, args, RANKS.world)
+    checkpoint = Checkpoint(folder, student, optimizer, RANKS.first)
+    for _ in range(3):
+        tcod.backward(distiller, teacher, episodes, args, RANKS)
+        optimizer.step()
+        pointers = [p.grad.data_ptr() for p in student.parameters()]
+        optimizer.zero_grad(set_to_none=RANKS.world == 1)
+        if RANKS.world > 1:  # gradients stay views of DDP's buckets: no second copy of them
+            assert pointers == [p.grad.data_ptr() for p in student.parameters()]
+    checkpoint.step = 3
+    checkpoint.save()
+    return student
 
 
 def test_two_ranks_with_uneven_work_equal_one(tmp_path):
@@ -96,6 +118,19 @@ def test_two_ranks_with_uneven_work_equal_one(tmp_path):
             print(f"{loss}, {aggregate}: relative difference of the gradient {difference:.1e}")
             assert difference <= 1e-5
         assert abs(sum(part["value"] for part in parts) - value) <= 1e-5 * abs(value)
+
+    # Moments that each rank holds a part of: the same weights, and one process goes on from their checkpoint.
+    alone = three_steps([made_up_episode(seed) for seed in range(4)], f"{tmp_path}/whole", "whole")
+    resumed = make_model(seed=5)
+    optimizer = tcod.adamw(resumed, tcod.Args(lr=1e-2), world=1)
+    assert Checkpoint(f"{tmp_path}/shared", resumed, optimizer, first=True).step == 3
+    apart = max((a - b).abs().max().item() for a, b in zip(alone.parameters(), resumed.parameters()))
+    print(f"largest difference of a weight after three steps with shared moments: {apart:.1e}")
+    assert apart <= 1e-6
+    moments = torch.load(f"{tmp_path}/whole/checkpoint.pt", weights_only=True)["optimizer"]["state"]
+    for i, state in optimizer.state_dict()["state"].items():
+        assert state["step"] == 3 and torch.allclose(state["exp_avg"], moments[i]["exp_avg"], atol=1e-6)
+    assert len(optimizer.state_dict()["state"]) == len(moments)
 
 
 @pytest.mark.parametrize("knobs", [dict(batch_tokens=1), dict(chunk=1), dict(recompute=True)])
