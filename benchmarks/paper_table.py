@@ -14,7 +14,7 @@ tasks and weights, its curve), which is all that the table and the figures need.
 The table: success with the 95 % interval of all games together and the lowest and highest seed, and mean
 rounds, on every held-out split; invalid actions on the first; the KL of a trajectory in the first and the
 last tenth of the steps; trained tokens; the mean success over the run, speed and end in one figure; and the
-differences to OPD by the same loss, paired by seed, with their 95 % intervals over seeds (Student's t).
+differences to OPD by the same loss (sft's: by the first loss), paired by seed, with their 95 % intervals over seeds (Student's t).
 """
 
 import json
@@ -311,9 +311,11 @@ def interval(differences):
 
 
 def against_opd(found, method, loss):
-    """(difference at the end, difference over the run) to OPD by the same loss, seed by seed; dashes for
-    OPD itself."""
-    base = {result["seed"]: result for result in found.get(("opd", loss), [])}
+    """(difference at the end, difference over the run) to OPD by the same loss, or by the table's first one
+    where a method has a loss of its own, seed by seed; dashes for OPD itself."""
+    opd = [each for (name, own), each in found.items()
+           if name == "opd" and (own == loss or method in WITHOUT_LOSS)]
+    base = {result["seed"]: result for result in (opd[0] if opd else [])}
     pairs = [(result, base[result["seed"]]) for result in found[method, loss] if result["seed"] in base]
     if method == "opd" or not pairs:
         return "–", "–"

@@ -1,5 +1,6 @@
 """Every benchmark, started from a folder of its own with its smallest size: it runs and prints a figure."""
 
+import json
 import os
 import re
 import shlex
@@ -8,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from harness.cli import UserError
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 TINY = (
@@ -53,3 +56,51 @@ def test_the_help_says_how_to_start_it(name, tmp_path):
     done = start(name, "--help", tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"python benchmarks/{name}.py" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def paper_table():
+    """The benchmark's module."""
+    sys.path.insert(0, str(BENCHMARKS))
+    import paper_table
+    sys.path.remove(str(BENCHMARKS))
+    return paper_table
+
+
+def result(seed, *success, method="opd"):
+    """A run's result: success after 0, 10, 20, ... steps, in ten games."""
+    curve = []
+    for i, share in enumerate(success):
+        splits = dict(seen=dict(success=share, won=10 * share, games=10, rounds=5.0, invalid=0.0))
+        curve.append(dict(step=10 * i, eval={"before" if i == 0 else "after": splits}, tokens=100 * i, kl=1.0))
+    return dict(method=method, loss="reverse", seed=seed, fingerprint={}, curve=curve)
+
+
+def test_differences_are_paired_by_seed(paper_table):
+    """Means of different seeds subtracted from one another, normal quantiles for two seeds, a curve's mean that
+    ignores where it was evaluated."""
+    assert paper_table.interval([0.1, 0.2]) == "+15.0 [-48.5, 78.5]"  # 15 ± 12.706 · 7.071 / √2
+    assert paper_table.interval([0.1, 0.2, 0.3]) == "+20.0 [-4.8, 44.8]"  # 20 ± 4.303 · 10 / √3
+    assert paper_table.over_run(result(0, 0.0, 0.4, 0.5)) == pytest.approx((0.2 + 0.45) / 2)
+    found = {("opd", "reverse"): [result(0, 0.0, 0.2), result(1, 0.0, 0.6), result(2, 0.0, 0.9)],
+             ("f2b", "reverse"): [result(1, 0.0, 0.7, method="f2b"), result(0, 0.0, 0.3, method="f2b")]}
+    assert paper_table.against_opd(found, "f2b", "reverse") == ("+10.0 [10.0, 10.0]", "+5.0 [5.0, 5.0]")
+    assert paper_table.against_opd(found, "opd", "reverse") == ("–", "–")
+
+
+def test_a_found_result_counts_only_for_what_was_asked(paper_table, tmp_path):
+    """Results of other models drawn into one table; a longer run that is begun again, another one that is gone
+    on with."""
+    flags = ["--lr", "1e-3", "--steps", "20"]
+    assert paper_table.lengthened(flags, [*flags[:3], "40"]) == 40
+    assert paper_table.lengthened(flags, [*flags[:3], "10"]) is None
+    assert paper_table.lengthened(flags, ["--lr", "1e-4", "--steps", "40"]) is None
+    (tmp_path / "results").mkdir()
+    for seed, teacher in ((0, "aa"), (1, "bb")):
+        one = {**result(seed, 0.0, 0.2), "fingerprint": {"teacher": teacher}}
+        (tmp_path / "results" / f"opd-reverse-{seed}.json").write_text(json.dumps(one))
+    args = paper_table.Args(methods="opd", seeds="0,1", out=str(tmp_path))
+    with pytest.raises(UserError, match="opd reverse 1 had another teacher"):
+        paper_table.results(args)
+    args = paper_table.Args(methods="opd,sft", seeds="0", out=str(tmp_path))
+    assert list(paper_table.results(args)) == [("opd", "reverse")]
