@@ -250,7 +250,10 @@ class Checkpoint:
         if self.first:
             parts = dict(student=self.student.state_dict(), optimizer=self.optimizer.state_dict())
             with replacing(self.path, "wb") as file:
-                torch.save(dict(**parts, step=self.step), file)
+                try:
+                    torch.save(dict(**parts, step=self.step), file)
+                except RuntimeError as error:  # torch's writer, closing, covers what the disk had said
+                    raise error.__context__ or error
         self.saved = self.step
 
     @property

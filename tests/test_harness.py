@@ -3,16 +3,14 @@
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, little_room
 
 from harness import cli, folder, report
 from harness.cli import UserError, knob, preset
@@ -421,17 +419,6 @@ def test_a_run_folder_that_cannot_be(place, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="runs cannot be written"):
         folder.free_folder("", "x")
     assert (tmp_path / "file").read_text() == "x"
-
-
-@contextmanager
-def little_room(size):
-    """No file may grow beyond so many bytes, as on a disk that is full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_full_disk(tmp_path):

@@ -13,18 +13,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.multiprocessing
-from conftest import ROOT, arguments, launch, make_model
+from conftest import ROOT, arguments, launch, little_room, make_model, make_tokenizer
 from safetensors.torch import load_file
 
 import curriculum
 import envs
+import harness.ranks
 import model as lm
 import rollout
 import tcod
 from harness.cli import UserError
 from harness.folder import append, read_args, read_log, write_json
-from harness.ranks import Checkpoint, Ranks
+from harness.ranks import Checkpoint, Lost, Ranks
 from harness.report import NO_ROOM
+from harness.stops import Stopped
 
 
 def made_up_episode(seed, rows=1):
@@ -219,32 +221,49 @@ def same_runs(one, other):
     assert records[0] == records[1]
 
 
+def stop(process, number, log, step):
+    """Send a run this signal once its log has come to a step; its words and status are those of a stop."""
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None:
+        if any(r["step"] >= step for r in read_log(log)):
+            break
+        time.sleep(0.02)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[0]
+    if number == signal.SIGKILL:
+        return
+    assert process.returncode == 128 + number, said
+    assert "Traceback" not in said
+    assert f"is kept, go on with --resume {log.parent}" in said.splitlines()[-1]
+
+
 def test_a_killed_run_goes_on_exactly(checkpoints, damaged, tmp_path):
     """State that is not in the checkpoint (a generator, the optimizer's moments, the order of the tasks), or
     steps logged twice; a game that cannot be played, which ended a run, and its --resume at the same step."""
-    tcod.main(arguments(checkpoints, damaged, tmp_path / "whole"))
-    process = launch(arguments(checkpoints, damaged, tmp_path / "killed"))
+    shared = dict(steps=9, eval_every=4)
+    tcod.main(arguments(checkpoints, damaged, tmp_path / "whole", **shared))
     log = tmp_path / "killed" / "log.jsonl"
-    deadline = time.time() + 120
-    while time.time() < deadline and process.poll() is None:
-        if any(r["step"] >= 3 for r in read_log(log)):
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "killed" / "student").exists(), "the run ended before it was killed"
-    with open(log, "a") as file:
-        file.write('{"step": 99, "k"')  # a line cut short by the kill
+    args = arguments(checkpoints, damaged, tmp_path / "killed", **shared)
+    for step, number in ((2, signal.SIGKILL), (5, signal.SIGTERM)):
+        stop(launch(args), number, log, step)
+        assert not (tmp_path / "killed" / "student").exists(), "the run ended before it was killed"
+        if number != signal.SIGKILL:
+            kept = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)["step"]
+            assert kept == read_log(log)[-1]["step"] >= step
+        with open(log, "a") as file:
+            file.write('{"step": 99, "k"')  # a line cut short by the kill
+        args = tcod.Args(resume=str(tmp_path / "killed"))
     tcod.main(tcod.Args(resume=str(tmp_path / "killed")))
     same_runs(tmp_path / "whole", tmp_path / "killed")
     before = load_file(checkpoints / "student" / "model.safetensors")
     after = load_file(tmp_path / "killed" / "student" / "model.safetensors")
     assert any(not torch.equal(after[name], before[name]) for name in after)
     records = read_log(log)
-    assert [r["step"] for r in records] == list(range(7))
+    assert [r["step"] for r in records] == list(range(10))
     left_out = [task for r in records[1:] for task in r["unplayable"]]
-    assert len(left_out) == 3 and len(set(left_out)) == 1  # 24 draws of 8 tasks, one of which is bad
-    assert len(read_log(tmp_path / "killed" / "episodes.jsonl")) == 6 * 4 - 3
+    assert 4 <= len(left_out) <= 5 and len(set(left_out)) == 1  # 36 draws of 8 tasks, one of which is bad
+    episodes = [read_log(tmp_path / name / "episodes.jsonl") for name in ("whole", "killed")]
+    assert len(episodes[0]) == 9 * 4 - len(left_out) and episodes[0] == episodes[1]
 
 
 def test_a_whole_run_of_two_ranks_against_one(checkpoints, damaged, tmp_path):
@@ -492,6 +511,148 @@ def test_a_folder_is_one_runs_at_a_time(checkpoints, data, tmp_path):
     other.kill()
     other.wait()
     tcod.main(tcod.Args(resume=str(tmp_path / "run")))
+
+
+def test_an_evaluation_that_was_stopped(checkpoints, data, tmp_path, monkeypatch):
+    """Hours of evaluation played again since the last of them was cut off; a step that is trained twice."""
+    shared = dict(steps=2, eval_every=2)
+    tcod.main(arguments(checkpoints, data, tmp_path / "whole", **shared))
+    original, labels, at = tcod.evaluate, [], [4, 6]  # of 4 splits before the first step, and 2 at the end
+
+    def evaluate(*args, label, **named):
+        if at and len(labels) + 1 == at[0]:
+            at.pop(0)
+            raise Stopped(signal.SIGTERM)
+        labels.append(label)
+        return original(*args, label=label, **named)
+
+    monkeypatch.setattr(tcod, "evaluate", evaluate)
+    args = arguments(checkpoints, data, tmp_path / "run", **shared)
+    for kept in (0, 2):
+        with pytest.raises(Stopped, match=f"SIGTERM: step {kept} is kept, go on with --resume {args.out}"):
+            tcod.main(args)
+        args = tcod.Args(resume=str(tmp_path / "run"))
+    tcod.main(args)
+    same_runs(tmp_path / "whole", tmp_path / "run")
+    assert len(labels) == len(set(labels)) == 6
+    assert len(read_log(tmp_path / "run" / "episodes.jsonl")) == 2 * 4
+
+
+def test_torchruns_restart_goes_on(checkpoints, data, tmp_path, monkeypatch):
+    """A second run in another folder, or a refusal to begin, though a checkpoint of the last step lies there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "r")
+    args = dict(steps=3, eval_every=0, save_every=1)
+    original = tcod.append
+
+    def crash(path, records):
+        original(path, records)
+        if records[0]["step"] == 2:
+            raise RuntimeError("in the middle of a step")
+
+    monkeypatch.setattr(tcod, "append", crash)
+    for out in ("", "mine"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+        with pytest.raises(RuntimeError, match="middle"):
+            tcod.main(arguments(checkpoints, data, out, **args))
+    monkeypatch.setattr(tcod, "append", original)
+    for out, run in (("", "runs/alfworld-f2b-1"), ("mine", "mine")):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        tcod.main(arguments(checkpoints, data, out, **args))
+        assert [r["step"] for r in read_log(f"{run}/log.jsonl")] == [1, 2, 3]
+    assert os.listdir("runs") == ["alfworld-f2b-1"]
+
+
+def test_a_checkpoint_that_was_cut(checkpoints, data, tmp_path):
+    """A traceback of torch's; a run that begins anew since nothing could be read."""
+    begun(checkpoints, data, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.pt"
+    for size in (path.stat().st_size // 2, 1000, 0):
+        os.truncate(path, size)
+        with pytest.raises(UserError, match="checkpoint.pt is no whole checkpoint of this student"):
+            tcod.main(tcod.Args(resume=str(tmp_path / "run")))
+        assert path.stat().st_size == size
+    assert len(read_log(tmp_path / "run" / "log.jsonl")) == 2
+
+
+def test_a_checkpoint_without_room(tmp_path):
+    """The checkpoint of before lost, or half a new one; a step that is kept though it was only half made."""
+    student = make_model()
+    optimizer = torch.optim.AdamW(student.parameters())
+    checkpoint = Checkpoint(tmp_path, student, optimizer, first=True)
+    with checkpoint.advancing(1):
+        pass
+    checkpoint.save()
+    with checkpoint.advancing(2):
+        pass
+    with little_room(10_000), pytest.raises(UserError, match="checkpoint.pt cannot be written"):
+        checkpoint.save()
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+    assert Checkpoint(tmp_path, student, optimizer, first=True).step == 1
+    with pytest.raises(RuntimeError), checkpoint.kept(), checkpoint.advancing(3):
+        raise RuntimeError("in the middle")
+    assert Checkpoint(tmp_path, student, optimizer, first=True).step == 1
+    with little_room(10_000), pytest.raises(UserError, match="student cannot be written"):
+        lm.save(student, make_tokenizer(), str(tmp_path / "student"))
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+# ---- ranks
+
+@pytest.mark.parametrize("variables, words", [
+    (dict(WORLD_SIZE="2"), "WORLD_SIZE is 2, but RANK, MASTER_ADDR, MASTER_PORT is not set"),
+    (dict(WORLD_SIZE="2", RANK="1"), "MASTER_ADDR, MASTER_PORT is not set"),
+    (dict(WORLD_SIZE="2", RANK="2", MASTER_ADDR="x", MASTER_PORT="1"), "RANK 2 is none of the 2"),
+    (dict(RANK="1"), "RANK 1 is none of the 1"),
+    (dict(WORLD_SIZE="two", RANK="0", MASTER_ADDR="x", MASTER_PORT="1"), "whole numbers"),
+    (dict(WORLD_SIZE="2", RANK="0", MASTER_ADDR="localhost", MASTER_PORT="x"), "port's number, not 'x'"),
+])
+def test_ranks_of_nowhere(variables, words, monkeypatch):
+    """A traceback for a cluster's WORLD_SIZE; a process that is no rank, and writes nothing."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=words):
+        Ranks()
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_that_never_comes(rank, monkeypatch):
+    """Four hours of silence."""
+    place = dict(RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(harness.ranks, "COMING", 1)
+    monkeypatch.setattr(harness.ranks, "BEAT", 1)
+    with pytest.raises(Lost, match="rank 1 of 2 did not come|the first rank did not come"):
+        Ranks()
+
+
+def faulty(rank, folder, port):
+    """Two ranks, one of which is late, and then stops for good; the other writes what became of it."""
+    harness.ranks.BEAT, harness.ranks.SILENCE, harness.ranks.LEAVING = 0.1, 1.5, 60
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    ranks = Ranks()
+    if rank == 1:
+        time.sleep(3)
+    together = ranks.sum([rank + 1])
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    try:
+        ranks.gather([])
+    except Lost as error:
+        (folder / "said").write_text(f"{together} {error}")
+
+
+def test_a_rank_that_is_late_and_one_that_stops(tmp_path):
+    """A long evaluation on one rank that ends the others; a rank that hangs and holds them for ever."""
+    context, port = torch.multiprocessing.get_context("spawn"), free_port()
+    processes = [context.Process(target=faulty, args=(rank, tmp_path, port)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    processes[0].join(60)
+    processes[1].kill()
+    processes[1].join()
+    assert (tmp_path / "said").read_text().startswith("[3] rank 1 has not been heard of for 1.5 s")
 
 
 def test_resume_is_given_alone(tmp_path):
