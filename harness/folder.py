@@ -166,12 +166,13 @@ class Journal:
         hold(self.file, path)
         if os.path.getsize(path) == 0:
             self.begin(head, products)
-        found = self.read()
+        found, length = self.read()
         differing = ", ".join(sorted(key for key in {*head, *found} if head.get(key) != found.get(key)))
         if differing:
             raise UserError(
                 f"{path} is of another evaluation (it differs in {differing}): go on with the same, or name "
                 "another file")
+        self.file.truncate(length)  # what a kill cut short
 
     def begin(self, head, products):
         """Write the first line, where nothing else is in the way."""
@@ -184,7 +185,7 @@ class Journal:
         self.append([head])
 
     def read(self):
-        """Read all whole lines and drop what a kill cut short; returns the first."""
+        """Read all whole lines; returns the first, and where the last ends."""
         self.file.seek(0)
         length, found = 0, []
         for line in self.file:
@@ -195,9 +196,8 @@ class Journal:
             found.append(record)
         if not found:
             raise UserError(f"{self.path} is no journal of an evaluation: name another file")
-        self.file.truncate(length)
         self.records = found[1:]
-        return found[0]
+        return found[0], length
 
     def append(self, records):
         """Add records."""

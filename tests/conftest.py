@@ -6,9 +6,11 @@ import json
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -97,6 +99,29 @@ def launch(args, **variables):
         [sys.executable, os.path.join(ROOT, "tcod.py"), *flags],
         env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def free_port():
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def two_ranks(target, *args):
+    """target(*args) in two processes with torchrun's variables. Forked: modules are not imported again; not for
+    what has a backward pass."""
+    port, context = free_port(), get_context("fork")
+
+    def run(rank):
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        target(*args)
+
+    processes = [context.Process(target=run, args=(rank,)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    return processes
 
 
 @contextmanager

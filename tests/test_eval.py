@@ -1,9 +1,11 @@
 """The evaluation command on the real engine with random models: what is played, counted, written, refused."""
 
 import json
+import signal
 from types import SimpleNamespace
 
 import pytest
+from conftest import two_ranks
 
 import envs
 import eval as evaluation
@@ -11,6 +13,7 @@ from eval import Args, expert_line, give_experts, keep_shortest, read_experts, s
 from harness.cli import UserError
 from harness.folder import Journal, write_lines
 from harness.ranks import Ranks
+from harness.stops import Stopped
 
 
 def test_games_are_spread_over_the_task_types():
@@ -258,6 +261,83 @@ def test_a_file_of_ids_is_played(checkpoints, data, tmp_path, capsys):
         evaluation.main(arguments(checkpoints, data, split=split))
         shown = capsys.readouterr().out
         assert "1 of the 1 tasks in" in shown and f"{label}  " in shown
+
+
+# ---- stops
+
+def stopping(at):
+    """`rollout.play` that wins every other task, and is stopped at its `at`-th call."""
+    original, calls = evaluation.rollout.play, []
+
+    def play(*args, **named):
+        calls.append(1)
+        if len(calls) == at:
+            raise Stopped(signal.SIGTERM)
+        episodes = original(*args, **named)
+        for episode in episodes:
+            episode.won = episode.index // 2 % 2 == 0
+        return episodes
+
+    return play
+
+
+def files(folder):
+    """{name: content} of what an evaluation wrote, its own place taken out of it."""
+    return {path.name: path.read_text().replace(str(folder), "") for path in sorted(folder.iterdir())}
+
+
+def test_a_stopped_evaluation_goes_on(checkpoints, data, tmp_path, monkeypatch):
+    """35,000 episodes of a teacher lost with the last one; games played twice, or other ones; another
+    evaluation's files overwritten."""
+    def args(folder, **more):
+        named = dict(out=f"{folder}/t.json", save_expert=f"{folder}/e.jsonl", save_hard=f"{folder}/h.jsonl")
+        return arguments(checkpoints, data, samples=2, **{**named, **more})
+
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    for folder, at in ((whole, 0), (part, 2)):
+        folder.mkdir()
+        with monkeypatch.context() as context:
+            context.setattr(evaluation.rollout, "play", stopping(at))
+            if folder == whole:
+                evaluation.main(args(folder))
+                continue
+            with pytest.raises(Stopped, match="t.json.played holds 3 episodes, the same command goes on"):
+                evaluation.main(args(folder))
+    table = json.loads((part / "t.json").read_text())
+    assert (table["summary"]["games"], table["of"]) == (3, 8)
+    assert len(read_experts(str(part / "e.jsonl"))) == 1
+    with open(part / "t.json.played", "a") as file:
+        file.write('{"task": "cut by a kil')
+    before = files(part)
+    with pytest.raises(UserError, match="another evaluation .it differs in temperature"):
+        evaluation.main(args(part, temperature=1.0))
+    assert files(part) == before
+    with pytest.raises(UserError, match="e.jsonl is there already, and no .*e.jsonl.played says of what"):
+        evaluation.main(args(part, out="", save_hard=f"{part}/h2.jsonl"))
+    monkeypatch.setattr(evaluation.rollout, "play", stopping(0))
+    evaluation.main(args(part, batch=2))
+    done = files(part)
+    assert done["t.json"].count('"batch": 2') == 1
+    assert {**done, "t.json": done["t.json"].replace('"batch": 2', '"batch": 3')} == files(whole)
+    assert [len(done[name].splitlines()) for name in ("e.jsonl", "h.jsonl", "t.json.played")] == [2, 2, 9]
+    monkeypatch.setattr(evaluation.rollout, "play", stopping(1))
+    evaluation.main(args(part, batch=2))  # nothing is left to play
+    assert files(part) == done
+
+
+def test_two_processes_evaluate_as_one(checkpoints, data, tmp_path):
+    """Ranks that play the same games, or leave some out; lines in the order in which ranks are done."""
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    for folder in (alone, both):
+        folder.mkdir()
+    shared = dict(games=3, samples=3, batch=2, max_turns=2)
+    evaluation.main(arguments(checkpoints, data, save_hard=f"{alone}/h.jsonl", **shared))
+    args = arguments(checkpoints, data, save_hard=f"{both}/h.jsonl", **shared)
+    for process in two_ranks(evaluation.main, args):
+        process.join(120)
+        assert process.exitcode == 0
+    assert files(both) == files(alone)
+    assert len(files(both)["h.jsonl"].splitlines()) == 3
 
 
 # ---- mistakes

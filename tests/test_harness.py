@@ -448,7 +448,7 @@ def test_a_journal_goes_on(tmp_path):
     whole = open(path).read()
     with pytest.raises(UserError, match="another evaluation .it differs in games, seed"):
         folder.Journal(path, dict(seed=2, games=3))
-    assert open(path).read() == whole.removesuffix('{"index": 2, "wo')
+    assert open(path).read() == whole
     open(product, "w").close()
     again = folder.Journal(path, dict(seed=1), [product])
     assert again.records == [dict(index=0), dict(index=1)]

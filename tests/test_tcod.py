@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.multiprocessing
-from conftest import ROOT, arguments, launch, little_room, make_model, make_tokenizer
+from conftest import ROOT, arguments, free_port, launch, little_room, make_model, make_tokenizer, two_ranks
 from safetensors.torch import load_file
 
 import curriculum
@@ -64,12 +63,6 @@ CASES = [  # each rank's episodes (seed, rows), loss, aggregate
     ([[(1,), (2, 3), (3,), (4,), (5,)], [(6,)]], "reverse", "episode"),
     ([[(1,), (2,)], []], "k1", "token"),
     ([[], [(7, 2), (8,)]], "jsd", "turn")]
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def ranked(rank, folder, port):
@@ -627,15 +620,14 @@ def test_a_rank_that_never_comes(rank, monkeypatch):
         Ranks()
 
 
-def faulty(rank, folder, port):
+def faulty(folder):
     """Two ranks, one of which is late, and then stops for good; the other writes what became of it."""
     harness.ranks.BEAT, harness.ranks.SILENCE, harness.ranks.LEAVING = 0.1, 1.5, 60
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     ranks = Ranks()
-    if rank == 1:
+    if not ranks.first:
         time.sleep(3)
-    together = ranks.sum([rank + 1])
-    if rank == 1:
+    together = ranks.sum([ranks.rank + 1])
+    if not ranks.first:
         os.kill(os.getpid(), signal.SIGSTOP)
     try:
         ranks.gather([])
@@ -645,10 +637,7 @@ def faulty(rank, folder, port):
 
 def test_a_rank_that_is_late_and_one_that_stops(tmp_path):
     """A long evaluation on one rank that ends the others; a rank that hangs and holds them for ever."""
-    context, port = torch.multiprocessing.get_context("spawn"), free_port()
-    processes = [context.Process(target=faulty, args=(rank, tmp_path, port)) for rank in range(2)]
-    for process in processes:
-        process.start()
+    processes = two_ranks(faulty, tmp_path)
     processes[0].join(60)
     processes[1].kill()
     processes[1].join()
