@@ -10,7 +10,7 @@ one episode to read.
 The take-over test measures what the paper calls the teacher's support: the student plays the first n turns,
 then the teacher takes over; its success and its share of invalid actions are reported over n. Success is the
 game won, never merely "the episode ended". What was asked for in files is written batch by batch, beside a
-journal FILE.played of all episodes; a stopped evaluation goes on from it when the same command is given again.
+journal FILE.played of all episodes, from which a stopped evaluation goes on when the same command is given.
 """
 
 import json
@@ -210,14 +210,14 @@ def keep_shortest(best, line):
 
 
 class Experts:
-    """The experts' file as it grows: a shorter episode is written behind the one that it replaces, and whoever
+    """The experts' file as it grows: a shorter episode is written behind the one that it replaces, and who
     reads the file takes the last of a task."""
 
     def __init__(self, path, journal):
         """Take up what is there; raises UserError where the journal's experts are gone."""
         self.path, self.best = path, {}
         if path and journal.records and not os.path.exists(path):
-            raise UserError(f"{path}, which {journal.path} began, is gone: bring it back, or remove the other too")
+            raise UserError(f"{path} is gone, and {journal.path} counts on it: bring it back, or remove both")
         if path:
             for line in read_log(path):
                 keep_shortest(self.best, line)
@@ -474,7 +474,8 @@ def open_journal(args, split, chat, actors, tasks, turns, ranks):
     head = {name: value for name, value in asdict(args).items() if name not in ELSEWHERE}
     head.update({f"{who}'s weights": lm.fingerprint(model) for who, model in actors.items()})
     head.update({"list of tasks": envs.fingerprint(tasks), "max_turns": turns})
-    head.update(split=split, experts=bool(args.save_expert), template=[chat.before, chat.behind, chat.between])
+    head.update(split=split, experts=bool(args.save_expert))
+    head["template"] = [chat.before, chat.behind, chat.between]
     journal = Journal(path if ranks.first else "", head, products)
     journal.records = ranks.broadcast(lambda: journal.records)
     return journal

@@ -376,8 +376,9 @@ def adamw(student, args, world):
 
 
 def assess(history, keep, *, players, games, held_out, turns, limits, args, ranks):
-    """Evaluate what is due after the last step of the log and not yet in it: {who: {split: summary}}, the same
-    on every rank. Before the first step, 0, these are the teacher and the student, later the student.
+    """Evaluate what is due after the last step of the log and not yet in it, {who: {split: summary}}.
+
+    The same on every rank. Before the first step, 0, these are the teacher and the student, later the student.
 
     players: {who: (model, chat)}; keep() writes the log, and is called for each split: nothing but the
     evaluation in progress is lost.

@@ -121,7 +121,8 @@ def parse(args_type, argv=None, description=None):
 def plain_signs():
     """A screen that cannot show a sign of ours (LANG=C, a log in ASCII) shows one that looks like it."""
     def instead(error):
-        return error.object[error.start: error.end].translate(PLAIN).encode("ascii", "replace").decode(), error.end
+        shown = error.object[error.start: error.end].translate(PLAIN)
+        return shown.encode("ascii", "replace").decode(), error.end
 
     codecs.register_error("plain", instead)
     for stream in (sys.stdout, sys.stderr):

@@ -1,5 +1,5 @@
 """Files that survive a kill: JSON written beside and moved into place, logs of JSON lines, the run folder,
-the journal of a long evaluation, locks, the cache. What cannot be written is a UserError that names the place.
+the journal of a long evaluation, locks, the cache. What cannot be written is a UserError that names it.
 
 No torch is imported here.
 """
@@ -61,8 +61,10 @@ def check_place(path):
 
 
 def hold(file, what):
-    """Lock an open file until it is closed or the process ends, however it does; raises UserError where another
-    process has it."""
+    """Lock an open file until it is closed or the process ends, however it does.
+
+    what: what it stands for. Raises UserError where another process has it.
+    """
     if fcntl is None:
         raise UserError(NO_LOCKS)
     try:
@@ -148,8 +150,9 @@ def rewind(path, last):
 
 
 class Journal:
-    """What a long evaluation has done so far: JSON lines, added to as it goes; the first one says of what. The
-    same evaluation, begun again, goes on behind the last whole line. Without a path it is in memory only.
+    """What a long evaluation has done so far: JSON lines, added to as it goes; the first one says of what.
+
+    The same evaluation, begun again, goes on behind the last whole line. Without a path it is in memory only.
     """
 
     def __init__(self, path, head, products=()):
@@ -180,8 +183,8 @@ class Journal:
         if present:
             os.unlink(self.path)
             raise UserError(
-                f"{present[0]} is there already, and no {self.path} says of what: name another file, or remove "
-                "it")
+                f"{present[0]} is there already, and no {self.path} says of what: name another file, or "
+                "remove it")
         self.append([head])
 
     def read(self):
@@ -215,7 +218,7 @@ class Journal:
         except Stopped as stop:
             stop.kept = "nothing is kept without a file to write, as --out names"
             if self.file:
-                stop.kept = f"{self.path} holds {len(self.records)} episodes, the same command goes on from there"
+                stop.kept = f"{self.path} holds {len(self.records)} episodes, the same command goes on there"
             raise
 
 

@@ -40,8 +40,8 @@ def place():
     missing = [name for name in variables if not named.get(name)]
     if named.get("WORLD_SIZE", "1") != "1" and missing:
         raise UserError(
-            f"WORLD_SIZE is {named['WORLD_SIZE']}, but {', '.join(missing)} is not set: start several processes "
-            "with torchrun, or unset WORLD_SIZE for a single one")
+            f"WORLD_SIZE is {named['WORLD_SIZE']}, but {', '.join(missing)} is not set: start several "
+            "processes with torchrun, or unset WORLD_SIZE for a single one")
     try:
         rank, world = int(named.get("RANK") or 0), int(named.get("WORLD_SIZE") or 1)
     except ValueError as error:
@@ -54,8 +54,8 @@ def place():
 def connect(host):
     """A line to the store in which the ranks leave word: torchrun's, else the one that the first rank hosts.
 
-    host: whether it is to be hosted here. Raises Lost where nobody hosts it in time, UserError where it cannot
-    be hosted.
+    host: whether it is to be hosted here. Raises Lost where nobody hosts it in time, UserError where it
+    cannot be hosted.
     """
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     end = time.monotonic() + COMING
@@ -82,21 +82,22 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self.rank, self.keys = rank, [f"beat {other}" for other in range(world)]
         self.store, self.over, self.lost = connect(host=False), threading.Event(), ""
-        self.store.set(self.keys[rank], "0")
+        self.store.add(self.keys[rank], 1)
 
     def run(self):
-        beats, heard = None, [time.monotonic()] * len(self.keys)
-        number, deadline = 0, None
+        silent, beats = [0.0] * len(self.keys), None  # seconds
+        last, deadline = time.monotonic(), None
         while not self.over.wait(BEAT):
-            number += 1
-            before, beats = beats, self.exchange(number)
-            now = time.monotonic()
+            before, beats = beats, self.exchange()
+            # Who was stopped for an hour did not listen for an hour.
+            now, passed = time.monotonic(), min(time.monotonic() - last, 3 * BEAT)
+            last = now
             for other in range(len(self.keys)):
-                if beats and before and beats[other] != before[other]:
-                    heard[other] = now
-            silent = [other for other, at in enumerate(heard) if now - at > SILENCE and other != self.rank]
-            if silent and not self.lost:
-                self.lost = f"rank {silent[0]} has not been heard of for {SILENCE} s: it stopped, or was stopped"
+                heard = beats and before and beats[other] != before[other]
+                silent[other] = 0.0 if heard or other == self.rank else silent[other] + passed
+            if max(silent) > SILENCE and not self.lost:
+                other = silent.index(max(silent))
+                self.lost = f"rank {other} has not been heard of for {SILENCE} s: it ended, or was stopped"
                 deadline = now + LEAVING
             if deadline and now > deadline:  # held in a collective that nothing else ends
                 print(f"error: {self.lost}", file=sys.stderr, flush=True)
@@ -107,10 +108,10 @@ class Watch(threading.Thread):
         self.over.set()
         self.join()
 
-    def exchange(self, number):
-        """Beat, and return all ranks' last beats; None where the store does not answer."""
+    def exchange(self):
+        """Beat, and return all ranks' counts of beats; None where the store does not answer."""
         try:
-            self.store.set(self.keys[self.rank], str(number))
+            self.store.add(self.keys[self.rank], 1)
             return self.store.multi_get(self.keys)
         except RuntimeError:
             return None
@@ -239,8 +240,8 @@ class Checkpoint:
             return state["step"]
         except Exception as error:  # of a file that was cut, torch raises whatever its bytes lead to
             raise UserError(
-                f"{self.path} is no whole checkpoint of this student ({type(error).__name__}): bring back the "
-                "file that the run wrote, or begin a new run") from error
+                f"{self.path} is no whole checkpoint of this student ({type(error).__name__}): bring back "
+                "the file that the run wrote, or begin a new run") from error
 
     def save(self):
         """Write it in one file, beside and moved into place; all processes come here where each has a part of

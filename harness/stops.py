@@ -1,9 +1,9 @@
-"""Ctrl-C and SIGTERM: a command ends in one sentence, with what it had kept whole, and exit status 130 or 143.
+"""Ctrl-C and SIGTERM: a command ends in one sentence, with its work kept whole, and exit status 130 or 143.
 
-A signal is raised as `Stopped` wherever the command happens to be; `whole` puts it off to the end of what must
-not be cut in two. `catch` comes before the imports that take seconds: until the command has begun there is
-nothing to keep, and a signal ends the process at once. A signal that the process was started to ignore stays
-ignored.
+A signal is raised as `Stopped` wherever the command happens to be; `whole` puts it off to the end of what
+must not be cut in two. `catch` comes before the imports that take seconds: until the command has begun there
+is nothing to keep, and a signal ends the process at once. A signal that the process was started to ignore
+stays ignored.
 """
 
 import ctypes
@@ -56,8 +56,8 @@ def say(stop):
 
 
 def catch():
-    """Ctrl-C and SIGTERM are ours from here on. Where torchrun is killed, which tells its processes nothing, the
-    system sends them SIGTERM: they would go on alone, and keep the run's folder."""
+    """Ctrl-C and SIGTERM are ours from here on. Where torchrun is killed, which tells its processes nothing,
+    the system sends them SIGTERM: they would go on alone, and keep the run's folder."""
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGTERM)
     for number in NAMES:
@@ -77,8 +77,8 @@ def running():
 
 @contextmanager
 def whole():
-    """Around what must not be cut in two; a signal that came meanwhile is raised behind it, and so is one that
-    was raised where Python drops what is raised (a `__del__`)."""
+    """Around what must not be cut in two; a signal that came meanwhile is raised behind it, and so is one
+    that was raised where Python drops what is raised (a `__del__`)."""
     _Now.closed += 1
     try:
         yield

@@ -109,8 +109,8 @@ def free_port():
 
 
 def two_ranks(target, *args):
-    """target(*args) in two processes with torchrun's variables. Forked: modules are not imported again; not for
-    what has a backward pass."""
+    """target(*args) in two processes with torchrun's variables. Forked, so that modules are not imported
+    again; not for what has a backward pass."""
     port, context = free_port(), get_context("fork")
 
     def run(rank):

@@ -238,3 +238,17 @@ def test_the_instructions_use_the_games_verb(tmp_path):
     for action in old.expert:
         _, _, _, _, info = env.step(re.sub("^move (.*) to ", r"put \1 in/on ", action))
     assert info["won"]
+
+
+def test_a_data_folder_of_links(data, tmp_path):
+    """Games that lie behind links, as stores lay them out, and are not found; a loop of links."""
+    linked = tmp_path / "linked" / "json_2.1.1" / "train"
+    linked.mkdir(parents=True)
+    for name in ("a", "b"):
+        (linked / name).symlink_to(data / "json_2.1.1" / "train" / name)
+    (linked / "c").mkdir()
+    (linked / "c" / "trial").symlink_to(data / "json_2.1.1" / "train" / "c" / "trial")
+    (linked / "loop").symlink_to(tmp_path / "linked")
+    found = list_games(tmp_path / "linked", "train")
+    assert [game["id"] for game in found] == [game["id"] for game in list_games(data, "train")]
+    assert len(found) == 3

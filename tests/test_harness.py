@@ -199,8 +199,8 @@ command(main, Args)
     ("signs", 0, "50.0% [9%-91%] - seen ?\nwhole\n", ""),
 ])
 def test_how_a_command_ends(what, status, out, err):
-    """A traceback; a step cut in two; a signal while modules are still imported; a second one, as torchrun sends,
-    that cuts off what the first began to save; a table that the screen's encoding cannot show."""
+    """A traceback; a step cut in two; a signal while modules are still imported; a second one, as torchrun
+    sends, that cuts off what the first began to save; a table that the screen's encoding cannot show."""
     process = subprocess.run(
         [sys.executable, "-c", COMMAND.format(root=ROOT), f"--what={what}"], capture_output=True, text=True,
         env={**os.environ, "PYTHONIOENCODING": "ascii"})
@@ -436,8 +436,8 @@ def test_a_full_disk(tmp_path):
 
 
 def test_a_journal_goes_on(tmp_path):
-    """A line cut short by a kill that spoils the next one; the journal of another evaluation added to; a result
-    of unknown make overwritten."""
+    """A line cut short by a kill that spoils the next one; the journal of another evaluation added to; a
+    result of unknown make overwritten."""
     path, product = str(tmp_path / "x.played"), str(tmp_path / "x")
     journal = folder.Journal(path, dict(seed=1), [product])
     journal.append([dict(index=0), dict(index=1)])

@@ -532,7 +532,7 @@ def test_an_evaluation_that_was_stopped(checkpoints, data, tmp_path, monkeypatch
 
 
 def test_torchruns_restart_goes_on(checkpoints, data, tmp_path, monkeypatch):
-    """A second run in another folder, or a refusal to begin, though a checkpoint of the last step lies there."""
+    """A second run in another folder, or a refusal to begin, though a checkpoint lies there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "r")
     args = dict(steps=3, eval_every=0, save_every=1)

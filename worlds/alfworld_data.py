@@ -29,7 +29,7 @@ GAME, TRAJECTORY, EXPERT = "game.tw-pddl", "traj_data.json", "expert.json"
 
 def data_folder(data):
     """The folder of the real data set, or None when there is none and the user did not name one."""
-    # Who imports alfworld sets $ALFWORLD_DATA to this default: the variable alone does not say that a user did.
+    # Who imports alfworld sets $ALFWORLD_DATA to this default: the variable does not say that a user did.
     default = Path("~/.cache/alfworld").expanduser()
     if data == "generated":
         return None
@@ -97,7 +97,8 @@ def _find(split):
 
 def _above(link, here):
     """Whether it is a link to a folder in which `here` lies."""
-    return os.path.islink(link) and os.path.commonpath([os.path.realpath(link), here]) == os.path.realpath(link)
+    there = os.path.realpath(link)
+    return os.path.islink(link) and os.path.commonpath([there, here]) == there
 
 
 def _read(place):

@@ -1,5 +1,8 @@
-"""The package alfworld, imported before anything of it is: on import it makes its data folder, in a home that may
-not be writable, and sets $ALFWORLD_DATA, as if the user had. Here it is shown a folder that is there already."""
+"""The package alfworld, imported before anything of it is.
+
+On import it makes its data folder, in a home that may not be writable, and sets $ALFWORLD_DATA, as if the
+user had. Here it is shown a folder that is there already.
+"""
 
 import os
 
