@@ -106,7 +106,8 @@ def check_name(name):
         student = os.path.join(name, "student")
         what = f"its model is {student}" if os.path.isdir(student) else "it has no model before its last step"
         raise UserError(f"{name!r} is a run's folder: {what}")
-    if name.startswith((".", "/", "~")) and not os.path.isdir(name):
+    written_as_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if written_as_path and not os.path.isdir(name):
         raise UserError(f"there is no folder {name!r} to load a model from")
 
 

@@ -10,7 +10,7 @@ import sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from harness.folder import cache_home, locked
+from harness.folder import cache_home, locked, writing
 
 
 @contextmanager
@@ -24,11 +24,12 @@ def alone(path):
 def once(folder, write, fresh=Path.exists):
     """`folder`, filled by write(empty folder) unless fresh(folder) says that it is there and up to date.
 
-    It is written beside and moved into place: a killed process leaves no half of it.
+    It is written beside and moved into place: a killed process leaves no half of it. Raises UserError where
+    there is no room or no way to.
     """
     if fresh(folder):
         return folder
-    with alone(folder):
+    with writing(folder), alone(folder):
         if not fresh(folder):
             beside = Path(f"{folder}.new")
             shutil.rmtree(beside, ignore_errors=True)  # of a killed process

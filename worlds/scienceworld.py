@@ -14,6 +14,7 @@ object trees.
 """
 
 import argparse
+import atexit
 import json
 import logging
 import os
@@ -166,6 +167,12 @@ class Jvm:
         return cls.current
 
     @classmethod
+    def leave(cls):
+        """At the end of the process: the pipe would end it too, but a moment later."""
+        if cls.current is not None:
+            cls.current.end()
+
+    @classmethod
     def forget(cls):
         """In a forked child: leave the parent's JVM alone; the pipe, held open, would keep it alive."""
         if cls.current is not None:
@@ -202,6 +209,7 @@ def _not_of_py4j(record):
     return "py4j" not in record.pathname
 
 
+atexit.register(Jvm.leave)
 if hasattr(os, "register_at_fork"):     # where processes fork
     os.register_at_fork(after_in_child=Jvm.forget)
 # py4j logs tracebacks when a JVM dies, some through the root logger; Jvm.get() says it in a line.
