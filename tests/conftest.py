@@ -45,6 +45,18 @@ FAMILIES = {
         head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32))}
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes long; runs by `python -m pytest -q -m slow` only")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Slow tests run only where they are asked for."""
+    if not config.option.markexpr:
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
 def make_tokenizer(extra=()):
     """Word-level, ChatML-like template; the response is the action itself ("bare")."""
     special = ["<unk>", "<|im_start|>", "<|im_end|>"]

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, make_tokenizer
-from transformers import GraniteConfig, GraniteForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
+import model as lm
+from harness.cli import UserError
 from harness.folder import read_log
 
 SECTIONS = re.split(r"^## ", (Path(ROOT) / "docs" / "forking.md").read_text(encoding="utf-8"), flags=re.M)[1:]
@@ -38,13 +40,13 @@ def apply(block, path):
     path.write_text(text.replace(before + "\n", after + "\n"), encoding="utf-8")
 
 
-def make_granite(folder):
-    """A small random model whose logits are scaled."""
+def make_hyperclovax(folder):
+    """A small random model whose logits are scaled in a way of its own."""
     torch.manual_seed(0)
-    config = GraniteConfig(
-        vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, logits_scaling=4.0, max_position_embeddings=4096)
-    GraniteForCausalLM(config).save_pretrained(folder)
+    config = AutoConfig.for_model(
+        "hyperclovax", vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, logits_scaling=4.0, max_position_embeddings=4096)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
 
 
@@ -71,8 +73,10 @@ def test_an_ablation_runs_as_written(section, data, tmp_path):
     folder = copy_of_the_project(tmp_path / "fork")
     for name, block in re.findall(r"^```diff (\S+)\n(.*?)^```", section, re.M | re.S):
         apply(block, folder / name)
-    if "granite" in section:
-        make_granite(folder / "granite")
+    if "hyperclovax" in section:
+        make_hyperclovax(folder / "hyperclovax")
+        with pytest.raises(UserError, match="not its head's products"):
+            lm.load_model(str(folder / "hyperclovax"))  # by the lines that the section takes out
     command = re.search(r"^```bash\n(.*?)\n```", section, re.M | re.S)[1]
     log, episodes = run(folder, command, data)
     assert [r["step"] for r in log] == [1, 2] and len(episodes) == 8

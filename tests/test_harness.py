@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -190,6 +191,11 @@ command(main, Args)
 """
 
 
+def heed_signals():
+    """In a process to be started: a background job of a shell, as the tests may be, ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("what, status, out, err", [
     ("SIGINT", 130, "whole\n", "stopped by Ctrl-C\n"),
     ("SIGTERM", 143, "whole\n", "stopped by SIGTERM\n"),
@@ -203,7 +209,7 @@ def test_how_a_command_ends(what, status, out, err):
     sends, that cuts off what the first began to save; a table that the screen's encoding cannot show."""
     process = subprocess.run(
         [sys.executable, "-c", COMMAND.format(root=ROOT), f"--what={what}"], capture_output=True, text=True,
-        env={**os.environ, "PYTHONIOENCODING": "ascii"})
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, preexec_fn=heed_signals)
     assert (process.returncode, process.stdout, process.stderr) == (status, out, err)
 
 

@@ -408,6 +408,7 @@ os.kill(os.getpid(), 9)
 """
 
 
+@pytest.mark.slow
 def test_a_fork_gets_its_own_jvm_and_leaves_the_parents_alone():
     """Data loaders fork: a child that ends must not take its parent's JVM along, nor keep it alive."""
     process = run(START_AND_PRINT_PID + FORK)
@@ -462,6 +463,7 @@ def short_run(out, **more):
     return tcod.Args(**{**known, **more})
 
 
+@pytest.mark.slow
 def test_a_jvm_that_dies_in_a_training_step_changes_nothing(cache, monkeypatch):
     """The run goes on, learns the same as if nothing had been, and its log counts the restart."""
     tcod.main(short_run(cache / "whole"))
@@ -483,6 +485,7 @@ def test_a_jvm_that_dies_in_a_training_step_changes_nothing(cache, monkeypatch):
         assert [record[figure] for record in killed] == [record[figure] for record in whole]
 
 
+@pytest.mark.slow
 def test_no_jvm_outlives_a_trainer_killed_in_training(cache):
     """SIGKILL in the middle of a step: half a gigabyte of Java, and a second run beside the first one's."""
     process = launch(short_run(cache / "run", steps=1000))

@@ -259,6 +259,7 @@ def test_a_killed_run_goes_on_exactly(checkpoints, damaged, tmp_path):
     assert len(episodes[0]) == 9 * 4 - len(left_out) and episodes[0] == episodes[1]
 
 
+@pytest.mark.slow
 def test_a_whole_run_of_two_ranks_against_one(checkpoints, damaged, tmp_path):
     """Ranks that play other episodes than one rank would, weigh them otherwise, or each write a log; a game
     that one of them cannot play, which another does not know of."""
@@ -635,6 +636,7 @@ def faulty(folder):
         (folder / "said").write_text(f"{together} {error}")
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_late_and_one_that_stops(tmp_path):
     """A long evaluation on one rank that ends the others; a rank that hangs and holds them for ever."""
     processes = two_ranks(faulty, tmp_path)
