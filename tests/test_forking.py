@@ -45,7 +45,7 @@ def make_hyperclovax(folder):
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         "hyperclovax", vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, logits_scaling=4.0, max_position_embeddings=4096)
+        num_attention_heads=4, num_key_value_heads=2, logits_scaling=4.0, max_position_embeddings=16384)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
 
