@@ -376,3 +376,16 @@ def test_distance_by_hand():
     ours = torch.tensor([[0.25, 0.5, 0.25, 0.0]]).log()
     assert lm.distance(own, ours) == pytest.approx(0.75 * math.log(2), abs=1e-6)
     assert lm.distance(own, own) == 0.0
+
+
+def test_a_folder_that_is_no_model(tmp_path):
+    """A run's folder given in place of its student/, a path taken for a name on the hub."""
+    (tmp_path / "args.json").write_text("{}")
+    with pytest.raises(UserError, match="has no model before its last step"):
+        lm.load_tokenizer(str(tmp_path))
+    (tmp_path / "student").mkdir()
+    with pytest.raises(UserError, match="is a run's folder: its model is .*/student"):
+        lm.load_tokenizer(str(tmp_path))
+    for nowhere in ("./nowhere", "/nowhere", "runs/nowhere/student"):
+        with pytest.raises(UserError, match=f"no folder '{nowhere}'"):
+            lm.load_tokenizer(nowhere)
