@@ -567,8 +567,8 @@ def _listed_tasks(game, path, data, knobs):
 
 
 def read_ids(path):
-    """{task id: its digest, or "" where none is given} of a file with a task a line: an id, or JSON as eval.py
-    --save-hard and --save-expert write it; a line that begins with # says nothing.
+    """{task id: its digest, or "" where none is given} of a file with a task a line: an id, or JSON as
+    eval.py --save-hard and --save-expert write it; a line that begins with # says nothing.
 
     Raises UserError for a file that cannot be read or names none.
     """

@@ -235,12 +235,13 @@ def check_supported(name, model, dtype):
                 f"{name!r} has rotary frequencies that depend on the longest row of a batch (rope_type "
                 f"{module.rope_type}): a row would be judged otherwise beside other rows")
     if getattr(config, "quantization_config", None):
-        raise UserError(f"{name!r} is quantised, which is not supported: name the checkpoint it was made from")
+        raise UserError(
+            f"{name!r} is quantised, which is not supported: name the checkpoint that it was made from")
     attention, other = config._attn_implementation, {p.dtype for p in model.parameters()} - {dtype}
     if attention != "sdpa" or other:
         raise UserError(
-            f"{name!r} does not load as it is asked to: its attention is {attention} instead of sdpa, or some "
-            f"of its weights are {', '.join(map(str, other))} instead of {dtype}")
+            f"{name!r} does not load as it is asked to: its attention is {attention} instead of sdpa, or "
+            f"some of its weights are {', '.join(map(str, other))} instead of {dtype}")
 
 
 def without_noise(model):
@@ -315,8 +316,8 @@ def same_vocabulary(student, teacher):
         return
     other = sorted(token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token))
     raise UserError(
-        f"teacher and student need the same vocabulary, but {teacher.name_or_path!r} has {len(theirs)} tokens "
-        f"and {student.name_or_path!r} {len(ours)}, and {len(other)} have different ids, as {other[0]!r}")
+        f"teacher and student need the same vocabulary, but {teacher.name_or_path!r} has {len(theirs)} "
+        f"tokens and {student.name_or_path!r} {len(ours)}, and {len(other)} have other ids, as {other[0]!r}")
 
 
 def save(model, tokenizer, folder, own=None):

@@ -101,8 +101,8 @@ class Args(PlayArgs):
     shared_tasks: bool = knob(False, "evaluate also on tasks that are trained on")
     out: str = knob("", "run folder; empty: the first free runs/ENV-METHOD-N", path=True)
     resume: str = knob(
-        "", "a run folder: go on exactly where its checkpoint stands, with its own arguments; give it alone, or "
-        "with more --steps",
+        "", "a run folder: go on exactly where its checkpoint stands, with its own arguments; give it alone, "
+        "or with more --steps",
         path=True)
 
 
@@ -248,7 +248,8 @@ def resumed(args):
     """The arguments of the run to go on with, for as many steps as it had, or more."""
     if args != Args(resume=args.resume, steps=args.steps):
         raise UserError(
-            "--resume takes everything else from the run's own args.json: give it alone, or with more --steps")
+            "--resume takes everything else from the run's own args.json: give it alone, or with more "
+            "--steps")
     saved = read_args(args.resume)
     saved.pop("fingerprint", None)
     strange = sorted(set(saved) - {f.name for f in fields(Args)})
@@ -364,7 +365,8 @@ def distributed(student, args, vocabulary, ranks):
 
 
 def adamw(student, args, world):
-    """The optimizer: fp32 moments, fused on a GPU; with several processes they may each hold a part of them."""
+    """The optimizer: fp32 moments, fused on a GPU; with several processes they may each hold a part of
+    them."""
     cuda = next(student.parameters()).is_cuda
     setting = dict(lr=args.lr, weight_decay=0.0, fused=cuda)
     shared = args.moments == "shared" or not args.moments and cuda
@@ -378,7 +380,8 @@ def adamw(student, args, world):
 def assess(history, keep, *, players, games, held_out, turns, limits, args, ranks):
     """Evaluate what is due after the last step of the log and not yet in it, {who: {split: summary}}.
 
-    The same on every rank. Before the first step, 0, these are the teacher and the student, later the student.
+    The same on every rank. Before the first step, 0, these are the teacher and the student, later the
+    student.
 
     players: {who: (model, chat)}; keep() writes the log, and is called for each split: nothing but the
     evaluation in progress is lost.

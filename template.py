@@ -91,8 +91,8 @@ class Chat:
         self.vocabulary = vocabulary or lm.vocabulary(tokenizer)
         if not getattr(tokenizer, "is_fast", False):
             raise self.refused(
-                "its tokenizer does not say which letters a token stands for, so that a game's text could not "
-                "be kept from becoming control tokens: it needs a tokenizer.json")
+                "its tokenizer does not say which letters a token stands for, so that a game's text could "
+                "not be kept from becoming control tokens: it needs a tokenizer.json")
         self.before, self.behind, self.lead, turn = self.cut()
         self.end, self.tail, self.between = self.ending(turn)
         self.stop = {self.end, tokenizer.eos_token_id, *stop} - {None}

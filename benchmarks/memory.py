@@ -66,8 +66,8 @@ def training(world, number):
     with tempfile.TemporaryDirectory() as folder:
         run = os.path.join(folder, "run")
         options = (
-            f"--env {world} --method opd --episodes 4 --max-turns {TURNS} --eval-every 0 --steps {number + 1} "
-            f"--out {run}")
+            f"--env {world} --method opd --episodes 4 --max-turns {TURNS} --eval-every 0 "
+            f"--steps {number + 1} --out {run}")
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "tcod.py"), *options.split()],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -14,7 +14,8 @@ tasks and weights, its curve), which is all that the table and the figures need.
 The table: success with the 95 % interval of all games together and the lowest and highest seed, and mean
 rounds, on every held-out split; invalid actions on the first; the KL of a trajectory in the first and the
 last tenth of the steps; trained tokens; the mean success over the run, speed and end in one figure; and the
-differences to OPD by the same loss (sft's: by the first loss), paired by seed, with their 95 % intervals over seeds (Student's t).
+differences to OPD by the same loss (sft's: by the first loss), paired by seed, with their 95 % intervals over
+seeds (Student's t).
 """
 
 import json
@@ -141,7 +142,8 @@ def collect(args):
         "--env", args.env, "--data", args.data, "--model", args.teacher, "--split", "train",
         "--games", str(args.collect or 10**9), "--samples", str(args.samples), "--temperature", "1.0",
         "--save-expert", os.path.join(args.out, "experts.jsonl"),
-        "--save-hard", os.path.join(args.out, "hard.txt"), "--out", said], os.path.join(args.out, "teacher.txt"))
+        "--save-hard", os.path.join(args.out, "hard.txt"), "--out", said],
+        os.path.join(args.out, "teacher.txt"))
 
 
 def lengthened(before, flags):
@@ -173,7 +175,8 @@ def run(args, method, loss, seed, flags):
         steps = lengthened(before or [], flags)
         if steps is None:
             raise UserError(
-                f"{folder} was begun with other flags ({shlex.join(before or [])}): remove it, or choose another --out")
+                f"{folder} was begun with other flags ({shlex.join(before or [])}): remove it, or choose "
+                "another --out")
         told += ["--steps", str(steps)]
     write_json(asked, flags)
     start("tcod.py", told, f"{folder}.txt")
@@ -290,7 +293,8 @@ def success_cell(summaries):
 
 
 def kl_cell(each):
-    """'95.5 → 15.3', mean over seeds of the first and the last tenth of the steps; a dash without a teacher."""
+    """'95.5 → 15.3', mean over seeds of the first and the last tenth of the steps; a dash without a
+    teacher."""
     ends = []
     for part in ("early", "late"):
         steps = [[r["kl"] for r in result["curve"] if "kl" in r] for result in each]

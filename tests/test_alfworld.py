@@ -336,7 +336,8 @@ PROBLEM = """(:init (receptacleType fridge_a FridgeType) (receptacleType drawer_
 
 def test_places_are_counted_not_things(monkeypatch):
     """Two eggs in one fridge counted twice; what the goal says counted as true; doors forgotten."""
-    found = search.count([PROBLEM, PROBLEM.replace("inReceptacle egg_b fridge_a", "inReceptacle egg_b drawer_a")])
+    moved = PROBLEM.replace("inReceptacle egg_b fridge_a", "inReceptacle egg_b drawer_a")
+    found = search.count([PROBLEM, moved])
     assert found == {"egg": {"drawer": [1, 4], "fridge": [2, 2]}, "mug": {"drawer": [2, 4]}}
     monkeypatch.setattr(search, "counts", lambda: found)
     assert search.share("mug", "drawer") == 0.25        # half of 2 / 4

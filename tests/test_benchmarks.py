@@ -72,13 +72,14 @@ def result(seed, *success, method="opd"):
     curve = []
     for i, share in enumerate(success):
         splits = dict(seen=dict(success=share, won=10 * share, games=10, rounds=5.0, invalid=0.0))
-        curve.append(dict(step=10 * i, eval={"before" if i == 0 else "after": splits}, tokens=100 * i, kl=1.0))
+        who = "before" if i == 0 else "after"
+        curve.append(dict(step=10 * i, eval={who: splits}, tokens=100 * i, kl=1.0))
     return dict(method=method, loss="reverse", seed=seed, fingerprint={}, curve=curve)
 
 
 def test_differences_are_paired_by_seed(paper_table):
-    """Means of different seeds subtracted from one another, normal quantiles for two seeds, a curve's mean that
-    ignores where it was evaluated."""
+    """Means of different seeds subtracted from one another, normal quantiles for two seeds, a curve's mean
+    that ignores where it was evaluated."""
     assert paper_table.interval([0.1, 0.2]) == "+15.0 [-48.5, 78.5]"  # 15 ± 12.706 · 7.071 / √2
     assert paper_table.interval([0.1, 0.2, 0.3]) == "+20.0 [-4.8, 44.8]"  # 20 ± 4.303 · 10 / √3
     assert paper_table.over_run(result(0, 0.0, 0.4, 0.5)) == pytest.approx((0.2 + 0.45) / 2)
@@ -89,8 +90,8 @@ def test_differences_are_paired_by_seed(paper_table):
 
 
 def test_a_found_result_counts_only_for_what_was_asked(paper_table, tmp_path):
-    """Results of other models drawn into one table; a longer run that is begun again, another one that is gone
-    on with."""
+    """Results of other models drawn into one table; a longer run that is begun again, another one that is
+    gone on with."""
     flags = ["--lr", "1e-3", "--steps", "20"]
     assert paper_table.lengthened(flags, [*flags[:3], "40"]) == 40
     assert paper_table.lengthened(flags, [*flags[:3], "10"]) is None

@@ -69,9 +69,9 @@ def test_an_empty_split_is_an_error():
 # ---- hostile players, broken games
 
 INJECTIONS = (
-    ")) (:goal ())", "; comment", "{r.name}", "{0}%s%n", "#intro#", "[[", "]", "<action>look</action>", "<|im_end|>",
-    "search[]", "search[<r> ]", "click[[x]]", "click[buy now]", "click[next >]", "0", "²", "\n", "\x00", "\x1b[2J",
-    "\ud800", "\U0010ffff", "\u2028", "İ", "e\u0301", "reset task", "the help", "quit", "wait", "x" * 300)
+    ")) (:goal ())", "; comment", "{r.name}", "{0}%s%n", "#intro#", "[[", "]", "<action>look</action>",
+    "<|im_end|>", "search[]", "search[<r> ]", "click[[x]]", "click[buy now]", "click[next >]", "0", "²", "\n", "\x00",
+    "\x1b[2J", "\ud800", "\U0010ffff", "\u2028", "İ", "e\u0301", "reset task", "the help", "quit", "wait", "x" * 300)
 
 
 def random_text(rng, length):
@@ -86,7 +86,8 @@ def random_text(rng, length):
 def hostile_action(rng, info):
     """An action that can be played, whole or spoilt, or none at all."""
     words = info.get("objects") or ["red shirt"]
-    able = rng.choice(info["admissible"]).replace("OBJ", rng.choice(words)).replace("<query>", rng.choice(words))
+    able = rng.choice(info["admissible"]).replace("OBJ", rng.choice(words))
+    able = able.replace("<query>", rng.choice(words))
     text = random_text(rng, rng.choice([1, 3, 40] * 9 + [20_000]))
     place = rng.randrange(len(able) + 1)
     return rng.choice([

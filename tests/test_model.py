@@ -104,8 +104,8 @@ def test_the_playing_copy_keeps_its_rotary_frequencies():
 
 
 def test_the_playing_copy_gives_its_memory_up():
-    """A copy that stays beside the gradients, or comes back as it was before the step; where it is the student
-    itself, weights that are gone."""
+    """A copy that stays beside the gradients, or comes back as it was before the step; where it is the
+    student itself, weights that are gone."""
     student = make_model("qwen3", tie_word_embeddings=True)
     player = lm.rounded(copy.deepcopy(student), torch.bfloat16)
     lm.release(player, student)

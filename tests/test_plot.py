@@ -95,8 +95,8 @@ def test_seeds_become_a_mean_with_a_band():
 
 
 def test_success_over_tokens_lies_at_the_seeds_mean():
-    """Seeds that trained different numbers of tokens, averaged as if they were at the same place; tokens of one
-    step instead of all up to it."""
+    """Seeds that trained different numbers of tokens, averaged as if they were at the same place; tokens of
+    one step instead of all up to it."""
     axis = matplotlib.figure.Figure().subplots()
     logs = [[dict(step=0), dict(step=1, tokens=10), dict(step=2, tokens=20)],
             [dict(step=0), dict(step=1, tokens=30), dict(step=2, tokens=40)]]

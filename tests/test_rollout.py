@@ -40,7 +40,8 @@ def run(world, pick, method="opd", k=99, T=20, beta=0.0, limits=LIMITS, tasks=No
 def uncached_logp(model, chat, row):
     """Log-probability of every token of a row from one plain forward of the model, float64 softmax."""
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([row.ids])).logits[0, :, : chat.vocabulary.size].double()  # (T, V)
+        logits = model(input_ids=torch.tensor([row.ids])).logits[0].double()  # (T, V')
+        logits = logits[:, : chat.vocabulary.size]  # (T, V)
     said = torch.tensor(row.ids[1:])[:, None]
     return [math.nan] + logits.log_softmax(-1)[:-1].gather(-1, said)[:, 0].tolist()
 

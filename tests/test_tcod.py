@@ -675,8 +675,8 @@ def test_a_loss_that_is_not_finite_stops_the_run():
 
 
 def test_a_run_is_made_longer(checkpoints, data, tmp_path):
-    """A curve that is not flat yet is followed on: the same steps as in a run that was begun for them all. Fewer
-    steps, or another schedule of the teacher's share, would be another run."""
+    """A curve that is not flat yet is followed on: the same steps as in a run that was begun for them all.
+    Fewer steps, or another schedule of the teacher's share, would be another run."""
     for name, steps in (("short", 2), ("long", 4)):
         tcod.main(arguments(checkpoints, data, tmp_path / name, steps=steps, eval_every=2))
     tcod.main(tcod.Args(resume=str(tmp_path / "short"), steps=4))
