@@ -8,7 +8,7 @@ import glob
 import itertools
 import json
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from harness.cli import UserError
@@ -100,7 +100,8 @@ def replacing(path, mode="w"):
                 yield file
             os.replace(beside, path)
     finally:
-        Path(beside).unlink(missing_ok=True)
+        with suppress(OSError):
+            os.unlink(beside)
 
 
 def write_json(path, content):

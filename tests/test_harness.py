@@ -437,6 +437,8 @@ def test_a_full_disk(tmp_path):
             write(path, [dict(text="x" * 9000)])
         assert open(path).read().startswith(before)
     assert os.listdir(tmp_path) == ["a.json"]
+    with pytest.raises(UserError, match="/dev/null/x cannot be written"):
+        folder.write_json("/dev/null/x", {})
     with pytest.raises(UserError, match="/dev/full cannot be written .No space left on device"):
         folder.append("/dev/full", [dict(text="x" * 9000)])
 
