@@ -69,7 +69,7 @@ class Args(PlayArgs):
     schedule: str = knob(
         "linear", "linear (Eq. 4), step (--stages) or constant (--k-start)", choices=curriculum.SCHEDULES)
     k_start: int = preset(1, "depth k before the first step, in turns", least=1)
-    eta: float = preset(2.0, "steps per further turn of depth, linear schedule", above=0.0)
+    eta: float = preset(2.0, "steps per further turn of depth, linear schedule", least=1e-9)
     stages: str = knob("", "step schedule: depth@step pairs, as in 5@10,30@20")
     rho: float = knob(0.8, "guided: the share of the steps after which beta(n) is 0", above=0.0)
     steps: int = preset(250, "training steps", least=1)
