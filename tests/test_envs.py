@@ -70,8 +70,9 @@ def test_an_empty_split_is_an_error():
 
 INJECTIONS = (
     ")) (:goal ())", "; comment", "{r.name}", "{0}%s%n", "#intro#", "[[", "]", "<action>look</action>",
-    "<|im_end|>", "search[]", "search[<r> ]", "click[[x]]", "click[buy now]", "click[next >]", "0", "²", "\n", "\x00",
-    "\x1b[2J", "\ud800", "\U0010ffff", "\u2028", "İ", "e\u0301", "reset task", "the help", "quit", "wait", "x" * 300)
+    "<|im_end|>", "search[]", "search[<r> ]", "click[[x]]", "click[buy now]", "click[next >]", "0", "²", "\n",
+    "\x00", "\x1b[2J", "\ud800", "\U0010ffff", "\u2028", "İ", "e\u0301", "reset task", "the help", "quit",
+    "wait", "x" * 300)
 
 
 def random_text(rng, length):
