@@ -13,9 +13,8 @@ A pair is made of one class, a Play:
     tokens                  pattern of a token; what it does not match says nothing, and vanishes
     decoder                 how the tokens of a response are joined; None: by one blank
     alike                   names that may be exchanged for each other, see `make.renamer`
-    among_present           whether names are exchanged only among those that the episode has
     heard                   games of which the words are taken
-    words(tasks)            further words, which those games may not have
+    words()                 further words, which those games may not have
     tasks(games)            the training games, at most so many
     actions(info)           what those who act at random choose from
     expert(env, opening)    a new expert for the game that opens with this observation:
@@ -31,9 +30,8 @@ class Play:
     prefix = ""
     decoder = None
     alike = ()
-    among_present = False
     heard = 500
 
-    def words(self, tasks):
+    def words(self):
         """No further words."""
         return ()

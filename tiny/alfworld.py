@@ -10,7 +10,7 @@ import envs
 from harness.cli import UserError
 from harness.folder import cache_home
 from tiny import Play
-from worlds.alfworld_games import LEVELS, MAY_LIE, VERSION, TextExpert, class_of, write_splits
+from worlds.alfworld_games import LEVELS, MAY_LIE, TextExpert, class_of, write_splits
 from worlds.alfworld_search import classes, counts
 from worlds.cache import once
 
@@ -68,7 +68,7 @@ class ALFWorldPlay(Play):
         games."""
         def write(folder):
             write_splits(folder, LEVELS["small"], {"train": games})
-        folder = once(cache_home() / f"alfworld-tiny-{games}-{VERSION}", write)
+        folder = once(cache_home() / f"alfworld-tiny-{games}-{LEVELS['small'].version}", write)
         return envs.make_tasks("alfworld", "train", str(folder))
 
     def actions(self, info):
@@ -88,15 +88,18 @@ class ALFWorldPlay(Play):
         return rng.choice(BLUNDERS).format(thing, place)
 
 
-# The task is said once, by the intro: it would be a third of a row.
-ONCE = (
-    (r"\ntask:[^\n]*? (?=you are )", " "),
-    (r"your task is to:", "task"))
-
-
 MOST = 30                       # of one class in a game
 CLASSES = sorted({*counts(), *(place.lower() for place in MAY_LIE)})
 NAMES = tuple([f"{name} {n + 1}" for n in range(MOST)] for name in CLASSES)
+
+
+def _train_split():
+    """The benchmark's training games; raises UserError where they are not at hand."""
+    tasks = envs.make_tasks("alfworld", "train")
+    if any(task.expert for task in tasks):
+        raise UserError(
+            "the pair alfworld-full is made of the benchmark's own games: fetch them by alfworld-download")
+    return tasks
 
 
 class DataSetPlay(ALFWorldPlay):
@@ -104,23 +107,19 @@ class DataSetPlay(ALFWorldPlay):
     defaults = Play.defaults
     prefix = "full-"
     turns = 30
-    phrases = (*ONCE, *PHRASES)
     alike = (("carrying", NAMES),)
-    among_present = True
     heard = 100
 
     def tasks(self, games):
         """`games` games of the benchmark's train split, drawn once and for all."""
-        tasks = envs.make_tasks("alfworld", "train")
-        if any(task.expert for task in tasks):
-            raise UserError(
-                "the pair alfworld-full is made of the benchmark's own games: fetch them by alfworld-download")
+        tasks = _train_split()
         return random.Random(0).sample(tasks, min(games, len(tasks)))
 
-    def words(self, tasks):
-        """The name of every thing and place of these games, as many of each class as a game has at most."""
+    def words(self):
+        """The name of every thing and place of the split, as many of each class as a game has at most: the
+        same words whatever games are chosen."""
         most = Counter()
-        for task in tasks:
+        for task in _train_split():
             named = classes(json.loads(Path(task.source).read_text())["pddl_problem"])
             most |= Counter(named)
         return [f"{name} {n + 1}" for name in most for n in range(most[name])]

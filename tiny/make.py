@@ -228,7 +228,7 @@ def make_tokenizer(world, env, tasks, rng):
         steps.append(normalizers.Replace(Regex(pattern), text))
     normalizer = normalizers.Sequence(steps)
     splitter = pre_tokenizers.Split(Regex(world.tokens), behavior="removed", invert=True)
-    words = set(world.words(tasks))
+    words = set(world.words())
     for text in texts(world, env, tasks, rng):
         plain = normalizer.normalize_str(text)
         words.update(word for word, _ in splitter.pre_tokenize_str(plain))
@@ -291,11 +291,8 @@ def renamer(world, tokenizer, rng):
     def rename(row):
         holding = (groups for word, groups in alike if word in row.ids)
         groups = next(holding, ())
-        present = set(row.ids)
         new = {}
         for group in groups:
-            if world.among_present:
-                group = [name for name in group if name in present]
             new.update(zip(group, rng.sample(group, len(group))))
         renamed = [new.get(i, i) for i in row.ids]
         target = [new.get(i, i) for i in row.target]
@@ -454,9 +451,10 @@ def make_student(args, world, chat, games, tasks, rng, save):
 
 def make_teacher(args, world, chat, games, tasks, rng, save):
     """A model that does what the expert would, in the states of mixed play and of the student's and its own
-    play."""
-    student = lm.load_model(folder(args, "student")) if args.refresh else None
-    model = make_model(args, chat.tokenizer)
+    play; of its own alone where there is no student yet."""
+    student = model = make_model(args, chat.tokenizer)
+    if args.refresh and Path(folder(args, "student")).is_dir():
+        student = lm.load_model(folder(args, "student"))
 
     def player():
         return mixed_player(world, rng)

@@ -4,12 +4,14 @@
 
 The package alfworld ships all that a game needs but the games: the PDDL domain, the text grammar, goal and
 task-text templates, which object may lie where, and the receptacles of 120 real floor plans. A game is a pure
-function of its seed, the same in every process. The folder written has the data set's own layout,
+function of its seed, the same in every process. Level "small" is as small as can be; level "full" is like
+the data set's training games: as often of a type, in a room, with a goal; things lie where they lie there
+(worlds/alfworld_search.py has the counts). The folder written has the data set's own layout,
 json_2.1.1/<split>/<task>/<trial>/ with game.tw-pddl and traj_data.json, and beside them expert.json, the
 actions with which the expert won; a draft that the expert does not win within the level's horizon is thrown
-away. Floor plans of valid_unseen never occur in the other splits. The division is the package's, not the
-benchmark's, whose unseen games are of floor plans 10, 219, 308 and 424, all four in train here. Left out:
-movable receptacles and slicing, as in the benchmark's text games.
+away. Floor plans of valid_unseen never occur in the other splits: of level "full" they are the benchmark's
+own four, of level "small" the package's test scenes, which the benchmark trains on. Left out: movable
+receptacles and slicing, as in the benchmark's text games.
 """
 
 import argparse
@@ -34,10 +36,9 @@ from tqdm import tqdm
 from harness.cli import UserError
 from harness.folder import cache_home
 from worlds.alfworld import PLACEHOLDER, Engine
-from worlds.alfworld_search import share
+from worlds.alfworld_search import chance, goals, share
 from worlds.cache import once, say
 
-VERSION = "v1"                  # of the games that a seed gives: change it with anything that changes a game
 LAYOUTS = Path(next(iter(alfworld.gen.__path__))) / "layouts"
 TASKS = (
     "pick_and_place_simple", "look_at_obj_in_light", "pick_clean_then_place_in_recep",
@@ -70,25 +71,38 @@ SCENES = {
     "train": constants.TRAIN_SCENE_NUMBERS,
     "valid_seen": constants.TRAIN_SCENE_NUMBERS,
     "valid_unseen": constants.TEST_SCENE_NUMBERS}
+HELD_OUT = (10, 219, 308, 424)  # floor plans of the data set's unseen games
+# Receptacles that stand where another stands, about two a game: (class, beside a class, how often).
+TOGETHER = {
+    "Cabinet": ("Cabinet", 0.17), "Drawer": ("Drawer", 0.17), "StoveBurner": ("StoveBurner", 0.6),
+    "CoffeeMachine": ("CounterTop", 0.2), "Toaster": ("CounterTop", 0.3)}
+# The types as often as there: 22, 9, 18, 13, 15 and 23 %, each of them among the first six.
+OF_EACH = dict(zip(TASKS, (5, 2, 4, 3, 3, 5)))
+MIXED = tuple(kind for turn in range(5) for kind in TASKS if turn < OF_EACH[kind])
+COPIES = (0.42, 0.33, 0.25)     # how often a class that a game has comes once, twice, three times
 SIZES = {"train": 512, "valid_seen": 140, "valid_unseen": 134}
 
 
 @dataclass(frozen=True)
 class Level:
     """How hard games are."""
-    tasks: tuple = TASKS            # task types, in turn
+    version: str = "v2"             # of the games that a seed gives: change it with anything that changes one
+    counted: bool = True            # goals and places by the data set's counts, and its expert searches so
+    tasks: tuple = MIXED            # task types, in turn
     rooms: tuple = tuple(ROOMS)
     receptacles: int = 100          # at most, of those that the floor plan has
     per_class: int = 100            # at most so many of one receptacle class
-    objects: tuple = (18, 30)       # fewest and most
+    objects: tuple = (100, 100)     # fewest and most, of those that the floor plan has
+    # Not where the data set's counts say it:
     copies: int = 3                 # of an object class, at most (the target of a "two" task always has two)
     hidden: float = 0.5             # probability that an object lies in a closed receptacle, where it may
     classes: tuple = ()             # object classes allowed; () = all
     horizon: int = 30               # turns in which the expert must win
-    in_turn: bool = False           # whether the expert searches in the intro's order, not the data set's
 
 
 SMALL = Level(
+    version="v1",
+    counted=False,
     tasks=("pick_and_place_simple", *STATIONS),
     rooms=("kitchen",),
     receptacles=5,
@@ -96,7 +110,6 @@ SMALL = Level(
     objects=(3, 5),
     copies=2,
     horizon=20,
-    in_turn=True,
     classes=("Apple", "Bread", "Cup", "Egg", "Mug", "Plate", "Potato", "Tomato"))
 LEVELS = {"small": SMALL, "full": Level()}
 
@@ -138,14 +151,28 @@ def make_game(seed, level, scenes, engine, kind=None, tries=200):
     rng = random.Random(f"alfworld-{seed}")         # seeded by text: hash() differs between processes
     for _ in range(tries):
         task = kind or rng.choice(level.tasks)
-        rooms = [room for room in TASK_ROOMS.get(task, ROOMS) if room in level.rooms]
-        allowed = [scene for room in rooms for scene in ROOMS[room] if scene in scenes]
-        draft = _draft(rng, task, rng.choice(allowed), level) if allowed else None
-        expert = draft and solve(engine, draft[0], level.horizon, level.in_turn)
+        scene = _choose_scene(rng, task, level, scenes)
+        draft = scene and _draft(rng, task, scene, level)
+        expert = draft and solve(engine, draft[0], level.horizon, not level.counted)
         if expert:
             data, traj = draft
             return Game({**data, "walkthrough": list(expert)}, traj, expert)
     raise ValueError(f"no game of {kind or level.tasks} in {tries} tries: {level}")
+
+
+def _choose_scene(rng, kind, level, scenes):
+    """The number of a floor plan where there are such tasks; None where there is none."""
+    rooms = [room for room in TASK_ROOMS.get(kind, ROOMS) if room in level.rooms]
+    if level.counted:
+        often = [sum(goals(kind, room).values()) for room in rooms]
+        rooms = rng.choices(rooms, often)
+    allowed = [scene for room in rooms for scene in ROOMS[room] if scene in scenes]
+    return rng.choice(allowed) if allowed else None
+
+
+def _room(scene):
+    """The kind of room that a floor plan is of."""
+    return next(room for room, numbers in ROOMS.items() if scene in numbers)
 
 
 def _draft(rng, kind, scene, level):
@@ -153,7 +180,10 @@ def _draft(rng, kind, scene, level):
     plan, classes = floor_plan(scene)
     available = Counter({place: min(n, level.per_class) for place, n in plan.items()})
     classes = [thing for thing in classes if thing in (level.classes or THINGS)]
-    goal = _choose_goal(rng, kind, available, classes)
+    if level.counted:
+        goal = _counted_goal(rng, kind, _room(scene), available, classes)
+    else:
+        goal = _choose_goal(rng, kind, available, classes)
     if goal is None:
         return None
     places = _choose_places(rng, goal, available, level)
@@ -162,7 +192,8 @@ def _draft(rng, kind, scene, level):
         return None
     words = {"obj": goal.thing.lower(), "recep": goal.parent.lower(), "toggle": goal.lamp.lower()}
     task = rng.choice(gdict[kind]["templates"]).format(**words)
-    return _game_file(goal, places, things, task), _traj_file(goal, scene, task)
+    locations = _locations(rng, places, level)
+    return _game_file(goal, places, things, locations, task), _traj_file(goal, scene, task)
 
 
 def _all_differ(places, things):
@@ -171,11 +202,11 @@ def _all_differ(places, things):
     return len(identifiers) == len(places) + len(things)
 
 
-def _game_file(goal, places, things, task):
+def _game_file(goal, places, things, locations, task):
     return {
         "pddl_domain": _packaged(ALFRED_PDDL_PATH),
         "grammar": _packaged(ALFRED_TWL2_PATH).replace(PLACEHOLDER, task),
-        "pddl_problem": _problem(goal, places, things),
+        "pddl_problem": _problem(goal, places, things, locations),
         "solvable": True}
 
 
@@ -232,6 +263,20 @@ def _choose_goal(rng, kind, available, classes):
     return Goal(kind, thing, rng.choice(parents), "") if parents else None
 
 
+def _counted_goal(rng, kind, room, available, classes):
+    """A goal as often as the data set has it in such a room; None where this floor plan has none of them."""
+    station = STATIONS.get(kind, ("", "", ""))[1]
+    often = {}
+    for (thing, parent), number in goals(kind, room).items():
+        if thing in classes and (parent in available or parent == LAMP):
+            often[thing, parent] = number
+    lamps = any(available[place] for place in LAMP_PLACES)
+    if not often or station and not available[station] or kind == "look_at_obj_in_light" and not lamps:
+        return None
+    (thing, parent), = rng.choices(list(often), often.values())
+    return Goal(kind, thing, "", LAMP) if parent == LAMP else Goal(kind, thing, parent, "")
+
+
 def _choose_places(rng, goal, available, level):
     """[(class, identifier)]: what the goal needs, and others up to the level's number."""
     needed = [place for place in (goal.parent, goal.station[1]) if place]
@@ -263,9 +308,9 @@ def _place_things(rng, goal, places, classes, level):
     """[(class, identifier, receptacle's identifier)], or None when a target has nowhere to lie."""
     placed = []
     for thing in _choose_things(rng, goal, classes, level):
-        homes = _homes(goal, thing, places)
+        homes = _counted_homes(goal, thing, places) if level.counted else _homes(goal, thing, places)
         if homes:
-            placed.append((thing, _identifier(rng, thing), _choose_home(rng, homes, level.hidden)))
+            placed.append((thing, _identifier(rng, thing), _choose_home(rng, thing, homes, level)))
         elif thing == goal.thing:
             return None
     if goal.lamp:
@@ -277,15 +322,22 @@ def _place_things(rng, goal, places, classes, level):
 def _choose_things(rng, goal, classes, level):
     """Classes of the game's objects, a class for each object, the goal's first."""
     targets = 2
-    if goal.kind != "pick_two_obj_and_place":
+    if level.counted:
+        targets = _copies(rng) + (goal.kind == "pick_two_obj_and_place")
+    elif goal.kind != "pick_two_obj_and_place":
         targets = rng.randint(1, min(2, level.copies))
     wanted = [goal.thing] * targets
     others = [thing for thing in classes if thing != goal.thing]
     total = rng.randint(*level.objects)
     rng.shuffle(others)
     for thing in others:
-        wanted += [thing] * min(rng.randint(1, level.copies), total - len(wanted))
+        copies = _copies(rng) if level.counted else rng.randint(1, level.copies)
+        wanted += [thing] * min(copies, total - len(wanted))
     return wanted
+
+
+def _copies(rng):
+    return rng.choices((1, 2, 3), COPIES)[0]
 
 
 def _homes(goal, thing, places):
@@ -300,10 +352,25 @@ def _homes(goal, thing, places):
     return homes
 
 
-def _choose_home(rng, homes, hidden):
+def _counted_homes(goal, thing, places):
+    """Receptacles where such things lie in the data set.
+
+    Where nothing is to be done to a target, none lies where it must end: the game would be won, or half won.
+    """
+    ends = goal.parent if thing == goal.thing and not goal.station[1] else ""
+    may = [(place, i) for place, i in places if thing in MAY_LIE[place] and place != ends]
+    return [(place, i) for place, i in may if chance(thing.lower(), place.lower())]
+
+
+def _choose_home(rng, thing, homes, level):
+    """A receptacle's identifier: as often as such things lie in such places, or behind a door with the
+    level's probability."""
+    if level.counted:
+        often = [chance(thing.lower(), place.lower()) for place, _ in homes]
+        return rng.choices(homes, often)[0][1]
     closed = [i for place, i in homes if place in constants.OPENABLE_CLASS_SET]
     open_ = [i for place, i in homes if place not in constants.OPENABLE_CLASS_SET]
-    hide = closed and (not open_ or rng.random() < hidden)
+    hide = closed and (not open_ or rng.random() < level.hidden)
     return rng.choice(closed if hide else open_)
 
 
@@ -322,14 +389,29 @@ PROBLEM = """\
 """
 
 
-def _problem(goal, places, things):
-    """The PDDL problem: every receptacle has a location of its own, and the agent starts at one more."""
+def _locations(rng, places, level):
+    """{receptacle's identifier: its location}: one of its own, but in games like the data set's some stand
+    where another stands."""
     location = {identifier: f"loc_bar_{n}" for n, (_, identifier) in enumerate(places)}
+    if not level.counted:
+        return location
+    alone = {}                  # class -> receptacles that nothing has joined
+    for place, identifier in places:
+        beside, often = TOGETHER.get(place, ("", 0))
+        if alone.get(beside) and rng.random() < often:
+            location[identifier] = location[alone[beside].pop()]
+        else:
+            alone.setdefault(place, []).append(identifier)
+    return location
+
+
+def _problem(goal, places, things, location):
+    """The PDDL problem. location: see `_locations`; the agent starts at one more."""
     start = f"loc_bar_{len(places)}"
     objects = ["agent1 - agent", *_types(goal, places, things)]
     objects += [f"{i} - object" for _, i, _ in things]
     objects += [f"{i} - receptacle" for _, i in places]
-    objects += [f"{loc} - location" for loc in (*location.values(), start)]
+    objects += [f"{loc} - location" for loc in dict.fromkeys((*location.values(), start))]
     facts = ["(= (total-cost) 0)", f"(atLocation agent1 {start})", *_facts(goal, places, things, location)]
     wish = gdict[goal.kind]["pddl"].replace("#", "-")
     wish = wish.format(obj=goal.thing, recep=goal.parent, toggle=goal.lamp)
@@ -648,6 +730,15 @@ def _walkthrough(engine, path):
 
 # ---- the data set's layout
 
+def scenes_of(level, split):
+    """The floor plans of a split."""
+    if not level.counted:
+        return SCENES[split]
+    if split == "valid_unseen":
+        return HELD_OUT
+    return [scene for room in ROOMS.values() for scene in room if scene not in HELD_OUT]
+
+
 def write_splits(folder, level, sizes=SIZES):
     """Write folder/json_2.1.1/<split>/... for a Level or the name of one, with a bar on the screen."""
     level = LEVELS[level] if isinstance(level, str) else level
@@ -655,7 +746,7 @@ def write_splits(folder, level, sizes=SIZES):
     jobs = [(split, number) for split, size in sizes.items() for number in range(size)]
     for split, number in tqdm(jobs, desc="ALFWorld games", unit="game"):
         kind = level.tasks[number % len(level.tasks)]
-        game = make_game(f"{split}-{number}", level, SCENES[split], engine, kind)
+        game = make_game(f"{split}-{number}", level, scenes_of(level, split), engine, kind)
         write_game(Path(folder) / "json_2.1.1" / split, f"trial_{number:06d}", game)
 
 
@@ -677,8 +768,7 @@ def cached_splits(level):
 
     Raises UserError for a level that does not exist.
     """
-    named_level(level)
-    folder = cache_home() / f"alfworld-{level}-{VERSION}"
+    folder = cache_home() / f"alfworld-{level}-{named_level(level).version}"
     say("ALFWorld", f"generated games of level '{level}' are used ({folder}); "
         "`alfworld-download` fetches the data set.")
     return once(folder, lambda new: write_splits(new, level))
@@ -709,6 +799,10 @@ def main():
         knobs["objects"] = tuple(knobs["objects"])
     if Path(args["out"], "json_2.1.1").exists():
         parser.error(f"{args['out']} holds a data set already; choose another folder")
+    given = {"hidden", "copies"} & set(knobs)
+    if LEVELS[args["level"]].counted and given:
+        named = " and ".join(f"--{name}" for name in sorted(given))
+        parser.error(f"level {args['level']} has the data set's counts in place of {named}")
     level = dataclasses.replace(LEVELS[args["level"]], **knobs)
     try:
         write_splits(args["out"], level, {split: args[split] for split in SIZES})
