@@ -36,6 +36,7 @@ from textworld.core import GameState
 from textworld.envs import PddlEnv
 from textworld.envs.pddl import logic as pddl_logic
 from textworld.envs.pddl import textgen
+from textworld.generator.game import EntityInfo
 from textworld.logic import Rule, Signature, Variable
 from tqdm import tqdm
 
@@ -235,6 +236,13 @@ class Engine(PddlEnv):
         self._names = {key: info.name for key, info in self._entity_infos.items()}
         self._actions = {}
         self._fresh = True      # load() made the first state: the next reset need not
+
+    def _get_entity_infos(self):
+        """The stock method, without an object for every mention of an entity."""
+        infos = {v.name: EntityInfo(v.name, v.type) for v in self._pddl_state.variables}
+        for info in infos.values():
+            info.name, info.definite, info.indefinite = info.id, "the", "a"
+        return infos
 
     def _add_types(self):
         """The problem's types, where the logic, which games share, does not have them yet."""

@@ -12,6 +12,7 @@ Facts can be forgotten here: the library keeps every proposition that was ever m
 import functools
 import gc
 import hashlib
+import itertools
 import json
 import sys
 import zlib
@@ -22,12 +23,12 @@ from typing import NamedTuple
 
 import fast_downward
 from textworld.envs.pddl import logic as pddl_logic
-from textworld.logic import Placeholder, Proposition, Variable
+from textworld.logic import Placeholder, Proposition, Signature, Variable
 
 from harness.folder import cache_home
 from worlds.cache import keep, kept, perhaps_alone
 
-VERSION = f"1 {version('fast_downward_textworld')}"  # of a file: change it with anything that changes one
+VERSION = f"2 {version('fast_downward_textworld')}"  # of a file: change it with anything that changes one
 MOST_BYTES = 512 * 2**20        # on disk; the files that were not used for longest go first
 SUBFOLDERS = 256                # each has its share; digests, by which they are named, fill them evenly
 KEPT = 128                      # problems in memory, about 0.3 MB each
@@ -44,8 +45,11 @@ class Fact(Proposition, metaclass=_Forgotten):
     """A proposition that is freed when nobody needs it, and is quick to sort; in all else the stock one."""
     __slots__ = ("_key",)
 
-    def __init__(self, name, arguments):
-        super().__init__(name, arguments)
+    def __init__(self, name, arguments, signature=None):
+        """signature: of the name and the arguments' types, where it is known already."""
+        self.name, self.arguments = name, tuple(arguments)
+        self.signature = signature or Signature(name, [variable.type for variable in arguments])
+        self._hash = hash((name, self.arguments))
         self._key = name, [(variable.name, variable.type) for variable in arguments]
 
     def __lt__(self, other):
@@ -92,10 +96,12 @@ def translate(library, domain, problem):
     library.load_sas(sas)
     types = {o.name: o.type_name for o in task.objects}
     number = {name: i for i, name in enumerate(types)}
-    facts = [[name, *(number[arg] for arg in args)] for name, args in _initial_facts(library, task, types)]
+    facts = defaultdict(list)
+    for name, args in _initial_facts(library, task, types):
+        facts[name, tuple(types[arg] for arg in args)].append([number[arg] for arg in args])
     description = dict(
         objects=list(types.items()),
-        facts=facts,
+        facts=[[name, kinds, members] for (name, kinds), members in facts.items()],
         hierarchy=[[t.name, list(t.supertype_names)] for t in task.types],
         parameters={a.name: [[p.name.strip("?"), p.type_name] for p in a.parameters] for a in task.actions})
     return description, sas
@@ -133,13 +139,13 @@ def _initial_facts(library, task, types):
 def build(description, sas):
     """The Compiled problem of what `translate` gives; sas: compressed."""
     entities = [Variable(sys.intern(name), sys.intern(kind)) for name, kind in description["objects"]]
-    facts, by_type, used = defaultdict(set), defaultdict(set), []
-    for name, *arguments in description["facts"]:
-        fact = Fact(name, [entities[i] for i in arguments])
-        facts[fact.signature].add(fact)
-        used += arguments
+    facts, by_type, used = {}, defaultdict(set), []
+    for name, kinds, members in description["facts"]:
+        signature = Signature(name, kinds)
+        facts[signature] = {Fact(name, [entities[i] for i in numbers], signature) for numbers in members}
+        used += itertools.chain.from_iterable(members)
     counts = Counter({entities[i].name: count for i, count in Counter(used).items()})
-    variables = {entities[i].name: entities[i] for i in used}
+    variables = {entities[i].name: entities[i] for i in set(used)}
     for variable in variables.values():
         by_type[variable.type].add(variable)
     parameters = {
@@ -147,7 +153,7 @@ def build(description, sas):
         for action, listed in description["parameters"].items()}
     types = {variable.name: variable.type for variable in entities}
     return Compiled(
-        sas, types, description["hierarchy"], parameters, dict(facts), variables, dict(by_type), counts)
+        sas, types, description["hierarchy"], parameters, facts, variables, dict(by_type), counts)
 
 
 # ---- kept in files
