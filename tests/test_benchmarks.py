@@ -30,6 +30,9 @@ SMALLEST = [  # name and options; a figure that the output must hold, as a patte
 ]
 
 
+SLOW = ("alfworld_levels", "memory")
+
+
 def start(name, options, folder):
     """Status, output and errors of a benchmark that is started in `folder`, with its caches there."""
     variables = {**os.environ, "TCOD_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
@@ -38,7 +41,12 @@ def start(name, options, folder):
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("name, options, figure", SMALLEST)
+def case(name, *rest):
+    """A benchmark's start, marked where it takes long."""
+    return pytest.param(name, *rest, marks=[pytest.mark.slow] * (name in SLOW))
+
+
+@pytest.mark.parametrize("name, options, figure", [case(*one) for one in SMALLEST])
 def test_a_benchmark_runs_from_any_folder(name, options, figure, tmp_path):
     """A benchmark that finds its modules only in the repository, or not any more after they were renamed."""
     done = start(name, options, tmp_path)
