@@ -165,7 +165,8 @@ class Chat:
         in the vocabulary.
 
         Where the tokenizer joins a response's first letters to the template's text before them no row can:
-        the model answers behind the prompt's own tokens. """
+        the model answers behind the prompt's own tokens.
+        """
         (first, second, third), (answer, reply) = OBSERVATIONS, RESPONSES
         end = self.tail + self.tokenizer.convert_ids_to_tokens(self.end) + self.between
         text, row = self.before + first + self.behind, self.encode_observation(first, True)

@@ -32,13 +32,13 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 import plot
+from curriculum import METHODS, NEEDS_EXPERT
 from harness.cli import UserError, check_knobs, command, knob
 from harness.folder import LOG, read_args, read_log, write_json
 from harness.report import wilson
 
-METHODS, LOSSES = ("opd", "f2b", "b2f", "sft", "guided"), ("reverse", "forward", "jsd", "k1", "nll")
+LOSSES = ("reverse", "forward", "jsd", "k1")    # without torch; nll is sft's alone
 WITHOUT_LOSS = ("sft",)         # learns by nll, whatever --losses says
-BY_EXPERTS = ("b2f", "sft")
 HARD = "hard"
 # 97.5 % points of Student's t distribution with 1, 2, ... degrees of freedom.
 STUDENT_T = (
@@ -99,7 +99,7 @@ def rows(args):
 
 def hard_tasks(args):
     """How many tasks the hard split has; 0 where there is none."""
-    path = os.path.join(args.out, "hard.txt")
+    path = os.path.join(args.out, "hard.jsonl")
     if args.experts != "teacher" or not os.path.exists(path):
         return 0
     with open(path, encoding="utf-8") as file:
@@ -113,10 +113,10 @@ def flags_of(args, method, loss, seed, splits):
     """
     flags = ["--env", args.env, "--data", args.data, "--student", args.student, "--teacher", args.teacher]
     flags += ["--method", method, "--loss", loss, "--seed", seed]
-    if args.experts == "teacher" and method in BY_EXPERTS:
+    if args.experts == "teacher" and method in NEEDS_EXPERT:
         flags += ["--experts", os.path.join(args.out, "experts.jsonl")]
     if hard_tasks(args):
-        hard = os.path.join(args.out, "hard.txt")
+        hard = os.path.join(args.out, "hard.jsonl")
         flags += ["--without", hard, "--eval-splits", ",".join([*splits, f"{HARD}={hard}"])]
     return flags + shlex.split(args.flags)
 
@@ -134,15 +134,16 @@ def start(program, flags, screen):
 
 
 def collect(args):
-    """The teacher's own successes and the hard split, once; interrupted, it goes on."""
-    said = os.path.join(args.out, "teacher.json")
-    if os.path.exists(said):
-        return
+    """The teacher's own successes and the hard split.
+
+    Interrupted, it goes on; finished, eval.py finds nothing left to play, or says that what it finds is of
+    another teacher, other games or samples.
+    """
     start("eval.py", [
         "--env", args.env, "--data", args.data, "--model", args.teacher, "--split", "train",
         "--games", str(args.collect or 10**9), "--samples", str(args.samples), "--temperature", "1.0",
         "--save-expert", os.path.join(args.out, "experts.jsonl"),
-        "--save-hard", os.path.join(args.out, "hard.txt"), "--out", said],
+        "--save-hard", os.path.join(args.out, "hard.jsonl"), "--out", os.path.join(args.out, "teacher.json")],
         os.path.join(args.out, "teacher.txt"))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli import UserError
+from loss import LOSSES
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 TINY = (
@@ -96,6 +97,21 @@ def test_differences_are_paired_by_seed(paper_table):
              ("f2b", "reverse"): [result(1, 0.0, 0.7, method="f2b"), result(0, 0.0, 0.3, method="f2b")]}
     assert paper_table.against_opd(found, "f2b", "reverse") == ("+10.0 [10.0, 10.0]", "+5.0 [5.0, 5.0]")
     assert paper_table.against_opd(found, "opd", "reverse") == ("–", "–")
+
+
+def test_a_collection_that_was_cut_short_is_not_taken_for_a_whole_one(paper_table, tmp_path, monkeypatch):
+    """The teacher's table grows with the collection: that it is there does not say that all was played."""
+    (tmp_path / "teacher.json").write_text("{}")
+    told = []
+    monkeypatch.setattr(paper_table, "start", lambda program, flags, screen: told.append((program, flags)))
+    paper_table.collect(paper_table.Args(out=str(tmp_path), samples=4))
+    assert [program for program, _ in told] == ["eval.py"]
+    assert told[0][1][told[0][1].index("--samples") + 1] == "4"
+
+
+def test_the_losses_are_those_of_the_project(paper_table):
+    """A loss that the table cannot be asked for: the list stands there so that drawing needs no torch."""
+    assert {*paper_table.LOSSES, "nll"} == set(LOSSES)
 
 
 def test_a_found_result_counts_only_for_what_was_asked(paper_table, tmp_path):
