@@ -24,10 +24,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -67,7 +69,8 @@ class Args:
     games: int = knob(1500, "training games", least=1)
     student_steps: int = knob(500, "optimizer steps of the student", least=1)
     teacher_steps: int = knob(900, "optimizer steps of the teacher", least=1)
-    plays: int = knob(4, "times that each game is played for the teacher's rows", least=1)
+    student_plays: int = knob(2, "times that each game is played for the student's rows", least=1)
+    teacher_plays: int = knob(4, "times that each game is played for the teacher's rows", least=1)
     start: str = knob("", "checkpoint to begin from, in place of random weights", path=True)
     save_every: int = knob(
         0, "steps after which the model as it is then is saved as well, as NAME-STEP; 0: never", least=0)
@@ -76,6 +79,8 @@ class Args:
         "steps of the teacher after which student and teacher play again and the expert labels it; 0: never",
         least=0)
     batch: int = knob(32, "rows per step", least=1)
+    jobs: int = knob(
+        0, "processes that play what is learned from; 0: this one does. The rows are the same", least=0)
     width: int = knob(96, "width of the models", least=8)
     layers: int = knob(3, "layers of the models", least=1)
     muon_lr: float = knob(0.02, "learning rate of the matrices (Muon)", above=0.0)
@@ -85,9 +90,11 @@ class Args:
 
 # ---- players: choose(turn, expert, info) -> action
 
-def expert_player(turn, expert, info):
+def expert_player(world, rng):
     """The expert alone."""
-    return expert.act()
+    def choose(turn, expert, info):
+        return expert.act()
+    return choose
 
 
 def poor_player(world, rng):
@@ -195,10 +202,35 @@ def play(world, chat, env, task, choose, imitate=False):
     return row
 
 
-def scripted_play(world, chat, env, tasks, player, label, imitate=False):
-    """A row per task, under a bar with that label. player(): the player of one episode."""
-    bar = tqdm(tasks, desc=label, mininterval=10)
-    return [play(world, chat, env, task, player(), imitate) for task in bar]
+class Plays(Dataset):
+    """An episode per task, as rows: a function of its number alone, whichever process plays it."""
+
+    def __init__(self, world, chat, tasks, player, seed, imitate=False):
+        """player(world, rng): the player of one episode."""
+        self.world, self.chat, self.tasks = world, chat, tasks
+        self.player, self.seed, self.imitate = player, seed, imitate
+        self.env = None  # made where it is played: an engine does not move to another process
+
+    def __len__(self):
+        return len(self.tasks)
+
+    def __getitem__(self, number):
+        if self.env is None:
+            self.env = make_env(self.world)
+        choose = self.player(self.world, random.Random(f"{self.seed} {number}"))
+        return play(self.world, self.chat, self.env, self.tasks[number], choose, self.imitate)
+
+
+def make_env(world):
+    """An environment with the games of this pair."""
+    return envs.make_env(world.env, data=world.defaults.get("data", ""))
+
+
+def scripted_play(args, world, chat, tasks, player, label, imitate=False):
+    """A row per task, under a bar with that label."""
+    plays = Plays(world, chat, tasks, player, f"{label} {args.seed}", imitate)
+    played = DataLoader(plays, batch_size=None, num_workers=args.jobs)
+    return list(tqdm(played, desc=label, mininterval=10))
 
 
 def sampled_play(world, chat, games, tasks, student, teacher, rng):
@@ -259,13 +291,13 @@ def make_model(args, tokenizer):
     attention begins by looking for the token it stands on."""
     if args.start:
         lm.same_vocabulary(tokenizer, lm.load_tokenizer(args.start))
-        return lm.load_model(args.start)
+        return lm.load_model(args.start, lm.device())
     config = Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=args.width, num_hidden_layers=args.layers,
         num_attention_heads=4, num_key_value_heads=4, head_dim=args.width // 4,
         intermediate_size=args.width * 8 // 3, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None)
-    model = Qwen3ForCausalLM(config)
+    model = Qwen3ForCausalLM(config).to(lm.device())
     for layer in model.model.layers:
         attention = layer.self_attn
         attention.k_proj.weight.data.copy_(attention.q_proj.weight.data)
@@ -274,30 +306,33 @@ def make_model(args, tokenizer):
 
 # ---- training
 
-def renamer(world, tokenizer, rng):
-    """A function from a row to the same episode with other names: names that are alike are exchanged at
-    random, in what the game says, what was done and what should have been done. Where a world has few games
-    this leaves nothing to learn by heart: a name can only be read off the page. world.alike: pairs of a word
-    and groups of names; the first whose word is in the row holds for it.
+def renamer(world, tokenizer, seed):
+    """A function from B rows to a table of new ids (B, V): names that are alike are exchanged at random, for
+    each row anew, in what the game says, what was done and what should have been done. Where a world has few
+    games this leaves nothing to learn by heart: a name can only be read off the page.
+
+    world.alike: pairs of a word and groups of names; the first whose word is in the row holds for it.
     """
-    ids = tokenizer.get_vocab()
+    ids, rng = tokenizer.get_vocab(), np.random.default_rng(seed)
+    nobody = np.arange(len(ids))  # every id is a group of its own
     alike = []
     for word, names in world.alike:
-        groups = []
-        for group in names:
-            groups.append([ids[name] for name in group if name in ids])
-        alike.append((ids[word], groups))
+        group = nobody.copy()
+        for number, members in enumerate(names):
+            group[[ids[name] for name in members if name in ids]] = len(ids) + number
+        alike.append((ids[word], group))
 
-    def rename(row):
-        holding = (groups for word, groups in alike if word in row.ids)
-        groups = next(holding, ())
-        new = {}
-        for group in groups:
-            new.update(zip(group, rng.sample(group, len(group))))
-        renamed = [new.get(i, i) for i in row.ids]
-        target = [new.get(i, i) for i in row.target]
-        return Row(renamed, target, row.weight)
-    return rename
+    def group_of(row):
+        return next((group for word, group in alike if word in row.ids), nobody)
+
+    def table(rows):
+        group = np.stack([group_of(row) for row in rows])  # (B, V)
+        old = group.argsort(1, kind="stable")  # the ids, group by group
+        drawn = (group + rng.random(group.shape)).argsort(1)  # the same, in every group at random
+        new = np.empty_like(old)
+        np.put_along_axis(new, old, drawn, 1)
+        return torch.from_numpy(new)
+    return table
 
 
 def batches(rows, size, rng):
@@ -321,12 +356,21 @@ def padded(lists):
     return torch.tensor([part + [0] * (width - len(part)) for part in lists])
 
 
-def cross_entropy(model, rows):
-    """Weighted mean over the labelled tokens of B rows; also the share of them that the model would have
-    chosen."""
-    ids = padded([row.ids for row in rows])  # (B, T)
+def collate(rows, rename=None):
+    """B rows -> ids, targets and weights, (B, T) each, under the names that `rename` draws."""
+    ids = padded([row.ids for row in rows])
     target = padded([row.target for row in rows])
     weight = padded([row.weight for row in rows])
+    if rename:
+        new = rename(rows)  # (B, V)
+        ids, target = new.gather(1, ids), new.gather(1, target)
+    return ids, target, weight
+
+
+def cross_entropy(model, batch):
+    """Weighted mean over the labelled tokens of a batch from `collate`; also the share of them that the model
+    would have chosen."""
+    ids, target, weight = [part.to(model.device) for part in batch]
     labelled = weight > 0
     logits = model.lm_head(lm.hidden_states(model, ids)[labelled])  # (labelled tokens, V)
     target, weight = target[labelled], weight[labelled]
@@ -387,9 +431,9 @@ def make_optimizers(model, args, steps):
     return optimizers, [LambdaLR(optimizer, rate) for optimizer in optimizers]
 
 
-def update(model, rows, optimizers, schedules):
+def update(model, batch, optimizers, schedules):
     """One step on a batch; returns what `cross_entropy` does."""
-    loss, right = cross_entropy(model, rows)
+    loss, right = cross_entropy(model, batch)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for part in (*optimizers, *schedules):
@@ -399,13 +443,8 @@ def update(model, rows, optimizers, schedules):
     return loss, right
 
 
-def as_it_is(row):
-    """The `rename` of who renames nothing."""
-    return row
-
-
-def fit(model, rows, steps, args, rng, label, rename=as_it_is, more=None, save=None):
-    """Train in place on rows as `rename` gives them; `more()` returns further rows every args.refresh steps,
+def fit(model, rows, steps, args, rng, label, rename=None, more=None, save=None):
+    """Train in place on rows, renamed by `rename`; `more()` returns further rows every args.refresh steps,
     `save(model, step)` keeps what there is every args.save_every."""
     optimizers, schedules = make_optimizers(model, args, steps)
     stream = batches(rows, args.batch, rng)
@@ -414,7 +453,7 @@ def fit(model, rows, steps, args, rng, label, rename=as_it_is, more=None, save=N
         if more and step and step % args.refresh == 0:
             rows += more()
             stream = batches(rows, args.batch, rng)
-        batch = [rename(row) for row in next(stream)]
+        batch = collate(next(stream), rename)
         loss, right = update(model, batch, optimizers, schedules)
         bar.set_postfix(
             loss=f"{loss:.3f}", right=f"{right:.1%}", rows=len(rows), refresh=False)
@@ -441,11 +480,9 @@ def make_student(args, world, chat, games, tasks, rng, save):
     """A model that imitates the poor player."""
     model = make_model(args, chat.tokenizer)
 
-    def player():
-        return poor_player(world, rng)
     rows = scripted_play(
-        world, chat, games[0], tasks * 2, player, "poor play", imitate=True)
-    rename = renamer(world, chat.tokenizer, rng)
+        args, world, chat, tasks * args.student_plays, poor_player, "poor play", imitate=True)
+    rename = renamer(world, chat.tokenizer, args.seed)
     return fit(model, rows, args.student_steps, args, rng, "student", rename, save=save)
 
 
@@ -454,16 +491,13 @@ def make_teacher(args, world, chat, games, tasks, rng, save):
     play; of its own alone where there is no student yet."""
     student = model = make_model(args, chat.tokenizer)
     if args.refresh and Path(folder(args, "student")).is_dir():
-        student = lm.load_model(folder(args, "student"))
-
-    def player():
-        return mixed_player(world, rng)
+        student = lm.load_model(folder(args, "student"), lm.device())
 
     def more():
         chosen = rng.sample(tasks, min(PLAYED_AGAIN, len(tasks)))
         return sampled_play(world, chat, games, chosen, student, model, rng)
-    rows = scripted_play(world, chat, games[0], tasks * args.plays, player, "mixed play")
-    rename = renamer(world, chat.tokenizer, rng)
+    rows = scripted_play(args, world, chat, tasks * args.teacher_plays, mixed_player, "mixed play")
+    rename = renamer(world, chat.tokenizer, args.seed)
     again = more if args.refresh else None
     return fit(
         model, rows, args.teacher_steps, args, rng, "teacher", rename, again, save)
@@ -473,10 +507,8 @@ def make_narrow_teacher(args, world, chat, games, tasks, rng, save):
     """A model that imitates the expert in the expert's own states."""
     model = make_model(args, chat.tokenizer)
 
-    def player():
-        return expert_player
-    rows = scripted_play(world, chat, games[0], tasks, player, "expert play")
-    rename = renamer(world, chat.tokenizer, rng)
+    rows = scripted_play(args, world, chat, tasks, expert_player, "expert play")
+    rename = renamer(world, chat.tokenizer, args.seed)
     return fit(model, rows, args.teacher_steps, args, rng, "narrow teacher", rename, save=save)
 
 
@@ -494,7 +526,7 @@ def main(args):
             f"there is no tiny pair for --world {args.world!r}; there is one for {', '.join(PAIRS)}")
     world = PAIRS[args.world]()
     tasks = world.tasks(args.games)
-    games = [envs.make_env(world.env, data=world.defaults.get("data", "")) for _ in range(AT_ONCE)]
+    games = [make_env(world) for _ in range(AT_ONCE)]
     rng = random.Random(args.seed)
     tokenizer = make_tokenizer(world, games[0], tasks, rng)
     chat = rollout.Chat(tokenizer)
