@@ -111,14 +111,14 @@ def waits(work):
 
 # ---- what is measured
 
-def make_model(size):
+def make_model(size, dtype=DTYPE):
     """A random model, weights made where they stay."""
     config = Qwen2Config(
         vocab_size=size.vocabulary, hidden_size=size.width, intermediate_size=size.inner,
         num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
         max_position_embeddings=32768, tie_word_embeddings=True)
     with DEVICE:
-        model = Qwen2ForCausalLM._from_config(config, attn_implementation="sdpa", dtype=DTYPE)
+        model = Qwen2ForCausalLM._from_config(config, attn_implementation="sdpa", dtype=dtype)
     return model.eval()
 
 
