@@ -34,7 +34,8 @@ import envs
 import loss as losses
 import model as lm
 import rollout
-from eval import PlayArgs, check_context, check_play, evaluate, give_experts, limits_of, spread
+from eval import PlayArgs, check_context, check_play, evaluate, limits_of, spread
+from experts import give_experts
 from harness.cli import UserError, command, fill_presets, knob, preset
 from harness.folder import (
     EPISODES, LOG, append, claim, free_folder, left_by_restart, read_args, read_log, rewind, write_json,
