@@ -112,6 +112,15 @@ def test_rows_are_the_same_whoever_plays_them(house):
     assert len({tuple(row.ids) for row in found[0]}) == 6
 
 
+def test_a_narrow_teacher_watches_the_expert_alone(house):
+    """A dial that turns the wrong way."""
+    world, env, tasks = house
+    for mixed, alone in ((0.0, True), (1.0, False)):
+        player = make.teaching_player(world, random.Random(0), mixed)
+        turns = [turn for task in tasks for turn in make.turns(world, env, task, player)]
+        assert all(label == action for _, _, label, action in turns) == alone
+
+
 def test_every_row_is_used_once_per_pass():
     """Rows that are left out because they fill no batch."""
     rows = [make.Row([i] * (i % 7 + 1)) for i in range(100)]

@@ -63,6 +63,10 @@ class ALFWorldPlay(Play):
     phrases = PHRASES
     tokens = r"go to|[a-z]+ \d+|[a-z]+"  # a thing with its number is one token, and so is a verb
 
+    def words(self):
+        """What is left of the answer to "help", which nobody asks for while the words are gathered."""
+        return ("help",)
+
     def tasks(self, games):
         """The first `games` games of the train split's seeds: floor plans of "train", none of the held-out
         games."""

@@ -20,7 +20,7 @@ A world is one class with a few methods (see tiny/__init__.py). T = token, B = r
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -71,6 +71,9 @@ class Args:
     teacher_steps: int = knob(900, "optimizer steps of the teacher", least=1)
     student_plays: int = knob(2, "times that each game is played for the student's rows", least=1)
     teacher_plays: int = knob(4, "times that each game is played for the teacher's rows", least=1)
+    mixed: float = knob(
+        1.0, "share of the teacher's rows that are of mixed play, the others are of the expert's own: how broad "
+        "its support is", least=0.0)
     start: str = knob("", "checkpoint to begin from, in place of random weights", path=True)
     save_every: int = knob(
         0, "steps after which the model as it is then is saved as well, as NAME-STEP; 0: never", least=0)
@@ -127,6 +130,13 @@ def mixed_player(world, rng):
             return rng.choice(handy)
         return rng.choice(info["admissible"])
     return choose
+
+
+def teaching_player(world, rng, mixed):
+    """Whom a teacher watches in one episode: with probability `mixed` someone of mixed play, else the
+    expert."""
+    player = mixed_player if rng.random() < mixed else expert_player
+    return player(world, rng)
 
 
 def recorded(actions):
@@ -487,8 +497,8 @@ def make_student(args, world, chat, games, tasks, rng, save):
 
 
 def make_teacher(args, world, chat, games, tasks, rng, save):
-    """A model that does what the expert would, in the states of mixed play and of the student's and its own
-    play; of its own alone where there is no student yet."""
+    """A model that does what the expert would, in the states of mixed play (`args.mixed` of the rows) and of
+    the student's and its own play; of its own alone where there is no student yet."""
     student = model = make_model(args, chat.tokenizer)
     if args.refresh and Path(folder(args, "student")).is_dir():
         student = lm.load_model(folder(args, "student"), lm.device())
@@ -496,20 +506,17 @@ def make_teacher(args, world, chat, games, tasks, rng, save):
     def more():
         chosen = rng.sample(tasks, min(PLAYED_AGAIN, len(tasks)))
         return sampled_play(world, chat, games, chosen, student, model, rng)
-    rows = scripted_play(args, world, chat, tasks * args.teacher_plays, mixed_player, "mixed play")
+    player = partial(teaching_player, mixed=args.mixed)
+    rows = scripted_play(args, world, chat, tasks * args.teacher_plays, player, "play to learn from")
     rename = renamer(world, chat.tokenizer, args.seed)
     again = more if args.refresh else None
     return fit(
         model, rows, args.teacher_steps, args, rng, "teacher", rename, again, save)
 
 
-def make_narrow_teacher(args, world, chat, games, tasks, rng, save):
-    """A model that imitates the expert in the expert's own states."""
-    model = make_model(args, chat.tokenizer)
-
-    rows = scripted_play(args, world, chat, tasks, expert_player, "expert play")
-    rename = renamer(world, chat.tokenizer, args.seed)
-    return fit(model, rows, args.teacher_steps, args, rng, "narrow teacher", rename, save=save)
+def make_narrow_teacher(args, *rest):
+    """A model that imitates the expert in the expert's own states, each game played once."""
+    return make_teacher(replace(args, mixed=0.0, refresh=0, teacher_plays=1), *rest)
 
 
 MAKERS = {"student": make_student, "teacher": make_teacher, "teacher-narrow": make_narrow_teacher}
