@@ -34,8 +34,8 @@ import envs
 import loss as losses
 import model as lm
 import rollout
-from eval import PlayArgs, check_context, check_play, evaluate, give_experts, limits_of, spread
-from harness.cli import UserError, command, fill_presets, knob, preset
+from eval import PlayArgs, check_context, check_play, evaluate, fill, give_experts, limits_of, spread
+from harness.cli import UserError, command, knob, preset
 from harness.folder import (
     EPISODES, LOG, append, claim, free_folder, left_by_restart, read_args, read_log, rewind, write_json,
     write_lines)
@@ -277,7 +277,7 @@ def lengthen(saved, steps):
 
 
 def resolve(args):
-    """Fill in the defaults that depend on student and method; returns whose they are, for the screen.
+    """Fill in the defaults that depend on models and method; returns what to say of them on the screen.
 
     Raises UserError where the student's own ones name a knob that does not exist.
     """
@@ -285,11 +285,10 @@ def resolve(args):
     strange = sorted(set(own) - {f.name for f in fields(Args) if "paper" in f.metadata})
     if strange:
         raise UserError(f"{args.student}'s own defaults name what has none: {', '.join(strange)}")
-    whose = f"{args.student}'s own" if own else "the paper's"
+    whose = f"{args.student}'s own defaults" if own else "the paper's defaults"
     if args.method == "sft":
         own = {**own, "loss": "nll"}
-    fill_presets(args, own)
-    return whose
+    return ", ".join(filter(None, [whose, fill(args, own, args.student, args.teacher)]))
 
 
 def check(args, world):
@@ -457,7 +456,7 @@ def show(results):
 
 
 def train(args, defaults, ranks):
-    """Set up models, games and the run folder; then the loop. defaults: whose they are, for the screen."""
+    """Set up models, games and the run folder; then the loop. defaults: what the screen says of them."""
     student, chat, teacher, teacher_chat = load_models(args, ranks)
     actor = lm.playing_copy(student)  # fp32 master weights stay in `student`
     distiller = distributed(student, args, chat.vocabulary, ranks)
@@ -471,7 +470,7 @@ def train(args, defaults, ranks):
     checkpoint, history, lock = open_folder(args, student, optimizer, prints, ranks)
     folder, done = checkpoint.folder, checkpoint.step
     lm.refresh(actor, student)
-    ranks.print(f"{args.method} on {args.env}: {len(tasks)} training tasks, {defaults} defaults, "
+    ranks.print(f"{args.method} on {args.env}: {len(tasks)} training tasks, {defaults}, "
                 f"run folder {folder}" + f", going on after step {done}" * bool(args.resume))
     players = {
         "teacher": (teacher, teacher_chat), "guest": (teacher, chat), "before": (actor, chat),
