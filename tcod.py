@@ -15,7 +15,7 @@ B = row, T = token, t = turn, N = trained token of a micro-batch, D = width, V =
 import os
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 
 from harness import stops
@@ -88,6 +88,8 @@ class Args(PlayArgs):
     eval_every: int = preset(5, "evaluate on held-out games every so many steps; 0: never", least=0)
     eval_games: int = preset(140, "held-out games per evaluation and split", least=1)
     eval_temperature: float = knob(0.4, "sampling temperature of the evaluation; 0 is greedy", least=0.0)
+    eval_max_response: int = preset(
+        0, "tokens per response of the evaluation (the paper: up to 4,096); 0: as in training", least=0)
     save_every: int = knob(10, "write the checkpoint that --resume goes on from every so many steps", least=1)
     experts: str = knob(
         "", "experts' episodes for b2f and sft, written by eval.py --save-expert; empty: the games' own",
@@ -352,6 +354,18 @@ def load_games(args, style, ranks):
     return tasks, held_out, [envs.make_env(args.env, data=args.data, **knobs) for _ in range(at_once)]
 
 
+def evaluation_limits(args, style, positions, ranks):
+    """What bounds an episode of the evaluation: the game may say as much as in training, so a row is longer by
+    what a response is, up to the models' positions; where these are too few, the screen says so."""
+    limits = limits_of(args, style, args.eval_temperature)
+    response = args.eval_max_response or args.max_response
+    context = args.max_context + response - args.max_response
+    if context > positions and args.eval_every:
+        ranks.print(f"evaluations end an episode at {positions - response} tokens instead of "
+                    f"{context - response}: --eval-max-response {response} does not fit behind more of them")
+    return replace(limits, max_response=response, max_context=min(context, positions))
+
+
 def distributed(student, args, vocabulary, ranks):
     """The student as a Distiller, wrapped for the ranks."""
     if args.recompute:
@@ -464,6 +478,7 @@ def train(args, defaults, ranks):
     tasks, held_out, games = load_games(args, chat.style, ranks)
     turns = args.max_turns or games[0].horizon
     limits = limits_of(args, chat.style, args.temperature)
+    positions = min(lm.longest(model.config) for model in (student, teacher))
     stages, method = curriculum.parse_stages(args.stages), curriculum.METHODS[args.method]
 
     prints = fingerprints(student, teacher, tasks, held_out)
@@ -480,7 +495,7 @@ def train(args, defaults, ranks):
     judge = partial(
         assess, history, partial(write_log, folder, history, ranks), players=players, games=games,
         held_out=held_out, turns=turns, args=args, ranks=ranks,
-        limits=limits_of(args, chat.style, args.eval_temperature))
+        limits=evaluation_limits(args, chat.style, positions, ranks))
 
     steps, restarts = range(done + 1, args.steps + 1), games[0].restarts
     with checkpoint.kept():

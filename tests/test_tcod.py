@@ -507,6 +507,32 @@ def test_a_folder_is_one_runs_at_a_time(checkpoints, data, tmp_path):
     tcod.main(tcod.Args(resume=str(tmp_path / "run")))
 
 
+def test_an_evaluations_responses_are_as_long_as_asked(checkpoints, data, tmp_path, monkeypatch, capsys):
+    """A longer response that takes the room of the game's words, or is forgotten when a run goes on; a row
+    beyond the positions."""
+    limits = []
+
+    def seen(*args, **more):
+        limits.append(args[5])
+        return evaluate(*args, **more)
+
+    evaluate = tcod.evaluate
+    monkeypatch.setattr(tcod, "evaluate", seen)
+    run = tmp_path / "run"
+    tcod.main(arguments(checkpoints, data, run, steps=1, eval_max_response=9, eval_splits="valid_seen"))
+    tcod.main(tcod.Args(resume=str(run), steps=2))
+    assert {(l.max_response, l.max_context, l.temperature) for l in limits} == {(9, 2048 + 9 - 4, 0.4)}
+
+    args = arguments(checkpoints, data, run, max_context=4000, eval_max_response=104)
+    capsys.readouterr()
+    for positions, context, told in ((4100, 4100, False), (4050, 4050, True)):
+        found = tcod.evaluation_limits(args, "bare", positions, RANKS)
+        assert (found.max_response, found.max_context) == (104, context)
+        assert ("end an episode at 3946 tokens instead of 3996" in capsys.readouterr().out) == told
+    args.eval_max_response = 0
+    assert tcod.evaluation_limits(args, "bare", 4096, RANKS).max_context == 4000
+
+
 def test_an_evaluation_that_was_stopped(checkpoints, data, tmp_path, monkeypatch):
     """Hours of evaluation played again since the last of them was cut off; a step that is trained twice."""
     shared = dict(steps=2, eval_every=2)
