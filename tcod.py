@@ -91,6 +91,9 @@ class Args(PlayArgs):
     eval_max_response: int = preset(
         0, "tokens per response of the evaluation (the paper: up to 4,096); 0: as in training", least=0)
     save_every: int = knob(10, "write the checkpoint that --resume goes on from every so many steps", least=1)
+    keep: int = knob(
+        0, "write the student of every so many steps too, as a checkpoint student-STEP; 0: only the last one",
+        least=0)
     experts: str = knob(
         "", "experts' episodes for b2f and sft, written by eval.py --save-expert; empty: the games' own",
         path=True)
@@ -355,8 +358,8 @@ def load_games(args, style, ranks):
 
 
 def evaluation_limits(args, style, positions, ranks):
-    """What bounds an episode of the evaluation: the game may say as much as in training, so a row is longer by
-    what a response is, up to the models' positions; where these are too few, the screen says so."""
+    """What bounds an episode of the evaluation: the game may say as much as in training, so a row is longer
+    by what a response is, up to the models' positions; where these are too few, the screen says so."""
     limits = limits_of(args, style, args.eval_temperature)
     response = args.eval_max_response or args.max_response
     context = args.max_context + response - args.max_response
@@ -463,6 +466,19 @@ def open_folder(args, student, optimizer, prints, ranks):
     return checkpoint, ranks.broadcast(lambda: read_log(os.path.join(folder, LOG))), lock
 
 
+def is_kept(n, args):
+    """Whether the student of step n is one that --keep asks for."""
+    return bool(args.keep and n and n % args.keep == 0)
+
+
+def save_student(name, student, tokenizer, folder, args, ranks):
+    """Write the student into the run folder, an ordinary checkpoint with its own defaults."""
+    if ranks.first:
+        own = lm.defaults(lm.resolve(args.student, args.env))
+        with stops.whole():
+            lm.save(student, tokenizer, os.path.join(folder, name), own)
+
+
 def show(results):
     """The table of all evaluations so far; success per task type once the student has been trained."""
     text = table({LABELS[who]: splits for who, splits in results.items()}) if results else ""
@@ -497,8 +513,13 @@ def train(args, defaults, ranks):
         held_out=held_out, turns=turns, args=args, ranks=ranks,
         limits=evaluation_limits(args, chat.style, positions, ranks))
 
+    save = partial(
+        save_student, student=student, tokenizer=chat.tokenizer, folder=folder, args=args, ranks=ranks)
+
     steps, restarts = range(done + 1, args.steps + 1), games[0].restarts
     with checkpoint.kept():
+        if is_kept(done, args):
+            save(f"student-{done}")  # a run may have ended between its checkpoint and this
         judge()
         if done == 0 and history:
             ranks.print(show(assessed(history)))
@@ -535,13 +556,12 @@ def train(args, defaults, ranks):
                     append(os.path.join(folder, EPISODES), records)
             if n % args.save_every == 0 or n == args.steps:
                 checkpoint.save()
+            if is_kept(n, args):
+                save(f"student-{n}")
             tell_left_out(history[-1], history[:-1], drawn(n, tasks, args), tasks, ranks)
             judge()
             bar.set_postfix_str(status(history[-1], assessed(history)))
-        if ranks.first:
-            with stops.whole():
-                own = lm.defaults(lm.resolve(args.student, args.env))
-                lm.save(student, chat.tokenizer, os.path.join(folder, "student"), own)
+        save("student")
     bad = left_out(history, drawn(args.steps, tasks, args))
     for text in filter(None, (show(assessed(history)), bad)):
         ranks.print(text)
