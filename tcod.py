@@ -41,8 +41,8 @@ from harness.folder import (
     write_lines)
 from harness.ranks import Checkpoint, Ranks
 from harness.report import (
-    LEFT_OUT, NO_ROOM, all_unplayable, check_playable, episode_record, left_out, named, outcome, status,
-    step_record, summarise, table, table_by_kind)
+    LEFT_OUT, NO_ROOM, all_unplayable, check_playable, clipping, episode_record, left_out, named, outcome,
+    status, step_record, summarise, table, table_by_kind)
 
 LABELS = {  # of who is evaluated
     "teacher": "teacher", "guest": "teacher, as the student", "before": "student before",
@@ -550,7 +550,7 @@ def train(args, defaults, ranks):
                 optimizer.zero_grad(set_to_none=ranks.world == 1)
                 lm.refresh(actor, student)
                 seconds["train"] = time.perf_counter() - began - seconds["play"]
-                history.append(step_record(n, k, loss, norm, records, lost, died, seconds))
+                history.append(step_record(n, k, loss, norm, args.clip, records, lost, died, seconds))
                 if ranks.first:
                     append(os.path.join(folder, LOG), history[-1:])
                     append(os.path.join(folder, EPISODES), records)
@@ -563,7 +563,7 @@ def train(args, defaults, ranks):
             bar.set_postfix_str(status(history[-1], assessed(history)))
         save("student")
     bad = left_out(history, drawn(args.steps, tasks, args))
-    for text in filter(None, (show(assessed(history)), bad)):
+    for text in filter(None, (show(assessed(history)), clipping(history), bad)):
         ranks.print(text)
     if lock:
         lock.close()
