@@ -38,6 +38,7 @@ from harness.report import (
     LEFT_OUT, named, outcome, percent, playable, success, summarise, table, table_by_kind, total, unplayable)
 from template import parse_date
 
+CONTEXT = 16_384  # tokens per row, unless the models have fewer positions; why: docs/real-models.md
 # Arguments that another run of the same evaluation may change: where things lie, how many at once, the day
 # (a template that writes it is told by its text).
 ELSEWHERE = (
@@ -57,7 +58,9 @@ class PlayArgs:
         "full: one growing row per episode; window:N: every turn a fresh prompt with the last N turns")
     max_turns: int = preset(0, "turns per episode; 0: the environment's horizon", least=0)
     max_response: int = preset(512, "tokens per response", least=1)
-    max_context: int = preset(10240, "tokens per row, prompt and responses together", least=1)
+    max_context: int = preset(
+        CONTEXT, "tokens per row, prompts and responses together; left open, no more than the models have "
+        "positions", least=1)
     date: str = knob("", "the day that chat templates which write one are given; empty: today")
     seed: int = knob(0, "seed of the run", least=0)
 
@@ -106,9 +109,24 @@ def check_play(args):
     envs.parse_knobs(args.env, args.knobs)
 
 
+def fill(args, own, *names):
+    """Fill in the presets; a --max-context that was left open gets no more than the positions that all of
+    these checkpoints have. Returns what to say of that, "" where there was room.
+
+    own: see `fill_presets`.
+    """
+    given = args.max_context is not None
+    fill_presets(args, own)
+    longest, name = min((lm.positions(lm.resolve(name, args.env)), name) for name in names)
+    if given or args.max_context <= longest:
+        return ""
+    args.max_context = longest
+    return f"--max-context {longest}, since {name!r} has no more positions"
+
+
 def check_context(args, model):
     """Raises UserError where a row of --max-context tokens has more positions than the model."""
-    longest = getattr(model.config, "max_position_embeddings", None) or args.max_context
+    longest = lm.longest(model.config)
     if args.max_context > longest:
         raise UserError(
             f"--max-context {args.max_context} is more than the {longest} positions that "
@@ -405,8 +423,10 @@ def main(args):
     game_type = envs.game_type(args.env)
     name = lm.resolve(args.model, args.env)
     tokenizer = lm.load_tokenizer(name)
-    fill_presets(args, lm.defaults(name))
+    told = fill(args, lm.defaults(name), args.model, *[args.teacher] * bool(args.take_over))
     check(args)
+    if told:
+        ranks.print(told)
     if args.watch:
         args = replace(args, games=1, samples=1)
     with ranks.together():

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from harness.cli import UserError
@@ -108,6 +108,20 @@ def check_name(name):
     written_as_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     if written_as_path and not os.path.isdir(name):
         raise UserError(f"there is no folder {name!r} to load a model from")
+
+
+def longest(config):
+    """How many positions a model of this configuration has; infinity where it names no number."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
+
+
+def positions(name):
+    """`longest` of a Hugging Face name or folder; infinity where it has no configuration, of which who loads
+    it will speak."""
+    try:
+        return longest(AutoConfig.from_pretrained(name))
+    except (OSError, ValueError, KeyError):
+        return math.inf
 
 
 def style(tokenizer):

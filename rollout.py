@@ -82,8 +82,8 @@ class Episode:
 @dataclass(frozen=True)
 class Limits:
     """What bounds an episode and how it is sampled. history: "full" or "window:N" (see `open_row`)."""
-    max_response: int = 512
-    max_context: int = 10240
+    max_response: int
+    max_context: int
     temperature: float = 1.0
     style: str = "react"
     history: str = "full"

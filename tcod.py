@@ -15,7 +15,7 @@ B = row, T = token, t = turn, N = trained token of a micro-batch, D = width, V =
 import os
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 
 from harness import stops
@@ -34,16 +34,16 @@ import envs
 import loss as losses
 import model as lm
 import rollout
-from eval import PlayArgs, check_context, check_play, evaluate, limits_of, spread
+from eval import PlayArgs, check_context, check_play, evaluate, fill, limits_of, spread
 from experts import give_experts
-from harness.cli import UserError, command, fill_presets, knob, preset
+from harness.cli import UserError, command, knob, preset
 from harness.folder import (
     EPISODES, LOG, append, claim, free_folder, left_by_restart, read_args, read_log, rewind, write_json,
     write_lines)
 from harness.ranks import Checkpoint, Ranks
 from harness.report import (
-    LEFT_OUT, NO_ROOM, all_unplayable, check_playable, episode_record, left_out, named, outcome, status,
-    step_record, summarise, table, table_by_kind)
+    LEFT_OUT, NO_ROOM, all_unplayable, check_playable, clipping, episode_record, left_out, named, outcome,
+    status, step_record, summarise, table, table_by_kind)
 
 LABELS = {  # of who is evaluated
     "teacher": "teacher", "guest": "teacher, as the student", "before": "student before",
@@ -89,7 +89,12 @@ class Args(PlayArgs):
     eval_every: int = preset(5, "evaluate on held-out games every so many steps; 0: never", least=0)
     eval_games: int = preset(140, "held-out games per evaluation and split", least=1)
     eval_temperature: float = knob(0.4, "sampling temperature of the evaluation; 0 is greedy", least=0.0)
+    eval_max_response: int = preset(
+        0, "tokens per response of the evaluation (the paper: up to 4,096); 0: as in training", least=0)
     save_every: int = knob(10, "write the checkpoint that --resume goes on from every so many steps", least=1)
+    keep: int = knob(
+        0, "write the student of every so many steps too, as a checkpoint student-STEP; 0: only the last one",
+        least=0)
     experts: str = knob(
         "", "experts' episodes for b2f and sft, written by eval.py --save-expert; empty: the games' own",
         path=True)
@@ -278,7 +283,7 @@ def lengthen(saved, steps):
 
 
 def resolve(args):
-    """Fill in the defaults that depend on student and method; returns whose they are, for the screen.
+    """Fill in the defaults that depend on models and method; returns what to say of them on the screen.
 
     Raises UserError where the student's own ones name a knob that does not exist.
     """
@@ -286,11 +291,10 @@ def resolve(args):
     strange = sorted(set(own) - {f.name for f in fields(Args) if "paper" in f.metadata})
     if strange:
         raise UserError(f"{args.student}'s own defaults name what has none: {', '.join(strange)}")
-    whose = f"{args.student}'s own" if own else "the paper's"
+    whose = f"{args.student}'s own defaults" if own else "the paper's defaults"
     if args.method == "sft":
         own = {**own, "loss": "nll"}
-    fill_presets(args, own)
-    return whose
+    return ", ".join(filter(None, [whose, fill(args, own, args.student, args.teacher)]))
 
 
 def check(args, world):
@@ -352,6 +356,18 @@ def load_games(args, style, ranks):
         check_shared(tasks, held_out)
     at_once = max(args.episodes // ranks.world, min(32, args.eval_games))
     return tasks, held_out, [envs.make_env(args.env, data=args.data, **knobs) for _ in range(at_once)]
+
+
+def evaluation_limits(args, style, positions, ranks):
+    """What bounds an episode of the evaluation: the game may say as much as in training, so a row is longer
+    by what a response is, up to the models' positions; where these are too few, the screen says so."""
+    limits = limits_of(args, style, args.eval_temperature)
+    response = args.eval_max_response or args.max_response
+    context = args.max_context + response - args.max_response
+    if context > positions and args.eval_every:
+        ranks.print(f"evaluations end an episode at {positions - response} tokens instead of "
+                    f"{context - response}: --eval-max-response {response} does not fit behind more of them")
+    return replace(limits, max_response=response, max_context=min(context, positions))
 
 
 def distributed(student, args, vocabulary, ranks):
@@ -451,6 +467,19 @@ def open_folder(args, student, optimizer, prints, ranks):
     return checkpoint, ranks.broadcast(lambda: read_log(os.path.join(folder, LOG))), lock
 
 
+def is_kept(n, args):
+    """Whether the student of step n is one that --keep asks for."""
+    return bool(args.keep and n and n % args.keep == 0)
+
+
+def save_student(name, student, tokenizer, folder, args, ranks):
+    """Write the student into the run folder, an ordinary checkpoint with its own defaults."""
+    if ranks.first:
+        own = lm.defaults(lm.resolve(args.student, args.env))
+        with stops.whole():
+            lm.save(student, tokenizer, os.path.join(folder, name), own)
+
+
 def show(results):
     """The table of all evaluations so far; success per task type once the student has been trained."""
     text = table({LABELS[who]: splits for who, splits in results.items()}) if results else ""
@@ -458,7 +487,7 @@ def show(results):
 
 
 def train(args, defaults, ranks):
-    """Set up models, games and the run folder; then the loop. defaults: whose they are, for the screen."""
+    """Set up models, games and the run folder; then the loop. defaults: what the screen says of them."""
     student, chat, teacher, teacher_chat = load_models(args, ranks)
     actor = lm.playing_copy(student)  # fp32 master weights stay in `student`
     distiller = distributed(student, args, chat.vocabulary, ranks)
@@ -466,13 +495,14 @@ def train(args, defaults, ranks):
     tasks, held_out, games = load_games(args, chat.style, ranks)
     turns = args.max_turns or games[0].horizon
     limits = limits_of(args, chat.style, args.temperature)
+    positions = min(lm.longest(model.config) for model in (student, teacher))
     stages, method = curriculum.parse_stages(args.stages), curriculum.METHODS[args.method]
 
     prints = fingerprints(student, teacher, tasks, held_out)
     checkpoint, history, lock = open_folder(args, student, optimizer, prints, ranks)
     folder, done = checkpoint.folder, checkpoint.step
     lm.refresh(actor, student)
-    ranks.print(f"{args.method} on {args.env}: {len(tasks)} training tasks, {defaults} defaults, "
+    ranks.print(f"{args.method} on {args.env}: {len(tasks)} training tasks, {defaults}, "
                 f"run folder {folder}" + f", going on after step {done}" * bool(args.resume))
     players = {
         "teacher": (teacher, teacher_chat), "guest": (teacher, chat), "before": (actor, chat),
@@ -482,10 +512,15 @@ def train(args, defaults, ranks):
     judge = partial(
         assess, history, partial(write_log, folder, history, ranks), players=players, games=games,
         held_out=held_out, turns=turns, args=args, ranks=ranks,
-        limits=limits_of(args, chat.style, args.eval_temperature))
+        limits=evaluation_limits(args, chat.style, positions, ranks))
+
+    save = partial(
+        save_student, student=student, tokenizer=chat.tokenizer, folder=folder, args=args, ranks=ranks)
 
     steps, restarts = range(done + 1, args.steps + 1), games[0].restarts
     with checkpoint.kept():
+        if is_kept(done, args):
+            save(f"student-{done}")  # a run may have ended between its checkpoint and this
         judge()
         if done == 0 and history:
             ranks.print(show(assessed(history)))
@@ -516,21 +551,20 @@ def train(args, defaults, ranks):
                 optimizer.zero_grad(set_to_none=ranks.world == 1)
                 lm.refresh(actor, student)
                 seconds["train"] = time.perf_counter() - began - seconds["play"]
-                history.append(step_record(n, k, loss, norm, records, lost, died, seconds))
+                history.append(step_record(n, k, loss, norm, args.clip, records, lost, died, seconds))
                 if ranks.first:
                     append(os.path.join(folder, LOG), history[-1:])
                     append(os.path.join(folder, EPISODES), records)
             if n % args.save_every == 0 or n == args.steps:
                 checkpoint.save()
+            if is_kept(n, args):
+                save(f"student-{n}")
             tell_left_out(history[-1], history[:-1], drawn(n, tasks, args), tasks, ranks)
             judge()
             bar.set_postfix_str(status(history[-1], assessed(history)))
-        if ranks.first:
-            with stops.whole():
-                own = lm.defaults(lm.resolve(args.student, args.env))
-                lm.save(student, chat.tokenizer, os.path.join(folder, "student"), own)
+        save("student")
     bad = left_out(history, drawn(args.steps, tasks, args))
-    for text in filter(None, (show(assessed(history)), bad)):
+    for text in filter(None, (show(assessed(history)), clipping(history), bad)):
         ranks.print(text)
     if lock:
         lock.close()

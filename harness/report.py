@@ -5,6 +5,7 @@ A figure of success always stands beside the number of games and its 95 % interv
 """
 
 import math
+from statistics import median
 
 from harness.cli import UserError
 
@@ -155,14 +156,15 @@ def mean_per_turn(records):
     return means
 
 
-def step_record(n, k, loss, norm, records, lost, restarts, seconds):
+def step_record(n, k, loss, norm, clip, records, lost, restarts, seconds):
     """The log's line of step n, from all ranks' episodes: their records, and the outcomes of those that are
     left out (`Episode.sound`).
 
-    rounds count replayed turns, turns only trained ones. mismatch: the mean |log q − log q_sampled| over the
-    tokens that the student sampled; not 0 where learner and player compute differently. crashed, filled,
-    unplayable: what is not among the records, since the world died, the replayed expert left no room in the
-    context, or the task cannot be played. restarts: engines that were replaced.
+    norm: of the gradient, before it was clipped to `clip`. rounds count replayed turns, turns only trained
+    ones. mismatch: the mean |log q − log q_sampled| over the tokens that the student sampled; not 0 where
+    learner and player compute differently. crashed, filled, unplayable: what is not among the records, since
+    the world died, the replayed expert left no room in the context, or the task cannot be played. restarts:
+    engines that were replaced.
     """
     summary, games = summarise(records), max(1, len(records))
     tokens, turns = total(records, "response_tokens"), total(records, "trained")
@@ -170,7 +172,7 @@ def step_record(n, k, loss, norm, records, lost, restarts, seconds):
     kl = math.nan if None in kls else sum(kls)
     shown = ("games", "success", "rounds", "invalid", "missing", "cut", "context_cut")
     return dict(
-        step=n, k=k, loss=loss, grad_norm=norm,
+        step=n, k=k, loss=loss, grad_norm=norm, clipped=norm > clip,
         kl=known(kl / games),
         kl_token=known(kl / max(1, tokens)),
         kl_turn=mean_per_turn(records),
@@ -204,6 +206,16 @@ def left_out(history, drawn):
     if filled:
         lines.append(f"of {drawn} tasks drawn, {NO_ROOM}: {len(filled)} in some steps")
     return "\n".join(lines)
+
+
+def clipping(history):
+    """In how many steps the gradient was clipped, as a sentence; empty where it was in none."""
+    steps = [record for record in history if "clipped" in record]  # logs of older versions have none
+    clipped = total(steps, "clipped")
+    if not clipped:
+        return ""
+    norm = median(record["grad_norm"] for record in steps)
+    return f"the gradient was clipped in {clipped} of {len(steps)} steps, its median norm was {norm:.3g}"
 
 
 def status(record, results):

@@ -1,7 +1,9 @@
 """The evaluation command on the real engine with random models: what is played, counted, written, refused."""
 
 import json
+import shutil
 import signal
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ from conftest import two_ranks
 
 import envs
 import eval as evaluation
+import tcod
 from eval import Args, spread
 from experts import give_experts, read_experts
 from harness.cli import UserError
@@ -52,6 +55,26 @@ def test_table_on_screen_and_in_a_file(checkpoints, data, tmp_path, capsys):
     assert summaries[0] == summaries[1]
     assert (summaries[0]["games"], summaries[0]["rounds"]) == (4, 5.0)
     assert "student · valid_seen" in capsys.readouterr().out
+
+
+def test_an_open_context_is_cut_to_the_positions(checkpoints, data, tmp_path, capsys):
+    """A model of fewer positions than the default that ends in an error; a default that is taken for the
+    user's word; the teacher's positions forgotten."""
+    short, args = tmp_path / "short", partial(arguments, checkpoints, data)
+    shutil.copytree(checkpoints / "teacher", short)  # its own default is 2,048
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 700}))
+    evaluation.main(args(model=str(short), out=str(tmp_path / "t.json")))
+    assert json.loads((tmp_path / "t.json").read_text())["args"]["max_context"] == 700
+    assert f"--max-context 700, since '{short}' has no more positions" in capsys.readouterr().out
+    run = tcod.Args(student=str(checkpoints / "student"), teacher=str(short))
+    assert "--max-context 700" in tcod.resolve(run) and run.max_context == 700
+    with pytest.raises(UserError, match="--max-context 701 is more than the 700 positions"):
+        evaluation.main(args(model=str(short), max_context=701))
+    for own, context in ((dict(max_context=2048), 2048), ({}, 4096)):  # the model has 4,096
+        open_context = args()
+        told = evaluation.fill(open_context, own, open_context.model)
+        assert open_context.max_context == context and bool(told) == (context == 4096)
 
 
 def test_bad_games_are_left_out(checkpoints, damaged, tmp_path, capsys):

@@ -303,7 +303,7 @@ def test_log_records_by_hand():
             3, second, tokens=[4], values=[8.0], kls=[4.0], mismatches=[0.4])]
     assert records[0]["kl_turn"] == [None, 0.5, 1.5]
     assert records[0]["trained"] == 2
-    step = report.step_record(3, 2, 11.0, 1.0, records, [], 0, dict(play=1.0, train=3.0))
+    step = report.step_record(3, 2, 11.0, 1.5, 1.0, records, [], 0, dict(play=1.0, train=3.0))
     assert step["kl"] == (2.0 + 4.0) / 2
     assert step["kl_token"] == 6.0 / 8
     assert step["kl_turn"] == [4.0, 0.5, 1.5]
@@ -312,13 +312,23 @@ def test_log_records_by_hand():
     assert (step["turns"], step["rounds"]) == (1.5, 2.0)
     assert (step["success"], step["crashed"], step["filled"], step["unplayable"]) == (0.5, 0, [], {})
     assert report.status(step, {}).startswith("k 2 loss 11 KL/turn 2 won 50%")
+    assert (step["grad_norm"], step["clipped"]) == (1.5, True)
+
+
+def test_clipped_steps_are_counted():
+    """A norm after clipping, which is 1 whatever was cut off; steps of an older log counted as whole."""
+    history = [dict(step=0), dict(step=1, grad_norm=9.0)]
+    for n, norm in enumerate((59.0, 1.0, 3.0, 0.5), 2):
+        history.append(report.step_record(n, 1, 1.0, norm, 1.0, [], [], 0, dict(play=1.0)))
+    assert report.clipping(history) == "the gradient was clipped in 2 of 4 steps, its median norm was 2"
+    assert report.clipping(history[:2]) == ""
 
 
 def test_log_records_without_a_teacher():
     """KL 0, or NaN in a file that has to be JSON, where no teacher was asked."""
     played = episode("b", "heat", False, [turn("expert")], 1)
     records = [report.episode_record(3, played, [4], [8.0], [math.nan], [math.nan])]
-    step = report.step_record(3, 2, 8.0, 1.0, records, [], 0, dict(play=1.0))
+    step = report.step_record(3, 2, 8.0, 1.0, 1.0, records, [], 0, dict(play=1.0))
     assert (step["kl"], step["kl_token"], step["kl_turn"]) == (None, None, [None])
     assert step["mismatch"] == 0.0
     assert "KL/turn –" in report.status(step, {})
@@ -344,7 +354,7 @@ def test_what_is_left_out_is_counted_and_named():
     assert last == "left out, since it cannot be played: 1 task, c (no goal)"
     records = [report.episode_record(1, episode("a", "heat", True, [turn()]), [2], [6.0], [6.0], [0.0])]
     gone = [bad, lost("d", filled=True), lost("e", crashed=True), lost("f", filled=True)]
-    step = report.step_record(1, 1, 6.0, 1.0, records, gone, 0, dict(play=1.0))
+    step = report.step_record(1, 1, 6.0, 0.5, 1.0, records, gone, 0, dict(play=1.0))
     assert (step["games"], step["success"], step["kl"], step["crashed"]) == (1, 1.0, 6.0, 1)
     assert (step["filled"], step["unplayable"]) == (["d", "f"], {"c": "no goal"})
     assert report.status(step, {}).endswith("left out 4")

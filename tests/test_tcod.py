@@ -206,10 +206,19 @@ def strip(record):
     return {key: value for key, value in record.items() if key != "seconds"}
 
 
+def weights_of(run, name):
+    """The weights of a checkpoint in a run folder."""
+    return load_file(run / name / "model.safetensors")
+
+
+def same(a, b):
+    """Whether two tables of weights are the same, bit for bit."""
+    return all(torch.equal(a[name], b[name]) for name in {*a, *b})
+
+
 def same_runs(one, other):
     """Two finished runs left the same weights, bit for bit, and the same log."""
-    a, b = (load_file(folder / "student" / "model.safetensors") for folder in (one, other))
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert same(weights_of(one, "student"), weights_of(other, "student"))
     records = [[strip(r) for r in read_log(folder / "log.jsonl")] for folder in (one, other)]
     assert records[0] == records[1]
 
@@ -233,7 +242,7 @@ def stop(process, number, log, step):
 def test_a_killed_run_goes_on_exactly(checkpoints, damaged, tmp_path):
     """State that is not in the checkpoint (a generator, the optimizer's moments, the order of the tasks), or
     steps logged twice; a game that cannot be played, which ended a run, and its --resume at the same step."""
-    shared = dict(steps=9, eval_every=4)
+    shared = dict(steps=9, eval_every=4, keep=3)
     tcod.main(arguments(checkpoints, damaged, tmp_path / "whole", **shared))
     log = tmp_path / "killed" / "log.jsonl"
     args = arguments(checkpoints, damaged, tmp_path / "killed", **shared)
@@ -248,6 +257,12 @@ def test_a_killed_run_goes_on_exactly(checkpoints, damaged, tmp_path):
         args = tcod.Args(resume=str(tmp_path / "killed"))
     tcod.main(tcod.Args(resume=str(tmp_path / "killed")))
     same_runs(tmp_path / "whole", tmp_path / "killed")
+    kept = [weights_of(tmp_path / name, f"student-{n}") for n in (3, 6, 9) for name in ("whole", "killed")]
+    assert same(*kept[:2]) and same(*kept[2:4]) and same(*kept[4:]) and not same(*kept[1:3])
+    assert same(kept[5], weights_of(tmp_path / "killed", "student"))
+    shutil.rmtree(tmp_path / "killed" / "student-9")  # as if killed behind the last checkpoint
+    tcod.main(tcod.Args(resume=str(tmp_path / "killed")))
+    assert same(kept[5], weights_of(tmp_path / "killed", "student-9"))
     before = load_file(checkpoints / "student" / "model.safetensors")
     after = load_file(tmp_path / "killed" / "student" / "model.safetensors")
     assert any(not torch.equal(after[name], before[name]) for name in after)
@@ -505,6 +520,32 @@ def test_a_folder_is_one_runs_at_a_time(checkpoints, data, tmp_path):
     other.kill()
     other.wait()
     tcod.main(tcod.Args(resume=str(tmp_path / "run")))
+
+
+def test_an_evaluations_responses_are_as_long_as_asked(checkpoints, data, tmp_path, monkeypatch, capsys):
+    """A longer response that takes the room of the game's words, or is forgotten when a run goes on; a row
+    beyond the positions."""
+    limits = []
+
+    def seen(*args, **more):
+        limits.append(args[5])
+        return evaluate(*args, **more)
+
+    evaluate = tcod.evaluate
+    monkeypatch.setattr(tcod, "evaluate", seen)
+    run = tmp_path / "run"
+    tcod.main(arguments(checkpoints, data, run, steps=1, eval_max_response=9, eval_splits="valid_seen"))
+    tcod.main(tcod.Args(resume=str(run), steps=2))
+    assert {(l.max_response, l.max_context, l.temperature) for l in limits} == {(9, 2048 + 9 - 4, 0.4)}
+
+    args = arguments(checkpoints, data, run, max_context=4000, eval_max_response=104)
+    capsys.readouterr()
+    for positions, context, told in ((4100, 4100, False), (4050, 4050, True)):
+        found = tcod.evaluation_limits(args, "bare", positions, RANKS)
+        assert (found.max_response, found.max_context) == (104, context)
+        assert ("end an episode at 3946 tokens instead of 3996" in capsys.readouterr().out) == told
+    args.eval_max_response = 0
+    assert tcod.evaluation_limits(args, "bare", 4096, RANKS).max_context == 4000
 
 
 def test_an_evaluation_that_was_stopped(checkpoints, data, tmp_path, monkeypatch):
