@@ -5,7 +5,7 @@ one episode to read.
     python eval.py --model tiny-student --take-over 0,3,6,10
     torchrun --nproc-per-node 2 eval.py --model tiny-teacher --split train --games 512 --samples 3 \\
         --save-expert experts.jsonl --save-hard hard.jsonl
-    python eval.py --model runs/alfworld-f2b/student --watch
+    python eval.py --model runs/alfworld-f2b/student --watch --html episode.html
 
 The take-over test measures what the paper calls the teacher's support: the student plays the first n turns,
 then the teacher takes over; its success and its share of invalid actions are reported over n. Success is the
@@ -30,6 +30,7 @@ import curriculum
 import envs
 import model as lm
 import rollout
+import watch
 from experts import Experts, expert_line
 from harness.cli import UserError, check_knobs, command, fill_presets, knob, preset
 from harness.folder import Journal, check_place, write_json, write_lines
@@ -42,7 +43,8 @@ CONTEXT = 16_384  # tokens per row, unless the models have fewer positions; why:
 # Arguments that another run of the same evaluation may change: where things lie, how many at once, the day
 # (a template that writes it is told by its text).
 ELSEWHERE = (
-    "model", "teacher", "data", "out", "save_expert", "save_hard", "watch", "batch", "take_over", "date")
+    "model", "teacher", "data", "out", "save_expert", "save_hard", "watch", "html", "batch", "take_over",
+    "date")
 
 
 # ---- arguments
@@ -81,11 +83,14 @@ class Args(PlayArgs):
     temperature: float = knob(0.4, "sampling temperature; 0 is greedy", least=0.0)
     take_over: str = knob(
         "", "take-over test: numbers of student turns before the teacher acts, as in 0,3,6,10")
-    teacher: str = knob("tiny-teacher", "who takes over", path=True)
+    teacher: str = knob("tiny-teacher", "who takes over, or judges the student's tokens (--html)", path=True)
     save_expert: str = knob(
         "", "write the shortest won episode of each game to this file (for tcod.py --experts)", path=True)
     save_hard: str = knob("", "write the tasks that were lost in all samples to this file", path=True)
     watch: bool = knob(False, "play the first game only and print it turn by turn")
+    html: str = knob(
+        "", "with --watch, write a page to this file: the episode, each token shaded by its KL to --teacher",
+        path=True)
     out: str = knob("", "write the table to this JSON file, as it grows", path=True)
     batch: int = knob(64, "episodes played at once", least=1)
 
@@ -147,7 +152,9 @@ def check(args):
     split_of(args)
     if bool(args.watch) + bool(args.take_over) + bool(args.save_expert or args.save_hard) > 1:
         raise UserError("--watch, --take-over and --save-expert are three different things: choose one")
-    places = [path for path in (args.out, args.save_expert, args.save_hard) if path]
+    if args.html and not args.watch:
+        raise UserError("--html is a page of the episode that --watch plays: give both")
+    places = [path for path in (args.out, args.save_expert, args.save_hard, args.html) if path]
     for path in places:
         check_place(path)
     if len({os.path.realpath(path) for path in places}) < len(places):
@@ -207,19 +214,20 @@ def evaluate(actor, chat, games, tasks, turns, limits, *, seed=0, rank=0, world=
 
 # ---- the command's three answers
 
-def watch(episode):
-    """Print an episode turn by turn."""
-    if episode.unplayable:
-        raise envs.Unplayable(episode.task, episode.unplayable)
-    print(episode.opening)
-    answers = [turn["observation"] for turn in episode.turns[1:]] + [""]
-    for i, (turn, answer) in enumerate(zip(episode.turns, answers), 1):
-        note = " [no action]" * turn["missing"]
-        note += " [invalid]" * turn["invalid"]
-        note += " [cut]" * turn["cut"]
-        print(f"\n--- turn {i}{note}\n> {turn['response']}\n{answer}")
-    ended = "won" if episode.won else "lost" if episode.lost else "not won"
-    print(f"\n=== {ended} after {len(episode.turns)} turns")
+def report_episode(args, play, turns, actors, chat):
+    """Print one episode; write its page where one is asked for. Raises Unplayable where it cannot be
+    played."""
+    plan = curriculum.plan(curriculum.opd, 0, turns)
+    for episode in next(play(plan=plan, note=lambda played: played)):  # one rank has it
+        if episode.unplayable:
+            raise envs.Unplayable(episode.task, episode.unplayable)
+        watch.transcript(episode)
+        if args.html:
+            facts = {
+                "student": args.model, "teacher": args.teacher,
+                "sampled": f"at temperature {args.temperature}, seed {args.seed}"}
+            watch.write_page(args.html, episode, actors, chat, args.temperature, facts)
+            print(f"wrote {args.html}")
 
 
 def together(batches, ranks):
@@ -338,15 +346,15 @@ def load(args, name):
 
 
 def load_teacher(args, tokenizer, ranks):
-    """The model that takes over, in the student's template; raises UserError where its vocabulary is not the
-    student's."""
+    """The model that takes over or judges, in the student's template; raises UserError where its vocabulary
+    is not the student's."""
     name = lm.resolve(args.teacher, args.env)
     other = lm.load_tokenizer(name)
     lm.same_vocabulary(tokenizer, other)
     unlike = rollout.Chat(tokenizer).unlike(rollout.Chat(other))
     if unlike:
         ranks.print(
-            f"the teacher's own {', '.join(unlike)} are others than the student's, in which it takes over")
+            f"the teacher's own {', '.join(unlike)} are others than the student's, which it is given here")
     return load(args, name)
 
 
@@ -394,7 +402,7 @@ def run(args, name, tokenizer, ranks):
     """Load models and games, and give the command's answer."""
     label, split = split_of(args)
     actors = {"student": load(args, name)}
-    if args.take_over:
+    if args.take_over or args.html:
         actors["teacher"] = load_teacher(args, tokenizer, ranks)
     tasks, games = load_games(args, split, ranks)
     turns = args.max_turns or games[0].horizon
@@ -406,8 +414,7 @@ def run(args, name, tokenizer, ranks):
         play_all, actors, chat=chat, games=games, tasks=tasks, seed=args.seed, rank=ranks.rank,
         world=ranks.world, limits=limits_of(args, chat.style, args.temperature))
     if args.watch:
-        for episode in next(play(plan=curriculum.plan(curriculum.opd, 0, turns), note=lambda played: played)):
-            watch(episode)
+        report_episode(args, play, turns, actors, chat)
         return
 
     journal = open_journal(args, label, chat, actors, tasks, turns, ranks)

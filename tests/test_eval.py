@@ -158,17 +158,6 @@ def test_invalid_actions_are_those_of_the_teacher():
     assert (row["n"], row["games"], row["won"]) == (1, 1, 0)
 
 
-def test_watching_reads_like_a_transcript(checkpoints, data, capsys):
-    """The observation printed under a turn must be the answer to it, and what went wrong must be marked."""
-    evaluation.main(arguments(checkpoints, data, watch=True))
-    out = capsys.readouterr().out
-    opening, first, *_ = out.split("--- turn")
-    assert out.count("--- turn") == 5
-    assert "Your task is to" in opening
-    assert "[invalid]" in first and "Nothing happens." in first
-    assert "not won after 5 turns" in out
-
-
 def test_what_was_won_is_replayed(checkpoints, data, tmp_path, monkeypatch):
     """A file that does not belong to its own games, by a digest that changes from one process to the next."""
     original = evaluation.rollout.play
