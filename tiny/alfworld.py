@@ -120,13 +120,14 @@ class DataSetPlay(ALFWorldPlay):
         return random.Random(0).sample(tasks, min(games, len(tasks)))
 
     def words(self):
-        """The name of every thing and place of the split, as many of each class as a game has at most: the
-        same words whatever games are chosen."""
+        """The name of every thing and place of the split, with as many numbers as a game has at most, and alone
+        as a task says it: the same words whatever games are chosen."""
         most = Counter()
         for task in _train_split():
             named = classes(json.loads(Path(task.source).read_text())["pddl_problem"])
             most |= Counter(named)
-        return [f"{name} {n + 1}" for name in most for n in range(most[name])]
+        numbered = [f"{name} {n + 1}" for name in most for n in range(most[name])]
+        return [*super().words(), *most, *numbered]
 
     def expert(self, env, opening):
         """The text expert that looks where things lie most often, and remembers where it has been."""
