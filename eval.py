@@ -63,6 +63,10 @@ class PlayArgs:
     max_context: int = preset(
         CONTEXT, "tokens per row, prompts and responses together; left open, no more than the models have "
         "positions", least=1)
+    precision: str = knob(
+        "auto", "of models that are only read, and of training's forward and backward (weights, moments, "
+        "logits and losses are fp32 always); auto: bf16 on a GPU that has it, else fp32",
+        choices=lm.PRECISIONS)
     date: str = knob("", "the day that chat templates which write one are given; empty: today")
     seed: int = knob(0, "seed of the run", least=0)
 
@@ -115,18 +119,21 @@ def check_play(args):
 
 
 def fill(args, own, *names):
-    """Fill in the presets; a --max-context that was left open gets no more than the positions that all of
-    these checkpoints have. Returns what to say of that, "" where there was room.
+    """Fill in the presets, and what depends on models and machine; returns what to say of it, sentences.
 
-    own: see `fill_presets`.
+    own: see `fill_presets`; names: checkpoints: a --max-context that was left open gets no more than the
+    positions that all of them have.
     """
-    given = args.max_context is not None
+    given, told = args.max_context is not None, []
     fill_presets(args, own)
     longest, name = min((lm.positions(lm.resolve(name, args.env)), name) for name in names)
-    if given or args.max_context <= longest:
-        return ""
-    args.max_context = longest
-    return f"--max-context {longest}, since {name!r} has no more positions"
+    if args.max_context > longest and not given:
+        args.max_context = longest
+        told.append(f"--max-context {longest}, since {name!r} has no more positions")
+    args.precision = lm.precision(args.precision)
+    if args.precision == "bf16" and not lm.has_bf16():
+        told.append("--precision bf16 on a device that has no instructions for it and is slower by it")
+    return told
 
 
 def check_context(args, model):
@@ -340,7 +347,7 @@ def print_success(args, split, summary):
 
 def load(args, name):
     """The model of a checkpoint, on this process's device."""
-    model = lm.load_model(name, lm.device(), lm.play_dtype())
+    model = lm.load_model(name, lm.device(), lm.play_dtype(args.precision))
     check_context(args, model)
     return model
 
@@ -432,8 +439,8 @@ def main(args):
     tokenizer = lm.load_tokenizer(name)
     told = fill(args, lm.defaults(name), args.model, *[args.teacher] * bool(args.take_over))
     check(args)
-    if told:
-        ranks.print(told)
+    for sentence in told:
+        ranks.print(sentence)
     if args.watch:
         args = replace(args, games=1, samples=1)
     with ranks.together():

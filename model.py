@@ -32,6 +32,8 @@ logging.disable_progress_bar()
 ROOT = os.path.dirname(os.path.abspath(__file__))
 SMALL = 10_000_000  # parameters
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # nats, see `distance`
+PRECISIONS = ("auto", "fp32", "bf16")
+BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # what torch calls a processor's instructions for it
 BY_LENGTH = ("dynamic", "longrope")  # rotary frequencies that change with the length of the batch
 # Shipped in assets/WORLD/, made by tiny/make.py.
 TINY = {
@@ -81,9 +83,25 @@ def device():
     return torch.device("cpu")
 
 
-def play_dtype():
-    """What a model that is only read is held in: bf16 on a GPU, fp32 on the CPU."""
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+def has_bf16():
+    """Whether this process's device computes in bf16 itself: GPUs from Ampere on, some processors."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(torch.cpu.get_capabilities().get(name) for name in BF16)
+
+
+def precision(asked):
+    """"fp32" or "bf16", as asked; for "auto" bf16 on a GPU that has it, else fp32: on a processor runs stay
+    exact, unless somebody asks for speed."""
+    if asked != "auto":
+        return asked
+    return "bf16" if torch.cuda.is_available() and has_bf16() else "fp32"
+
+
+def play_dtype(asked="auto"):
+    """What a model that is only read is held in, and what the forward and backward of training run in. asked:
+    see `precision`."""
+    return torch.bfloat16 if precision(asked) == "bf16" else torch.float32
 
 
 def load_tokenizer(name):
@@ -356,11 +374,11 @@ def save(model, tokenizer, folder, own=None):
 
 # ---- the copy that plays
 
-def playing_copy(model):
-    """The copy that plays: on a GPU its parameters are bf16, on the CPU it is the model itself."""
-    if play_dtype() == torch.float32:
-        return model
-    return rounded(copy.deepcopy(model), play_dtype())
+def playing_copy(model, asked="auto"):
+    """The copy that plays: its parameters are bf16; in fp32 it is the model itself. asked: see
+    `precision`."""
+    dtype = play_dtype(asked)
+    return model if dtype == torch.float32 else rounded(copy.deepcopy(model), dtype)
 
 
 def rounded(model, dtype):

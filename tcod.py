@@ -153,7 +153,7 @@ def backward(distiller, teacher, episodes, args, ranks):
     totals = ranks.sum(batches.count(episodes))
     samples = batches.samples(episodes, args.aggregate, totals, args.loss) or [batches.EMPTY]
     groups = batches.micro_batches(samples, args.batch_tokens)
-    device = next(distiller.parameters()).device
+    device, bf16 = next(distiller.parameters()).device, lm.precision(args.precision) == "bf16"
     loss, turns = 0.0, max((len(episode.turns) for episode in episodes), default=0)
     sums = torch.zeros(4, len(episodes) * turns, device=device)
     distiller.train(args.recompute)  # recomputation wants training mode; `lm.load` set every dropout to 0
@@ -162,7 +162,7 @@ def backward(distiller, teacher, episodes, args, ranks):
         last, taught = i + 1 == len(groups), set(batch["loss"]) - set(losses.WITHOUT_TEACHER)
         # The cache of rounded weights is for forwards that are kept: recomputation makes each one again.
         with torch.autocast(
-                device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=not args.recompute):
+                device.type, torch.bfloat16, enabled=bf16, cache_enabled=not args.recompute):
             judged = score(teacher, [sample.row for sample in group]) if taught else None
             with nullcontext() if last or ranks.world == 1 else distiller.no_sync():
                 value, tokens = distiller(batch, judged)
@@ -294,7 +294,7 @@ def resolve(args):
     whose = f"{args.student}'s own defaults" if own else "the paper's defaults"
     if args.method == "sft":
         own = {**own, "loss": "nll"}
-    return ", ".join(filter(None, [whose, fill(args, own, args.student, args.teacher)]))
+    return ", ".join([whose, *fill(args, own, args.student, args.teacher)])
 
 
 def check(args, world):
@@ -316,9 +316,9 @@ def check(args, world):
 
 def load_models(args, ranks):
     """(student, its chat, teacher, its chat), on this process's device; says in what the chats differ."""
-    device = lm.device()
+    device, dtype = lm.device(), lm.play_dtype(args.precision)
     student, tokenizer = lm.load(lm.resolve(args.student, args.env), device)
-    teacher, other = lm.load(lm.resolve(args.teacher, args.env), device, lm.play_dtype())
+    teacher, other = lm.load(lm.resolve(args.teacher, args.env), device, dtype)
     lm.same_vocabulary(tokenizer, other)
     for model in (student, teacher):
         check_context(args, model)
@@ -489,7 +489,7 @@ def show(results):
 def train(args, defaults, ranks):
     """Set up models, games and the run folder; then the loop. defaults: what the screen says of them."""
     student, chat, teacher, teacher_chat = load_models(args, ranks)
-    actor = lm.playing_copy(student)  # fp32 master weights stay in `student`
+    actor = lm.playing_copy(student, args.precision)  # fp32 master weights stay in `student`
     distiller = distributed(student, args, chat.vocabulary, ranks)
     optimizer = adamw(student, args, ranks.world)
     tasks, held_out, games = load_games(args, chat.style, ranks)

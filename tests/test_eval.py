@@ -74,7 +74,7 @@ def test_an_open_context_is_cut_to_the_positions(checkpoints, data, tmp_path, ca
     for own, context in ((dict(max_context=2048), 2048), ({}, 4096)):  # the model has 4,096
         open_context = args()
         told = evaluation.fill(open_context, own, open_context.model)
-        assert open_context.max_context == context and bool(told) == (context == 4096)
+        assert open_context.max_context == context and len(told) == (context == 4096)
 
 
 def test_bad_games_are_left_out(checkpoints, damaged, tmp_path, capsys):

@@ -103,6 +103,17 @@ def test_the_playing_copy_keeps_its_rotary_frequencies():
         assert ours.dtype == master.dtype == torch.float32 and torch.equal(ours, master)
 
 
+@pytest.mark.parametrize("gpu, able, chosen", [
+    (True, True, "bf16"), (True, False, "fp32"), (False, True, "fp32"), (False, False, "fp32")])
+def test_precision_is_chosen_by_the_device(gpu, able, chosen, monkeypatch):
+    """bf16 emulated on a GPU before Ampere; runs on a processor that are no longer exact."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: able)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict(avx2=True, amx_bf16=able))
+    assert lm.precision("auto") == chosen and lm.has_bf16() == able
+    assert (lm.precision("bf16"), lm.precision("fp32")) == ("bf16", "fp32")  # as asked
+
+
 def test_the_playing_copy_gives_its_memory_up():
     """A copy that stays beside the gradients, or comes back as it was before the step; where it is the
     student itself, weights that are gone."""

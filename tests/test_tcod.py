@@ -139,6 +139,33 @@ def test_micro_batches_chunks_and_recomputation_change_nothing(knobs):
     assert torch.allclose(sums, same, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_bf16_is_asked_of_both_models(recompute):
+    """--precision that is read and does nothing; bf16 that reaches the weights, the gradient's sum or the
+    logits; recomputation outside of autocast."""
+    episodes = [made_up_episode(seed) for seed in range(4)]
+    exact, value, _ = step(episodes)
+    got, rounded, _ = step(episodes, precision="bf16", recompute=recompute)
+    again, same, _ = step(episodes, precision="bf16", chunk=3)
+    assert got.dtype == torch.float32 and 1e-3 < relative(got, exact) < 0.05
+    assert 0 < abs(rounded - value) < 1e-2 * value
+    assert relative(got, again) < 1e-2 and abs(rounded - same) < 1e-5 * value  # losses are summed in fp32
+    assert torch.equal(step(episodes, precision="fp32")[0], exact)
+    assert torch.equal(step(episodes, precision="auto")[0], exact)  # as this test's machine has no GPU
+
+
+def test_a_run_in_bf16_goes_on_in_bf16(checkpoints, data, tmp_path, capsys):
+    """A precision that another machine would choose otherwise when a run goes on; a playing copy in fp32."""
+    run, little = tmp_path / "run", dict(steps=1, episodes=2, max_turns=2, max_response=2, eval_every=0)
+    tcod.main(arguments(checkpoints, data, run, precision="bf16", **little))
+    tcod.main(tcod.Args(resume=str(run), steps=2))
+    assert read_args(run)["precision"] == "bf16"
+    assert all(1e-4 < r["mismatch"] < 0.1 for r in read_log(run / "log.jsonl"))  # two models play and learn
+    assert weights_of(run, "student")["model.norm.weight"].dtype == torch.float32
+    slow = "--precision bf16 on a device that has no instructions" in capsys.readouterr().out
+    assert slow != lm.has_bf16()
+
+
 def test_recomputation_is_asked_of_the_model():
     """--recompute that is read and does nothing."""
     student = make_model()
