@@ -408,9 +408,10 @@ def open_journal(args, split, chat, actors, tasks, turns, ranks):
 def run(args, name, tokenizer, ranks):
     """Load models and games, and give the command's answer."""
     label, split = split_of(args)
-    actors = {"student": load(args, name)}
-    if args.take_over or args.html:
-        actors["teacher"] = load_teacher(args, tokenizer, ranks)
+    with ranks.in_turn(lm.device().type == "cuda"):
+        actors = {"student": load(args, name)}
+        if args.take_over or args.html:
+            actors["teacher"] = load_teacher(args, tokenizer, ranks)
     tasks, games = load_games(args, split, ranks)
     turns = args.max_turns or games[0].horizon
     if args.take_over and max(take_over_turns(args.take_over)) > turns:

@@ -148,6 +148,15 @@ def style(tokenizer):
     return tokenizer.init_kwargs.get("prompt_style", "react")
 
 
+def configuration(name):
+    """The configuration of a Hugging Face name or folder, of which no more is needed than config.json."""
+    check_name(name)
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise cannot_load(name, error) from error
+
+
 def load_model(name, device="cpu", dtype=torch.float32):
     """The model of a Hugging Face name or folder; weights in `dtype`, attention by torch's
     scaled_dot_product_attention.

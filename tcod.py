@@ -40,7 +40,8 @@ from harness.cli import UserError, command, knob, preset
 from harness.folder import (
     EPISODES, LOG, append, claim, free_folder, left_by_restart, read_args, read_log, rewind, write_json,
     write_lines)
-from harness.ranks import Checkpoint, Ranks
+from harness import plan as memory
+from harness.ranks import Checkpoint, Gradients, Ranks
 from harness.report import (
     LEFT_OUT, NO_ROOM, all_unplayable, check_playable, clipping, episode_record, left_out, named, outcome,
     status, step_record, summarise, table, table_by_kind)
@@ -88,6 +89,7 @@ class Args(PlayArgs):
         "one GPU", choices=("", "whole", "shared"))
     eval_every: int = preset(5, "evaluate on held-out games every so many steps; 0: never", least=0)
     eval_games: int = preset(140, "held-out games per evaluation and split", least=1)
+    eval_batch: int = knob(32, "episodes of an evaluation that each process plays at once", least=1)
     eval_temperature: float = knob(0.4, "sampling temperature of the evaluation; 0 is greedy", least=0.0)
     eval_max_response: int = preset(
         0, "tokens per response of the evaluation (the paper: up to 4,096); 0: as in training", least=0)
@@ -106,6 +108,9 @@ class Args(PlayArgs):
         "environment's own")
     shared_tasks: bool = knob(False, "evaluate also on tasks that are trained on")
     out: str = knob("", "run folder; empty: the first free runs/ENV-METHOD-N", path=True)
+    plan: int = knob(
+        0, "say what each of so many GPUs would hold, from the models' configurations alone, and end; 0: train",
+        least=0)
     resume: str = knob(
         "", "a run folder: go on exactly where its checkpoint stands, with its own arguments; give it alone, "
         "or with more --steps",
@@ -317,8 +322,9 @@ def check(args, world):
 def load_models(args, ranks):
     """(student, its chat, teacher, its chat), on this process's device; says in what the chats differ."""
     device, dtype = lm.device(), lm.play_dtype(args.precision)
-    student, tokenizer = lm.load(lm.resolve(args.student, args.env), device)
-    teacher, other = lm.load(lm.resolve(args.teacher, args.env), device, dtype)
+    with ranks.in_turn(device.type == "cuda"):
+        student, tokenizer = lm.load(lm.resolve(args.student, args.env), device)
+        teacher, other = lm.load(lm.resolve(args.teacher, args.env), device, dtype)
     lm.same_vocabulary(tokenizer, other)
     for model in (student, teacher):
         check_context(args, model)
@@ -354,8 +360,8 @@ def load_games(args, style, ranks):
             ranks.print(f"{label}: {len(held_out[label])} of the {len(listed)} tasks in {split}")
     if not args.shared_tasks:
         check_shared(tasks, held_out)
-    at_once = max(args.episodes // ranks.world, min(32, args.eval_games))
-    return tasks, held_out, [envs.make_env(args.env, data=args.data, **knobs) for _ in range(at_once)]
+    at_once = range(memory.at_once(args, ranks.world))
+    return tasks, held_out, [envs.make_env(args.env, data=args.data, **knobs) for _ in at_once]
 
 
 def evaluation_limits(args, style, positions, ranks):
@@ -370,15 +376,25 @@ def evaluation_limits(args, style, positions, ranks):
     return replace(limits, max_response=response, max_context=min(context, positions))
 
 
-def distributed(student, args, vocabulary, ranks):
-    """The student as a Distiller, wrapped for the ranks."""
+def learner(student, args, vocabulary):
+    """The student with its loss, as it learns."""
     if args.recompute:
         student.activation_checkpointing_enable()
     setting = dict(beta=args.beta, temperature=args.temperature, vocabulary=vocabulary, chunk=args.chunk)
-    distiller = Distiller(student, **setting)
+    return Distiller(student, **setting)
+
+
+def distributed(student, args, vocabulary, ranks):
+    """The student as a Distiller, wrapped for the ranks."""
+    distiller = learner(student, args, vocabulary)
     if ranks.world == 1:
         return distiller
-    return DistributedDataParallel(distiller, gradient_as_bucket_view=True, broadcast_buffers=False)
+    distiller = DistributedDataParallel(distiller, gradient_as_bucket_view=True, broadcast_buffers=False)
+    # DDP makes gradients views of its buckets in a first backward pass, and orders these anew in the second.
+    # In those of a step, a second copy of all gradients would stand beside the activations.
+    for _ in range(2):
+        backward(distiller, None, [], args, ranks)
+    return distiller
 
 
 def adamw(student, args, world):
@@ -486,11 +502,32 @@ def show(results):
     return "\n".join(filter(None, [text, table_by_kind(results.get("after", {}))]))
 
 
+def planned(args, gpus):
+    """What each of so many GPUs will hold, {phase: {part: bytes}}."""
+    configs = [lm.configuration(lm.resolve(name, args.env)) for name in (args.student, args.teacher)]
+    return memory.plan(args, *configs, gpus, learner)
+
+
+def tell_plan(args, ranks):
+    """A line of the plan, where there is a GPU that it is for."""
+    if not torch.cuda.is_available() or not ranks.first:
+        return
+    try:
+        ((name, card),) = memory.cards().items()
+        found = planned(args, ranks.world)
+        ranks.print(f"memory, by plan, of this {name}: {memory.verdict(found, card, args, ranks.world)}")
+    except UserError as error:  # the run itself will show
+        ranks.print(error)
+
+
 def train(args, defaults, ranks):
     """Set up models, games and the run folder; then the loop. defaults: what the screen says of them."""
+    tell_plan(args, ranks)
     student, chat, teacher, teacher_chat = load_models(args, ranks)
     actor = lm.playing_copy(student, args.precision)  # fp32 master weights stay in `student`
     distiller = distributed(student, args, chat.vocabulary, ranks)
+    gradients = Gradients(student.parameters())
+    gradients.release()
     optimizer = adamw(student, args, ranks.world)
     tasks, held_out, games = load_games(args, chat.style, ranks)
     turns = args.max_turns or games[0].horizon
@@ -536,6 +573,7 @@ def train(args, defaults, ranks):
             seconds = dict(play=time.perf_counter() - began)
 
             lm.release(actor, student)
+            gradients.restore()
             episodes = [episode for episode in played if episode.sound]
             loss, sums = backward(distiller, teacher, episodes, args, ranks)
             records = ranks.gather([episode_record(n, *parts) for parts in zip(episodes, *sums)])
@@ -547,8 +585,7 @@ def train(args, defaults, ranks):
             with checkpoint.advancing(n):
                 if records:  # else AdamW's momentum alone would move the weights
                     optimizer.step()
-                # One process frees its gradients; DDP's are views of buckets that stay, and must stay views.
-                optimizer.zero_grad(set_to_none=ranks.world == 1)
+                gradients.release()
                 lm.refresh(actor, student)
                 seconds["train"] = time.perf_counter() - began - seconds["play"]
                 history.append(step_record(n, k, loss, norm, args.clip, records, lost, died, seconds))
@@ -576,9 +613,12 @@ def main(args):
     if before or args.resume:
         args = resumed(Args(resume=before) if before else args)
     defaults = resolve(args)
-    check(args, ranks.world)
+    check(args, args.plan or ranks.world)
     with ranks.together():
-        train(args, defaults, ranks)
+        if args.plan:
+            ranks.print(memory.table(planned(args, args.plan), args, args.plan, memory.cards()))
+        else:
+            train(args, defaults, ranks)
         ranks.leave()
 
 

@@ -163,6 +163,19 @@ class Ranks:
         # Who came here has left the meeting before this one, so that nobody asks for its word any more.
         self.store.delete_key(f"meeting {self.meetings - 1} {self.rank}")
 
+    @contextmanager
+    def in_turn(self, needed):
+        """Around what one rank does after another, where that is needed.
+
+        A model that is loaded onto a GPU is for a while in the machine's memory, which does not hold it once
+        for every GPU. (`from_pretrained` puts weights straight onto a device only beside another package.)
+        """
+        for _ in range(self.rank if needed else 0):
+            self.meet()
+        yield
+        for _ in range(self.world - self.rank if needed else 0):
+            self.meet()
+
     def share(self, items):
         """This rank's part of a list that all ranks have: items rank, rank + world, …"""
         return items[self.rank::self.world]
@@ -210,6 +223,34 @@ class Ranks:
         self.store.set(f"gone {self.rank}", "")
         if self.first:
             self.store.wait([f"gone {other}" for other in range(self.world)])
+
+
+class Gradients:
+    """The memory of the gradients: there while the student learns, given up while it plays.
+
+    DDP's gradients are views of its buckets and must stay these; only the memory behind them goes and comes.
+    """
+
+    def __init__(self, parameters):
+        """parameters: of the student, with the gradients that DDP has made, if it has."""
+        self.parameters, self.buckets = list(parameters), {}
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                bucket = parameter.grad.untyped_storage()
+                self.buckets[bucket.data_ptr()] = bucket, bucket.nbytes()
+
+    def release(self):
+        for bucket, _ in self.buckets.values():
+            bucket.resize_(0)
+        if not self.buckets:
+            for parameter in self.parameters:
+                parameter.grad = None
+
+    def restore(self):
+        """To before the first backward pass: zeros."""
+        for bucket, size in self.buckets.values():
+            bucket.resize_(size)
+            bucket.fill_(0)
 
 
 # ---- the checkpoint

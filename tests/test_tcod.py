@@ -23,7 +23,7 @@ import rollout
 import tcod
 from harness.cli import UserError
 from harness.folder import append, read_args, read_log, write_json
-from harness.ranks import Checkpoint, Lost, Ranks
+from harness.ranks import Checkpoint, Gradients, Lost, Ranks
 from harness.report import NO_ROOM
 from harness.stops import Stopped
 
@@ -79,6 +79,12 @@ def ranked(rank, folder, port):
     RANKS.leave()
 
 
+def gradient_memory(student):
+    """{what stands for a piece of memory: its bytes} of a student's gradients; empty where there are none."""
+    pieces = [p.grad.untyped_storage() for p in student.parameters() if p.grad is not None]
+    return {piece._cdata: piece.nbytes() for piece in pieces}
+
+
 def three_steps(episodes, folder, moments):
     """Train on them three times and write the checkpoint of a run folder; returns the student."""
     os.makedirs(folder, exist_ok=True)
@@ -88,13 +94,16 @@ def three_steps(episodes, folder, moments):
     distiller = tcod.distributed(student, args, lm.Vocabulary(120, []), RANKS)
     optimizer = tcod.adamw(student, args, RANKS.world)
     checkpoint = Checkpoint(folder, student, optimizer, RANKS.first)
+    gradients = Gradients(student.parameters())
+    buckets = gradient_memory(student)
     for _ in range(3):
+        gradients.release()
+        assert sum(gradient_memory(student).values()) == 0
+        gradients.restore()
         tcod.backward(distiller, teacher, episodes, args, RANKS)
         optimizer.step()
-        pointers = [p.grad.data_ptr() for p in student.parameters()]
-        optimizer.zero_grad(set_to_none=RANKS.world == 1)
-        if RANKS.world > 1:  # gradients stay views of DDP's buckets: no second copy of them
-            assert pointers == [p.grad.data_ptr() for p in student.parameters()]
+        # Gradients are views of DDP's buckets from the first step on: no second copy of them.
+        assert RANKS.world == 1 or gradient_memory(student) == buckets
     checkpoint.step = 3
     checkpoint.save()
     return student
