@@ -1,4 +1,5 @@
-"""One episode to read: the transcript, and the page with its figures, on the real engine with random models."""
+"""One episode to read: the transcript, and the page with its figures, on the real engine with random
+models."""
 
 import base64
 import copy
@@ -28,8 +29,8 @@ from harness.cli import UserError
 HOSTILE = "</script></span>\"'><img src=x onerror=alert(1)><!-- $task &lt; \x00\x1b\ud800 {0}"
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 OURS = {
-    "html", "head", "meta", "title", "style", "body", "header", "h1", "p", "dl", "div", "dt", "dd", "ul", "li",
-    "nav", "a", "i", "main", "section", "h2", "span", "details", "summary", "footer", "aside", "script"}
+    "html", "head", "meta", "title", "style", "body", "header", "h1", "p", "dl", "div", "dt", "dd", "ul",
+    "li", "nav", "a", "i", "main", "section", "h2", "span", "details", "summary", "footer", "aside", "script"}
 
 
 class Page(HTMLParser):
@@ -217,7 +218,8 @@ def test_a_blank_that_leads_a_word_is_kept():
     assert [watch.name(tokenizer, i) for i in (0, 1, 2)] == ["▁go", "go", "▁to"]
 
 
-@pytest.mark.parametrize("kl, shade", [(0.0, 0), (0.0099, 0), (0.01, 1), (0.5, 3), (9.99, 5), (10, 6), (99, 6)])
+@pytest.mark.parametrize("kl, shade", [
+    (0.0, 0), (0.0099, 0), (0.01, 1), (0.5, 3), (9.99, 5), (10, 6), (99, 6)])
 def test_shades_are_those_of_the_legend(kl, shade):
     """A shade that the legend says begins elsewhere."""
     assert watch.level(kl) == shade
