@@ -1,5 +1,5 @@
-"""Experts' episodes in a file: the shortest won one of each task, written by eval.py --save-expert as it goes,
-replayed by tcod.py --experts (B2F) or imitated (SFT).
+"""Experts' episodes in a file: the shortest won one of each task, written by eval.py --save-expert as it
+goes, replayed (B2F) or imitated (SFT) by tcod.py --experts.
 
 A line is a task's id, the digest of its game, the actions, and the responses that they stood in. A file is
 refused where it belongs to other games or to another prompt style. No torch here.

@@ -88,24 +88,32 @@ def compare(ids, logs):
     return [Token(*parts) for parts in zip(ids, kl, said, likeliest)]
 
 
+def judge_row(row, models, vocabulary, temperature):
+    """The Tokens of a row, a chunk of distributions at a time; models: student and teacher."""
+    ids = [i for i, turn in zip(row.ids, row.turn) if turn >= 0]
+    both = [states(model, row) for model in models]
+    tokens = []
+    for first in range(0, len(ids), CHUNK):
+        chunk, logs = slice(first, first + CHUNK), []
+        for hidden, head in both:
+            logits = vocabulary.among(lm.logits(hidden[chunk], head))  # (n, V)
+            logs.append(torch.log_softmax(losses.at_temperature(logits, temperature), -1))
+        tokens += compare(ids[chunk], logs)
+    return tokens
+
+
 @torch.no_grad()
 def judge(episode, student, teacher, vocabulary, temperature):
     """The Tokens of every turn of an episode: a list of lists.
 
-    vocabulary: the ids that are compared (`lm.vocabulary`); temperature: of the sampler, where 0 is greedy
-    and its distributions are those at temperature 1.
+    vocabulary: the ids that are compared (`lm.vocabulary`); temperature: of the sampler; where it is 0, and
+    the sampler greedy, distributions are compared at 1.
     """
     turns = [[] for _ in episode.turns]
     for row in filter(lambda row: row.ids, map(batches.trimmed, episode.rows)):
-        said = [(turn, i) for turn, i in zip(row.turn, row.ids) if turn >= 0]
-        both = [states(model, row) for model in (student, teacher)]
-        for first in range(0, len(said), CHUNK):
-            part, logs = said[first: first + CHUNK], []
-            for hidden, head in both:
-                logits = vocabulary.among(lm.logits(hidden[first: first + CHUNK], head))  # (n, V)
-                logs.append(torch.log_softmax(losses.at_temperature(logits, temperature or 1.0), -1))
-            for (turn, _), token in zip(part, compare([i for _, i in part], logs)):
-                turns[turn].append(token)
+        tokens = judge_row(row, (student, teacher), vocabulary, temperature or 1.0)
+        for turn, token in zip([turn for turn in row.turn if turn >= 0], tokens):
+            turns[turn].append(token)
     return turns
 
 

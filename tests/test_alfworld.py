@@ -23,6 +23,7 @@ import envs
 from harness.cli import UserError
 from worlds import alfworld, alfworld_data, alfworld_games as games, alfworld_search as search
 from worlds.alfworld import Engine
+from worlds.alfworld_env import NO_EFFECT
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_GAME = ROOT.parent / "shared" / "alfworld_one_game"  # a game like the data set's, where there is one
@@ -409,7 +410,7 @@ def test_expert_wins_from_every_state(engine, name, limit, count, revisit):
                     break
                 action = wander(rng, state) if turn < turns else expert.act()
                 state, _, _ = engine.step(action)
-                understood = state.feedback != envs.NO_EFFECT
+                understood = state.feedback != NO_EFFECT
                 assert turn < turns or understood or level.counted and action.startswith("go to")
                 expert.observe(action, state.feedback)
             assert state["won"], (number, turns)
@@ -436,7 +437,7 @@ def test_info_and_status(folder):
     assert (info["task"], info["kind"]) == (text, task.kind)
     assert (info["won"], info["lost"], info["invalid"]) == (False, False, False)
     obs, reward, terminated, truncated, info = env.step("dance with the fridge")
-    assert (obs, reward, terminated, truncated) == (envs.NO_EFFECT, 0.0, False, False)
+    assert (obs, reward, terminated, truncated) == (NO_EFFECT, 0.0, False, False)
     assert info["invalid"]
     *_, (obs, terminated, info) = envs.replay(env, task.expert)
     assert terminated and info["won"] and not info["invalid"]

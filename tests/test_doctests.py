@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-MODULES = ("curriculum", "batch", "harness.report")
+MODULES = ("curriculum", "batch", "harness.report", "watch")
 
 
 @pytest.mark.parametrize("name", MODULES)

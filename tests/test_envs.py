@@ -13,6 +13,7 @@ import pytest
 
 import envs
 from harness.cli import UserError
+from worlds.game import tidy
 
 
 @pytest.mark.parametrize("response, action", [
@@ -44,7 +45,7 @@ def test_hostile_responses_take_linear_time(text):
 def test_an_action_that_is_right_but_for_its_dress(action, engine):
     """A turn lost to a capital, a full stop, a doubled blank or quotes; a number's point or a comma that
     goes."""
-    assert envs.tidy(action) == engine
+    assert tidy(action) == engine
 
 
 def test_the_game_gets_the_tidy_action(data):

@@ -20,7 +20,7 @@ import envs
 import tcod
 from harness.cli import UserError
 from harness.folder import read_log
-from worlds import scienceworld as sw
+from worlds import scienceworld as sw, scienceworld_env
 
 if not find_spec("scienceworld"):
     pytest.skip("the simulator is not installed: pip install scienceworld==1.2.3", allow_module_level=True)
@@ -41,7 +41,7 @@ OFFICIAL = ("train", "dev", "test")
 def cache(tmp_path, monkeypatch):
     """A cache of experts' episodes for each test."""
     monkeypatch.setenv("TCOD_CACHE", str(tmp_path))
-    envs._scienceworld.cache_clear()
+    scienceworld_env.world_of.cache_clear()
     return tmp_path
 
 
@@ -545,7 +545,7 @@ def test_with_experts_makes_each_episode_once(cache, monkeypatch):
     sources = [listed.source for listed in able]
     assert sources[:2] == [("lifespan-shortest-lived", 0), ("lifespan-shortest-lived", 31)]
     assert sources[2:] == [("find-plant", 0), ("find-plant", 75)]
-    envs._scienceworld.cache_clear()
+    scienceworld_env.world_of.cache_clear()
     monkeypatch.setattr(sw, "Game", None)           # nothing may be played again
     assert envs.ScienceWorld.with_experts(tasks, data) == able
     listed_again = envs.make_tasks("scienceworld", "train", data)

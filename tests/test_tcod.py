@@ -26,6 +26,7 @@ from harness.folder import append, read_args, read_log, write_json
 from harness.ranks import Checkpoint, Gradients, Lost, Ranks
 from harness.report import NO_ROOM
 from harness.stops import Stopped
+from worlds import alfworld_env
 
 
 def made_up_episode(seed, rows=1):
@@ -502,7 +503,7 @@ def test_resume_refuses_other_games(checkpoints, data, tmp_path):
     begun(checkpoints, str(games), tmp_path / "run")
     game = next((games / "json_2.1.1" / "train").glob("**/game.tw-pddl"))
     game.write_text(game.read_text() + " ")
-    envs._alfworld_tasks.cache_clear()  # a resumed run is another process
+    alfworld_env.tasks_of.cache_clear()  # a resumed run is another process
     with pytest.raises(UserError, match="begun with another list of training tasks:"):
         tcod.main(tcod.Args(resume=str(tmp_path / "run")))
 

@@ -1,4 +1,5 @@
-"""One episode to read: the transcript, and the page with its figures, on the real engine with random models."""
+"""One episode to read: the transcript, and the page with its figures, on the real engine with random
+models."""
 
 import base64
 import copy
@@ -28,8 +29,8 @@ from harness.cli import UserError
 HOSTILE = "</script></span>\"'><img src=x onerror=alert(1)><!-- $task &lt; \x00\x1b\ud800 {0}"
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 OURS = {
-    "html", "head", "meta", "title", "style", "body", "header", "h1", "p", "dl", "div", "dt", "dd", "ul", "li",
-    "nav", "a", "i", "main", "section", "h2", "span", "details", "summary", "footer", "aside", "script"}
+    "html", "head", "meta", "title", "style", "body", "header", "h1", "p", "dl", "div", "dt", "dd", "ul",
+    "li", "nav", "a", "i", "main", "section", "h2", "span", "details", "summary", "footer", "aside", "script"}
 
 
 class Page(HTMLParser):
@@ -88,52 +89,55 @@ def test_watching_reads_like_a_transcript(checkpoints, data, capsys):
 
 # ---- the figures
 
-def played(checkpoints, data, history, temperature):
-    """(episode, student, teacher, chat) of a short game."""
-    tokenizer = lm.load_tokenizer(str(checkpoints / "student"))
-    student, teacher = (lm.load_model(str(checkpoints / who)) for who in ("student", "teacher"))
-    chat = rollout.Chat(tokenizer, lm.end_tokens(student), lm.vocabulary(tokenizer, student, teacher))
+@pytest.fixture(scope="module")
+def pair(checkpoints):
+    """(student, teacher)"""
+    return [lm.load_model(str(checkpoints / who)) for who in ("student", "teacher")]
+
+
+def played(pair, data, history, temperature):
+    """(episode, vocabulary) of a short game of the student's."""
+    tokenizer = make_tokenizer()
+    chat = rollout.Chat(tokenizer, lm.end_tokens(pair[0]), lm.vocabulary(tokenizer, *pair))
     limits = rollout.Limits(4, 2048, temperature, "bare", history)
     tasks = envs.make_tasks("alfworld", "valid_seen", data)[:1]
     [episode] = rollout.play(
-        {"student": student}, chat, [envs.make_env("alfworld", data=data)], tasks,
-        curriculum.plan(curriculum.opd, 0, 4), limits, seed=(3,))
-    return episode, student, teacher, chat
+        dict(student=pair[0]), chat, [envs.make_env("alfworld", data=data)], tasks,
+        curriculum.plan(curriculum.opd, 0, 3), limits, seed=(3,))
+    return episode, chat.vocabulary
 
 
-def reference(model, ids, size, temperature):
-    """log p (V,) behind a row's ids, in float64, by the model's own forward."""
+def reference(exact, ids, size, temperature):
+    """log p (V,) behind a row's ids, by the float64 model's own forward."""
     with torch.no_grad():
-        logits = copy.deepcopy(model).double()(torch.tensor([ids])).logits[0, -1, :size]
+        logits = exact(torch.tensor([ids])).logits[0, -1, :size]
     return torch.log_softmax(logits / temperature, -1)
 
 
 @pytest.mark.parametrize("history, temperature", [("full", 0.7), ("window:1", 1.0), ("full", 0.0)])
-def test_a_token_is_judged_where_it_was_sampled(checkpoints, data, history, temperature, monkeypatch):
+def test_a_token_is_judged_where_it_was_sampled(pair, data, history, temperature, monkeypatch):
     """KL(teacher ‖ student), a distribution one token too late, another temperature than the sampler's, the
     teacher's padded head; the rows of a window taken for one; a chunk's tokens put to another's turn."""
     monkeypatch.setattr(watch, "CHUNK", 3)
-    episode, student, teacher, chat = played(checkpoints, data, history, temperature)
-    size = chat.vocabulary.size
-    turns = watch.judge(episode, student, teacher, chat.vocabulary, temperature)
-    assert len(turns) == len(episode.turns) == 4
+    episode, vocabulary = played(pair, data, history, temperature)
+    turns = watch.judge(episode, *pair, vocabulary, temperature)
+    exact, seen = [copy.deepcopy(model).double() for model in pair], Counter()
+    assert len(turns) == len(episode.turns) == 3
     for row in episode.rows:
-        seen = Counter()
         for j, (t, i) in enumerate(zip(row.turn, row.ids)):
             if t < 0:
                 continue
             token = turns[t][seen[t]]
             seen[t] += 1
-            logq, logp = (reference(m, row.ids[:j], size, temperature or 1) for m in (student, teacher))
-            kl = sum(math.exp(q) * (q - p) for q, p in zip(logq.tolist(), logp.tolist()))
+            logs = [reference(model, row.ids[:j], vocabulary.size, temperature or 1) for model in exact]
+            kl = sum(math.exp(q) * (q - p) for q, p in zip(*(log.tolist() for log in logs)))
             assert token.id == i and token.kl == pytest.approx(kl, rel=1e-3, abs=1e-5)
-            assert token.said == pytest.approx([logq[i].exp().item(), logp[i].exp().item()], rel=1e-3)
-            for log, likeliest in zip((logq, logp), token.likeliest):
+            assert token.said == pytest.approx([log[i].exp().item() for log in logs], rel=1e-3)
+            for log, likeliest in zip(logs, token.likeliest):
                 best = log.exp().sort(descending=True)
                 assert [p for _, p in likeliest] == pytest.approx(best.values[:5].tolist(), rel=1e-3)
-                assert [v for v, _ in likeliest][0] == best.indices[0]
-        for t in seen:
-            assert seen[t] == len(turns[t]) > 0
+                assert likeliest[0][0] == best.indices[0]
+    assert [seen[t] for t in range(3)] == [len(tokens) for tokens in turns] and min(seen.values()) > 0
 
 
 def test_every_token_and_every_sum_is_on_the_page(checkpoints, data, tmp_path, capsys):
@@ -214,7 +218,8 @@ def test_a_blank_that_leads_a_word_is_kept():
     assert [watch.name(tokenizer, i) for i in (0, 1, 2)] == ["▁go", "go", "▁to"]
 
 
-@pytest.mark.parametrize("kl, shade", [(0.0, 0), (0.0099, 0), (0.01, 1), (0.5, 3), (9.99, 5), (10, 6), (99, 6)])
+@pytest.mark.parametrize("kl, shade", [
+    (0.0, 0), (0.0099, 0), (0.01, 1), (0.5, 3), (9.99, 5), (10, 6), (99, 6)])
 def test_shades_are_those_of_the_legend(kl, shade):
     """A shade that the legend says begins elsewhere."""
     assert watch.level(kl) == shade
