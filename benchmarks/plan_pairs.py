@@ -50,7 +50,7 @@ TRIES = [  # flags, those first that cost least
 
 def planned(student, teacher, flags):
     """The plan of a pair with these flags."""
-    args = tcod.Args(**flags)
+    args = tcod.Args(precision="bf16", **flags)
     fill_presets(args)
     return plan.plan(args, MODELS[student], MODELS[teacher], GPUS, tcod.learner)
 

@@ -101,7 +101,7 @@ def learned(config, layers, teacher, tokens, learner, args):
 
     learner: (model, args, vocabulary) -> the student with its loss.
     """
-    rows = rows_in_common(config, teacher)
+    rows, dtype = rows_in_common(config, teacher), lm.play_dtype(args.precision)
     with FakeTensorMode(), Tally() as tally:
         distiller = learner(build(cut(config, layers), torch.float32), args, lm.Vocabulary(rows, []))
         distiller.train(args.recompute)
@@ -111,8 +111,9 @@ def learned(config, layers, teacher, tokens, learner, args):
         head = torch.zeros(rows, teacher.get_text_config().hidden_size)
         batch, judged, before = all_trained(tokens, args.loss), None, tally.begin()
         if args.loss not in losses.WITHOUT_TEACHER:
-            judged = head.new_zeros(tokens, head.shape[1], dtype=torch.bfloat16), head
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=not args.recompute):
+            judged = head.new_zeros(tokens, head.shape[1], dtype=dtype), head
+        bf16 = dtype == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=not args.recompute):
             value, _ = distiller(batch, judged)
             kept = tally.now - before
             value.backward()
@@ -126,20 +127,20 @@ def learning(config, teacher, tokens, learner, args):
     return each * config.num_hidden_layers, peak - each * DEPTHS[1]
 
 
-def scoring(config, tokens):
+def scoring(config, dtype, tokens):
     """The teacher's forward over a micro-batch, beyond its weights."""
     with FakeTensorMode(), Tally() as tally, torch.no_grad():
-        model = build(cut(config, DEPTHS[1]), torch.bfloat16)
+        model = build(cut(config, DEPTHS[1]), dtype)
         before = tally.begin()
         lm.hidden_states(model, torch.zeros(1, tokens, dtype=torch.long))
         return tally.peak - before
 
 
-def playing(config, rows, fed, context):
+def playing(config, dtype, rows, fed, context):
     """(the cache when so many rows have `context` tokens, the forward that feeds `fed` tokens to each of
     them, beyond it)."""
     with FakeTensorMode(), Tally() as tally, torch.no_grad():
-        model = build(cut(config, DEPTHS[1]), torch.bfloat16)
+        model = build(cut(config, DEPTHS[1]), dtype)
         out = model.get_output_embeddings()  # as in `learned`
         model.set_output_embeddings(torch.nn.Linear(out.in_features, out.out_features, out.bias is not None))
         cache, before = lm.RaggedCache(model, range(rows), fed), tally.begin()

@@ -63,41 +63,47 @@ def plan(args, student, teacher, gpus, learner):
 
 def phases(args, student, teacher, gpus, learner):
     """See `plan`. Assumed are the longest row and the fullest micro-batch, all of it trained."""
-    context = min(args.max_context, lm.longest(student), lm.longest(teacher))
-    # At once is fed: an opening; what a window shows; what an expert has said, or the other model.
-    first = context if args.history != "full" else min(context, OPENING)
-    fed = context if args.method in ("b2f", "guided") else first
-    rows = args.episodes // gpus
-    players = {"sft": [], "guided": [student, teacher]}.get(args.method, [student])
-    held, resting = resident(args, student, teacher, gpus)
-    found = {"playing": {**resting, **turn(players, rows, fed, context)}}
+    longest = min(lm.longest(student), lm.longest(teacher))
+    context = min(args.max_context, longest)
+    learns, plays = resident(args, student, teacher, gpus)
+    found = {"playing": {**plays, **training_turn(args, student, teacher, context, args.episodes // gpus)}}
     if args.eval_every:
+        further = (args.eval_max_response or args.max_response) - args.max_response
         games = min(math.ceil(args.eval_games / gpus), at_once(args, gpus))
-        longer = max(0, (args.eval_max_response or args.max_response) - args.max_response)
-        longest = min(context + longer, lm.longest(student), lm.longest(teacher))
-        turns = [turn([who], games, first, longest) for who in (student, teacher)]
-        found["evaluating"] = {**resting, **max(turns, key=total)}
+        turns = [turn([who], args, games, OPENING, min(context + further, longest))
+                 for who in (student, teacher)]
+        found["evaluating"] = {**plays, **max(turns, key=total)}
     tokens = max(args.batch_tokens, context)
     kept, peak = learning(student, teacher, tokens, learner, args)
-    peak = max(peak, scoring(teacher, tokens) - kept)
-    found["learning"] = {**held, "kept of all layers": kept, "the loss, or a layer's backward": peak}
-    found["updating"] = held
+    peak = max(peak, scoring(teacher, lm.play_dtype(args.precision), tokens) - kept)
+    found["learning"] = {**learns, "kept of all layers": kept, "the loss, or a layer's backward": peak}
+    found["updating"] = learns
     return found
 
 
 def resident(args, student, teacher, gpus):
     """Parts that are there whatever is done: (while the student learns, while it plays)."""
-    sizes = numbers(student)
+    sizes, each = numbers(student), lm.play_dtype(args.precision).itemsize
     whole = gpus == 1 or args.moments == "whole"
     held = {
-        "student, fp32": 4 * sum(sizes), "teacher, bf16": 2 * sum(numbers(teacher)),
+        "student, fp32": 4 * sum(sizes), f"teacher, {args.precision}": each * sum(numbers(teacher)),
         "AdamW's moments, fp32": 8 * (sum(sizes) if whole else most_moments(sizes, gpus))}
-    return {**held, "gradients, fp32": 4 * sum(sizes)}, {**held, "playing copy, bf16": 2 * sum(sizes)}
+    copied = each * sum(sizes) if args.precision == "bf16" else 0  # in fp32 the student itself plays
+    return {**held, "gradients, fp32": 4 * sum(sizes)}, {**held, "playing copy": copied}
 
 
-def turn(players, rows, fed, context):
-    """Parts of a turn of so many episodes: the caches of all who play, at their largest, and its forward."""
-    found = [playing(config, rows, fed, context) for config in players]
+def training_turn(args, student, teacher, context, rows):
+    """Parts of a turn in training. What an expert has said, or the other model, is fed at once."""
+    players = {"sft": [], "guided": [student, teacher]}.get(args.method, [student])
+    fed = context if args.method in ("b2f", "guided") else OPENING
+    return turn(players, args, rows, fed, context)
+
+
+def turn(players, args, rows, fed, context):
+    """Parts of a turn of so many episodes: the caches of all who play, at their largest, and its forward,
+    which feeds `fed` tokens to each row, or all that a window shows."""
+    fed, dtype = min(fed if args.history == "full" else context, context), lm.play_dtype(args.precision)
+    found = [playing(config, dtype, rows, fed, context) for config in players]
     caches, forwards = zip(*found) if found else ([0], [0])
     return {"keys and values": sum(caches), "a turn's forward": max(forwards)}
 

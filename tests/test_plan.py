@@ -17,7 +17,7 @@ from harness.cli import UserError, fill_presets
 
 def settings(**knobs):
     """The arguments of a run, the paper's defaults filled in."""
-    args = tcod.Args(**knobs)
+    args = tcod.Args(precision="bf16", **knobs)
     fill_presets(args)
     return args
 
@@ -30,16 +30,15 @@ def test_weights_and_caches_of_the_papers_models(name, numbers, per_token):
     """A tied head counted twice; a cache by the query's heads, of 2 bytes instead of 2 for each of keys and
     values."""
     assert sum(counted.numbers(MODELS[name])) == numbers
-    cache, _ = counted.playing(MODELS[name], rows=3, fed=64, context=4096)
+    cache, _ = counted.playing(MODELS[name], torch.bfloat16, rows=3, fed=64, context=4096)
     assert cache == 3 * 4096 * per_token
 
 
-@pytest.mark.parametrize("name, recompute", [
-    ("Qwen2.5-3B", True), ("Qwen3-1.7B", True), ("Qwen3-1.7B", False)])
+@pytest.mark.parametrize("name, recompute", [("Qwen2.5-3B", True), ("Qwen3-1.7B", False)])
 def test_a_step_of_few_layers_says_what_more_will_take(name, recompute):
     """What a layer keeps is not the same for all, or the peak is elsewhere in a deeper model: counted whole,
     with 10 layers of their real width. Recomputed layers keep their fp32 input alone."""
-    config, args, tokens = counted.cut(MODELS[name], 10), settings(recompute=recompute, chunk=128), 4096
+    config, args, tokens = counted.cut(MODELS[name], 10), settings(recompute=recompute, chunk=512), 4096
     kept, peak = counted.learning(config, config, tokens, tcod.learner, args)
     _, whole = counted.learned(config, 10, config, tokens, tcod.learner, args)
     print(f"{name}, recompute {recompute}: {(kept + peak) / 1e9:.2f} GB by plan, {whole / 1e9:.2f} counted")
@@ -55,12 +54,12 @@ def test_a_teachers_forward_of_few_layers_is_that_of_all():
         model = counted.build(config, torch.bfloat16)
         before = tally.begin()
         lm.hidden_states(model, torch.zeros(1, 4096, dtype=torch.long))
-    assert counted.scoring(config, 4096) == pytest.approx(tally.peak - before, rel=0.1)
+    assert counted.scoring(config, torch.bfloat16, 4096) == pytest.approx(tally.peak - before, rel=0.1)
 
 
 SMALL = dict(
-    hidden_size=256, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
-    intermediate_size=1024, vocab_size=4096, tie_word_embeddings=True)
+    hidden_size=128, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
+    intermediate_size=384, vocab_size=2048, tie_word_embeddings=True)
 
 
 def allocated(config, tokens, args):
@@ -88,9 +87,9 @@ def allocated(config, tokens, args):
 @pytest.mark.parametrize("kind, recompute", [("qwen2", True), ("qwen3", False)])
 def test_what_is_counted_is_what_is_allocated(kind, recompute):
     """Views counted as memory of their own, memory that is counted and never freed or freed too early."""
-    config, args = AutoConfig.for_model(kind, **SMALL), settings(recompute=recompute, chunk=64)
-    real = allocated(config, 512, args)
-    kept, peak = counted.learning(config, config, 512, tcod.learner, args)
+    config, args = AutoConfig.for_model(kind, **SMALL), settings(recompute=recompute, chunk=32)
+    real = allocated(config, 256, args)
+    kept, peak = counted.learning(config, config, 256, tcod.learner, args)
     print(f"{kind}, recompute {recompute}: {(kept + peak) / 1e6:.1f} MB by plan, {real / 1e6:.1f} allocated")
     assert kept + peak == pytest.approx(real, rel=0.1)
 
