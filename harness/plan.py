@@ -54,11 +54,10 @@ def plan(args, student, teacher, gpus, learner):
     """
     try:
         return phases(args, student, teacher, gpus, learner)
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever a model's or a fork's code does without data: it may run with data
         reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"what {student.model_type} and {teacher.model_type} will hold cannot be counted ({reason})") \
-            from error
+        kinds = f"{student.model_type} and {teacher.model_type}"
+        raise UserError(f"what {kinds} will hold cannot be counted ({reason})") from error
 
 
 def phases(args, student, teacher, gpus, learner):
