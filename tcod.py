@@ -390,9 +390,10 @@ def distributed(student, args, vocabulary, ranks):
     if ranks.world == 1:
         return distiller
     distiller = DistributedDataParallel(distiller, gradient_as_bucket_view=True, broadcast_buffers=False)
-    # DDP makes gradients views of its buckets in a first backward pass, and orders these anew in the second.
+    # DDP makes gradients views of its buckets in a first backward pass, and makes these anew in the second.
     # In those of a step, a second copy of all gradients would stand beside the activations.
     for _ in range(2):
+        distiller.zero_grad(set_to_none=True)
         backward(distiller, None, [], args, ranks)
     return distiller
 
@@ -513,9 +514,9 @@ def tell_plan(args, ranks):
     if not torch.cuda.is_available() or not ranks.first:
         return
     try:
-        ((name, card),) = memory.cards().items()
         found = planned(args, ranks.world)
-        ranks.print(f"memory, by plan, of this {name}: {memory.verdict(found, card, args, ranks.world)}")
+        for name, card in memory.cards().items():
+            ranks.print(f"memory of {name}, by plan: {memory.verdict(found, card, args, ranks.world)}")
     except UserError as error:  # the run itself will show
         ranks.print(error)
 
@@ -524,10 +525,10 @@ def train(args, defaults, ranks):
     """Set up models, games and the run folder; then the loop. defaults: what the screen says of them."""
     tell_plan(args, ranks)
     student, chat, teacher, teacher_chat = load_models(args, ranks)
-    actor = lm.playing_copy(student, args.precision)  # fp32 master weights stay in `student`
     distiller = distributed(student, args, chat.vocabulary, ranks)
     gradients = Gradients(student.parameters())
     gradients.release()
+    actor = lm.playing_copy(student, args.precision)  # fp32 master weights stay in `student`
     optimizer = adamw(student, args, ranks.world)
     tasks, held_out, games = load_games(args, chat.style, ranks)
     turns = args.max_turns or games[0].horizon
@@ -612,13 +613,15 @@ def main(args):
     before = ranks.broadcast(lambda: left_by_restart(args.out, run_name(args)))
     if before or args.resume:
         args = resumed(Args(resume=before) if before else args)
+    if args.plan and args.precision == "auto":
+        args.precision = "bf16"  # the GPUs that are planned for have it
     defaults = resolve(args)
     check(args, args.plan or ranks.world)
     with ranks.together():
-        if args.plan:
-            ranks.print(memory.table(planned(args, args.plan), args, args.plan, memory.cards()))
-        else:
+        if not args.plan:
             train(args, defaults, ranks)
+        elif ranks.first:
+            print(memory.table(planned(args, args.plan), args, args.plan, memory.cards()))
         ranks.leave()
 
 

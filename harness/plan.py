@@ -1,147 +1,25 @@
 """What each GPU will hold, said before anything is loaded: `tcod.py --plan GPUS`, and a line at the start of
 a run on a GPU.
 
-The run's own code (the student's forward with its loss, the backward pass, the teacher's forward, a turn over
-the ragged cache) is run on tensors that have sizes and types but no data, for models cut to a few layers, and
-what it allocates is counted. All layers are alike, so the others are arithmetic; so are the weights. The
-tensors stand for a CPU's: every machine makes the same plan, and a GPU's kernels want no more.
+From the configurations of student and teacher alone: the numbers of their weights, and what the run's own
+code takes beside these (counted.py). A plan is {phase: {part: bytes}}, of the fullest GPU, for the longest
+row and the fullest micro-batch. It refuses nothing; it warns, and names what would help.
 
-Left out on purpose: what CUDA, NCCL and the gaps between allocations take (see MARGIN). Nothing is refused.
+Left out on purpose: what CUDA, NCCL and the gaps between allocations take (see MARGIN).
 """
 
-import copy
 import math
-import weakref
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM
 
-import batch as batches
-import loss as losses
 import model as lm
 from harness.cli import UserError
-from rollout import Row
+from harness.counted import learning, numbers, playing, scoring
 
 CARDS = {"80 GB": 85.5e9, "96 GB": 102.6e9, "141 GB": 150.7e9}  # as they are sold: the bytes that they have
 MARGIN = 0.05  # of a card, for what is left out above
-DEPTHS = 3, 4  # layers of the models that are counted; one more and one less say what a layer adds
-OPENING = 2048  # tokens of a first prompt, at most: the first feed of episodes that begin with a model's turn
-FEW = 128  # --chunk below which the loss is no more what counts
-
-
-# ---- counting
-
-class Tally(TorchDispatchMode):
-    """Bytes of the memory that operations under it made and that is still in use: now, and at its peak."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-        self.known = set()
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        made = operation(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor):
-                self.add(tensor.untyped_storage())
-        return made
-
-    def add(self, storage):
-        """Count a storage until nobody holds it; views share one."""
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.known:
-            self.known.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self.remove, key, size)
-
-    def remove(self, key, size):
-        self.known.discard(key)
-        self.now -= size
-
-    def begin(self):
-        """Forget the peak so far; returns what is in use."""
-        self.peak = self.now
-        return self.now
-
-
-def cut(config, layers):
-    """The configuration with so many layers."""
-    config = copy.deepcopy(config)
-    kinds = getattr(config, "layer_types", None)
-    config.num_hidden_layers = layers
-    if kinds:
-        config.layer_types = (kinds * layers)[:layers]
-    return config
-
-
-def build(config, dtype):
-    """A model without data, under a FakeTensorMode or on the meta device."""
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    lm.without_noise(model)
-    return model.eval()
-
-
-def numbers(config):
-    """Numbers in each parameter of the whole model."""
-    with torch.device("meta"):
-        return [parameter.numel() for parameter in build(config, torch.float32).parameters()]
-
-
-def learned(config, layers, teacher, tokens, learner, args):
-    """One micro-batch, every token of it trained: (bytes that the forward keeps, bytes of the peak), both
-    beyond weights and gradients."""
-    rows = min(c.get_text_config().vocab_size for c in (config, teacher))
-    sample = batches.Sample(0, Row([0] * tokens, [0] * tokens, [0.0] * tokens), [1.0] * tokens,
-                            [args.loss] * tokens)
-    with FakeTensorMode(), Tally() as tally:
-        distiller = learner(build(cut(config, layers), torch.float32), args, lm.Vocabulary(rows, []))
-        distiller.train(args.recompute)
-        for parameter in distiller.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        # In fp32 here, as a GPU multiplies by a bf16 head without making an fp32 copy of it.
-        head = torch.zeros(rows, teacher.get_text_config().hidden_size)
-        batch, before = batches.collate([sample], "cpu"), tally.begin()
-        judged = None
-        if args.loss not in losses.WITHOUT_TEACHER:
-            judged = head.new_zeros(tokens, head.shape[1], dtype=torch.bfloat16), head
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=not args.recompute):
-            value, _ = distiller(batch, judged)
-            kept = tally.now - before
-            value.backward()
-        return kept, tally.peak - before
-
-
-def learning(config, teacher, tokens, learner, args):
-    """(bytes that all layers keep for the backward pass, bytes of the peak beyond them)."""
-    (fewer, _), (more, peak) = (learned(config, n, teacher, tokens, learner, args) for n in DEPTHS)
-    each = more - fewer
-    return each * config.num_hidden_layers, peak - each * DEPTHS[1]
-
-
-def scoring(config, tokens):
-    """Bytes of the teacher's forward over a micro-batch, beyond its weights."""
-    with FakeTensorMode(), Tally() as tally, torch.no_grad():
-        model = build(cut(config, DEPTHS[1]), torch.bfloat16)
-        before = tally.begin()
-        lm.hidden_states(model, torch.zeros(1, tokens, dtype=torch.long))
-        return tally.peak - before
-
-
-def playing(config, rows, fed, context):
-    """(bytes of the cache when `rows` rows have `context` tokens, bytes of feeding `fed` tokens to each)."""
-    with FakeTensorMode(), Tally() as tally, torch.no_grad():
-        model = build(cut(config, DEPTHS[1]), torch.bfloat16)
-        out = model.get_output_embeddings()
-        model.set_output_embeddings(torch.nn.Linear(out.in_features, out.out_features, out.bias is not None))
-        cache, before = lm.RaggedCache(model, range(rows), fed), tally.begin()
-        lm.extend(model, cache, [[0] * fed] * rows)
-        full = sum(kept.untyped_storage().nbytes() for pair in cache.layers for kept in pair)
-        working = tally.peak - before - full
-    return full / DEPTHS[1] * config.num_hidden_layers * context / fed, working
+OPENING = 2048  # tokens of a first prompt, about
+FEW = 128  # --chunk from which on the loss is no more what counts
 
 
 # ---- the plan
@@ -176,50 +54,57 @@ def plan(args, student, teacher, gpus, learner):
     """
     try:
         return phases(args, student, teacher, gpus, learner)
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever a model's or a fork's code does without data: it may run with data
         reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"what {student.model_type} and {teacher.model_type} will hold cannot be counted ({reason})") \
-            from error
+        kinds = f"{student.model_type} and {teacher.model_type}"
+        raise UserError(f"what {kinds} will hold cannot be counted ({reason})") from error
 
 
 def phases(args, student, teacher, gpus, learner):
     """See `plan`. Assumed are the longest row and the fullest micro-batch, all of it trained."""
-    context = min(args.max_context, lm.longest(student), lm.longest(teacher))
-    # At once is fed: an opening; what a window shows; what an expert has said, or the other model.
-    first = context if args.history != "full" else min(context, OPENING)
-    fed = context if args.method in ("b2f", "guided") else first
-    rows, players = args.episodes // gpus, [student, teacher] if args.method == "guided" else [student]
-    held, resting = resident(args, student, teacher, gpus)
-    found = {"playing": {**resting, **turn(players, rows, fed, context)}}
+    longest = min(lm.longest(student), lm.longest(teacher))
+    context = min(args.max_context, longest)
+    learns, plays = resident(args, student, teacher, gpus)
+    found = {"playing": {**plays, **training_turn(args, student, teacher, context, args.episodes // gpus)}}
     if args.eval_every:
+        further = (args.eval_max_response or args.max_response) - args.max_response
         games = min(math.ceil(args.eval_games / gpus), at_once(args, gpus))
-        longer = max(0, (args.eval_max_response or args.max_response) - args.max_response)
-        longest = min(context + longer, lm.longest(student), lm.longest(teacher))
-        turns = [turn([who], games, first, longest) for who in (student, teacher)]
-        found["evaluating"] = {**resting, **max(turns, key=total)}
+        turns = [turn([who], args, games, OPENING, min(context + further, longest))
+                 for who in (student, teacher)]
+        found["evaluating"] = {**plays, **max(turns, key=total)}
     tokens = max(args.batch_tokens, context)
     kept, peak = learning(student, teacher, tokens, learner, args)
-    peak = max(peak, scoring(teacher, tokens) - kept)
-    found["learning"] = {**held, "kept of all layers": kept, "the loss, or a layer's backward": peak}
-    found["updating"] = held
+    peak = max(peak, scoring(teacher, lm.play_dtype(args.precision), tokens) - kept)
+    found["learning"] = {**learns, "kept of all layers": kept, "the loss, or a layer's backward": peak}
+    found["updating"] = learns
     return found
 
 
 def resident(args, student, teacher, gpus):
     """Parts that are there whatever is done: (while the student learns, while it plays)."""
-    sizes = numbers(student)
+    sizes, each = numbers(student), lm.play_dtype(args.precision).itemsize
     whole = gpus == 1 or args.moments == "whole"
     held = {
-        "student, fp32": 4 * sum(sizes), "teacher, bf16": 2 * sum(numbers(teacher)),
+        "student, fp32": 4 * sum(sizes), f"teacher, {args.precision}": each * sum(numbers(teacher)),
         "AdamW's moments, fp32": 8 * (sum(sizes) if whole else most_moments(sizes, gpus))}
-    return {**held, "gradients, fp32": 4 * sum(sizes)}, {**held, "playing copy, bf16": 2 * sum(sizes)}
+    copied = each * sum(sizes) if args.precision == "bf16" else 0  # in fp32 the student itself plays
+    return {**held, "gradients, fp32": 4 * sum(sizes)}, {**held, "playing copy": copied}
 
 
-def turn(players, rows, fed, context):
-    """Parts of a turn of so many episodes: the caches of all who play, at their largest, and its forward."""
-    found = [playing(config, rows, fed, context) for config in players]
-    return {"keys and values": sum(cache for cache, _ in found), "a turn's own": max(own for _, own in found)}
+def training_turn(args, student, teacher, context, rows):
+    """Parts of a turn in training. What an expert has said, or the other model, is fed at once."""
+    players = {"sft": [], "guided": [student, teacher]}.get(args.method, [student])
+    fed = context if args.method in ("b2f", "guided") else OPENING
+    return turn(players, args, rows, fed, context)
+
+
+def turn(players, args, rows, fed, context):
+    """Parts of a turn of so many episodes: the caches of all who play, at their largest, and its forward,
+    which feeds `fed` tokens to each row, or all that a window shows."""
+    fed, dtype = min(fed if args.history == "full" else context, context), lm.play_dtype(args.precision)
+    found = [playing(config, dtype, rows, fed, context) for config in players]
+    caches, forwards = zip(*found) if found else ([0], [0])
+    return {"keys and values": sum(caches), "a turn's forward": max(forwards)}
 
 
 def total(parts):

@@ -29,11 +29,12 @@ SMALLEST = [  # name and options; a figure that the output must hold, as a patte
     ("paper_table", TINY, r"(?m)^\| SFT \(nll\) \| 1 \|.* rounds \|.*% \| – \| \d+ \|.* \|$"),
     ("decode", "--size tiny", r"(?m)^ tiny +4 +64 +\d+\.\d\d .*\n.*the host alone.*\n.*, ratio \d+\.\d\d"),
     ("step_memory", "--student tiny --teacher tiny --batch-tokens 400 --length 400", r"gradients +0\.001 "),
+    ("plan_pairs", "--pairs 1", r"(?m)^\| Qwen2.5-3B \+ Qwen2.5-7B (\| \d+\.\d · .*){2}(\| defaults ){3}\|$"),
     ("play_vs_generate", "--turns 2 --rows 2", r"ratio \d+\.\d"),
 ]
 
 
-SLOW = ("alfworld_levels", "memory", "step_memory")
+SLOW = ("alfworld_levels", "memory", "plan_pairs", "step_memory")
 
 
 def start(name, options, folder):

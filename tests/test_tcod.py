@@ -72,6 +72,10 @@ def ranked(rank, folder, port):
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     RANKS = Ranks()
+    with RANKS.in_turn(True):
+        append(f"{folder}/turns", [dict(comes=rank)])
+        time.sleep(0.2)
+        append(f"{folder}/turns", [dict(goes=rank)])
     for i, (shares, loss, aggregate) in enumerate(CASES):
         episodes = [made_up_episode(*seed) for seed in shares[rank]]
         grad, value, _ = step(episodes, ddp=True, loss=loss, aggregate=aggregate)
@@ -114,6 +118,8 @@ def test_two_ranks_with_uneven_work_equal_one(tmp_path):
     """DistributedDataParallel averages: means of ranks' means, a hang where micro-batches differ, a rank
     without any episode."""
     torch.multiprocessing.spawn(ranked, (str(tmp_path), free_port()), nprocs=2)
+    turns = [dict(comes=0), dict(goes=0), dict(comes=1), dict(goes=1)]
+    assert read_log(f"{tmp_path}/turns") == turns  # models are loaded one after another
     for i, (shares, loss, aggregate) in enumerate(CASES):
         parts = [torch.load(tmp_path / f"{i}-{rank}.pt", weights_only=True) for rank in range(2)]
         episodes = [made_up_episode(*seed) for share in shares for seed in share]
