@@ -49,6 +49,7 @@ SIZES = {
 BETA = {"forward": 0.0, "jsd": 0.5, "reverse": 1.0}  # as TRL and Liger call them
 IGNORED = -100  # the label of a token that is not trained
 LENGTH = 4096   # of a row
+WHAT = ("loss", "step", "episode")
 EPISODES = ("row", "turns")
 SHOWN = 160     # letters of an error
 
@@ -59,9 +60,10 @@ class Args:
     size: str = knob("smol", "of both models", choices=tuple(SIZES))
     tokens: str = knob("4096,16384", "trained tokens of a step, about, by commas")
     ways: str = knob("ours,liger,trl", "by commas")
+    what: str = knob("loss,step,episode", "is measured: the loss alone, the whole step, the long episode")
     loss: str = knob("reverse", "the divergence", choices=tuple(BETA))
     chunk: int = knob(1024, "tokens whose distributions are in memory at once, ours and Liger's", least=1)
-    turns: int = knob(30, "of the long episode; 0: leave it out", least=0)
+    turns: int = knob(30, "of the long episode", least=1)
     said: int = knob(200, "tokens of an observation, and of a response, of the long episode", least=1)
     repeats: int = knob(3, "of each step; the fastest counts", least=1)
     trl: str = knob("", "folder with TRL, from pip install --target", path=True)
@@ -247,13 +249,13 @@ def compare(name, first, other):
 
 def measure_all(args):
     """A line for each measurement, and the ratios to ours."""
-    ways = args.ways.split(",")
+    what, ways = args.what.split(","), args.ways.split(",")
     for tokens in args.tokens.split(","):
-        for what in ("loss", "step"):
-            found = {way: started(args, f"{what}-{way}-{tokens}") for way in ways}
+        for part in [part for part in what if part != "episode"]:
+            found = {way: started(args, f"{part}-{way}-{tokens}") for way in ways}
             for way in [way for way in ways if way != "ours"]:
-                compare(f"{what} of {tokens}, {way} to ours", found.get("ours"), found[way])
-    if args.turns:
+                compare(f"{part} of {tokens}, {way} to ours", found.get("ours"), found[way])
+    if "episode" in what:
         row, turns = (started(args, f"episode-{way}-{args.turns}") for way in EPISODES)
         compare(f"episode of {args.turns} turns, a row per turn to one row", row, turns)
 
@@ -261,9 +263,12 @@ def measure_all(args):
 def check(args):
     """Raises UserError for what cannot be measured."""
     check_knobs(args)
-    strange = [way for way in args.ways.split(",") if way not in LOSSES]
-    if strange or not all(number.isdecimal() for number in args.tokens.split(",")):
-        raise UserError(f"--ways are of {', '.join(LOSSES)}, --tokens whole numbers, by commas")
+    for name, known in (("ways", LOSSES), ("what", WHAT)):
+        strange = [word for word in getattr(args, name).split(",") if word not in known]
+        if strange:
+            raise UserError(f"--{name} wants some of {', '.join(known)}, not {', '.join(strange)}")
+    if not all(number.isdecimal() for number in args.tokens.split(",")):
+        raise UserError(f"--tokens wants whole numbers, by commas, not {args.tokens!r}")
 
 
 def main(args):
