@@ -1,4 +1,4 @@
-"""Text games as Gymnasium environments: tasks and splits, prompts, action parsing, replay of expert actions.
+"""Text games as Gymnasium environments: tasks and splits, replay of expert actions.
 
     env = make_env("alfworld", split="valid_seen")
     obs, info = env.reset(options={"task": make_tasks("alfworld", "valid_seen")[0]})
@@ -11,7 +11,6 @@ world in worlds/NAME_env.py.
 
 import json
 import os
-import re
 from pathlib import Path
 
 import gymnasium
@@ -21,8 +20,6 @@ from worlds.alfworld_env import ALFWorld
 from worlds.game import ReplayError, Task, TextGame, Unplayable, digest, readable  # noqa: F401, found here
 from worlds.scienceworld_env import ScienceWorld
 from worlds.webshop_env import WebShop
-
-PROMPTS = ("react", "bare")
 
 
 # ---- the worlds by their names
@@ -176,50 +173,7 @@ def fingerprint(tasks):
     return digest("\n".join(f"{task.id} {task.digest}" for task in tasks).encode())
 
 
-# ---- prompts and answers
-
-def prompt(env, obs, info, style, first):
-    """The user's message of a turn.
-
-    "react": instructions and task at the first turn, then at every turn the observation, the admissible
-    actions and how to answer. "bare": the observation and the status line, for tiny models whose response is
-    the action itself.
-    """
-    if style == "bare":
-        return f"{obs}\n{info['status']}"
-    parts = [env.instructions] if first else []
-    if first and info["task"] not in obs:
-        parts.append(f"Your task is to: {info['task']}")
-    actions = "\n".join(info["admissible"])
-    if info.get("objects"):
-        actions += "\nOBJ is one of: " + ", ".join(info["objects"])
-    parts.append(obs)
-    parts.append(f"Admissible actions:\n{actions}")
-    parts.append("Think about what to do next, then give one action as <action>...</action>.")
-    return "\n\n".join(parts)
-
-
-def parse_action(response, style):
-    """The action in a response; None if it has none. "bare": all of it.
-
-    "react": what stands between the last <action> and </action> that hold something; an <action> that is only
-    mentioned opens nothing. One pass: its time grows with the response's length, whatever it repeats.
-    """
-    if style == "bare":
-        return response.strip() or None
-    action, opened = None, None
-    for tag in re.finditer(r"<(/?)action>", response, re.IGNORECASE):
-        if not tag[1]:
-            opened = tag.end()
-        elif opened is not None:
-            action, opened = response[opened: tag.start()].strip() or action, None
-    return action
-
-
-def format_action(action, style):
-    """The response that stands for an expert's action: what parse_action turns back into it."""
-    return f"<action>{action}</action>" if style == "react" else action
-
+# ---- replay
 
 def replay(env, actions):
     """Play expert actions from the state after reset(), each when the caller asks for its turn; yields

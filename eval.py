@@ -29,6 +29,7 @@ from tqdm import tqdm
 import curriculum
 import envs
 import model as lm
+import prompts
 import rollout
 import watch
 from experts import Experts, expert_line
@@ -41,10 +42,10 @@ from template import parse_date
 
 CONTEXT = 16_384  # tokens per row, unless the models have fewer positions; why: docs/real-models.md
 # Arguments that another run of the same evaluation may change: where things lie, how many at once, the day
-# (a template that writes it is told by its text).
+# (a template that writes it is told by its text, and so is a prompt).
 ELSEWHERE = (
     "model", "teacher", "data", "out", "save_expert", "save_hard", "watch", "html", "batch", "take_over",
-    "date")
+    "date", "prompt")
 
 
 # ---- arguments
@@ -67,6 +68,10 @@ class PlayArgs:
         "auto", "of models that are only read, and of training's forward and backward (weights, moments, "
         "logits and losses are fp32 always); auto: bf16 on a GPU that has it, else fp32",
         choices=lm.PRECISIONS)
+    prompt: str = knob(
+        "", "what a model is asked in a turn and how it marks its action: a text file with fields (see "
+        f"prompts/react.txt): {prompts.explained()}; or react or bare; empty: bare for the tiny models, "
+        "else react", path=True)
     date: str = knob("", "the day that chat templates which write one are given; empty: today")
     seed: int = knob(0, "seed of the run", least=0)
 
@@ -115,6 +120,8 @@ def check_play(args):
     check_knobs(args)
     check_history(args.history)
     args.date = parse_date(args.date).isoformat()
+    if args.prompt:
+        prompts.load(args.prompt)
     envs.parse_knobs(args.env, args.knobs)
 
 
@@ -172,9 +179,9 @@ def check(args):
 
 # ---- playing
 
-def limits_of(args, style, temperature):
+def limits_of(args, temperature):
     """What bounds an episode: args are a PlayArgs whose presets are filled in."""
-    return rollout.Limits(args.max_response, args.max_context, temperature, style, args.history)
+    return rollout.Limits(args.max_response, args.max_context, temperature, args.history)
 
 
 def spread(tasks, count):
@@ -358,7 +365,7 @@ def load_teacher(args, tokenizer, ranks):
     name = lm.resolve(args.teacher, args.env)
     other = lm.load_tokenizer(name)
     lm.same_vocabulary(tokenizer, other)
-    unlike = rollout.Chat(tokenizer).unlike(rollout.Chat(other))
+    unlike = rollout.Chat(tokenizer, prompt=args.prompt).unlike(rollout.Chat(other, prompt=args.prompt))
     if unlike:
         ranks.print(
             f"the teacher's own {', '.join(unlike)} are others than the student's, which it is given here")
@@ -400,6 +407,7 @@ def open_journal(args, split, chat, actors, tasks, turns, ranks):
     head.update({"list of tasks": envs.fingerprint(tasks), "max_turns": turns})
     head.update(split=split, experts=bool(args.save_expert))
     head["template"] = [chat.before, chat.behind, chat.between]
+    head["words of the prompt"] = chat.prompt.digest
     journal = Journal(path if ranks.first else "", head, products)
     journal.records = ranks.broadcast(lambda: journal.records)
     return journal
@@ -417,10 +425,10 @@ def run(args, name, tokenizer, ranks):
     if args.take_over and max(take_over_turns(args.take_over)) > turns:
         raise UserError(f"--take-over {args.take_over} goes beyond the {turns} turns of an episode")
     vocabulary = lm.vocabulary(tokenizer, *actors.values())
-    chat = rollout.Chat(tokenizer, lm.end_tokens(actors["student"]), vocabulary, args.date)
+    chat = rollout.Chat(tokenizer, lm.end_tokens(actors["student"]), vocabulary, args.date, args.prompt)
     play = partial(
         play_all, actors, chat=chat, games=games, tasks=tasks, seed=args.seed, rank=ranks.rank,
-        world=ranks.world, limits=limits_of(args, chat.style, args.temperature))
+        world=ranks.world, limits=limits_of(args, args.temperature))
     if args.watch:
         report_episode(args, play, turns, actors, chat)
         return

@@ -2,14 +2,13 @@
 goes, replayed (B2F) or imitated (SFT) by tcod.py --experts.
 
 A line is a task's id, the digest of its game, the actions, and the responses that they stood in. A file is
-refused where it belongs to other games or to another prompt style. No torch here.
+refused where it belongs to other games or to another prompt. No torch here.
 """
 
 import json
 import os
 from dataclasses import replace
 
-import envs
 from harness.cli import UserError
 from harness.folder import append, read_log, write_lines
 
@@ -92,11 +91,11 @@ def read_experts(path):
         raise UserError(f"{reason}: write it again") from None
 
 
-def give_experts(tasks, path, style):
+def give_experts(tasks, path, prompt):
     """Those of the tasks that have an expert's episode in the file, with it filled in.
 
     Raises UserError where the file belongs to other games: a task has the same id and other content, or none
-    of its episodes is of a task here; and where its responses do not hold their actions in this prompt style,
+    of its episodes is of a task here; and where its responses do not hold their actions as this prompt asks,
     since then they were said by a model that writes otherwise than the student is asked to.
     """
     experts = read_experts(path)
@@ -113,9 +112,9 @@ def give_experts(tasks, path, style):
     able = []
     for task in known:
         _, actions, responses = experts[task.id]
-        if [envs.parse_action(response, style) or "" for response in responses] != list(actions):
+        if [prompt.action(response) or "" for response in responses] != list(actions):
             raise UserError(
-                f"the expert's responses to {task.id} in {path} do not hold its actions as a {style!r} "
-                "prompt asks for them: write them again with an expert of the student's prompt style")
+                f"the expert's responses to {task.id} in {path} do not hold its actions as the prompt "
+                f"{prompt.name!r} asks for them: write them again with an expert of the student's prompt")
         able.append(replace(task, expert=actions, responses=responses))
     return able

@@ -143,9 +143,8 @@ def positions(name):
 
 
 def style(tokenizer):
-    """The style of its prompts: the tiny tokenizers say "bare" (the response is the action), all others are
-    "react"."""
-    return tokenizer.init_kwargs.get("prompt_style", "react")
+    """The prompt that it wants (prompts.SHIPPED): the tiny tokenizers say "bare", all others get "react"."""
+    return "bare" if tokenizer.init_kwargs.get("prompt_style") == "bare" else "react"
 
 
 def configuration(name):

@@ -83,15 +83,14 @@ class Episode:
 class Limits:
     """What bounds an episode and how it is sampled. history: "full" or "window:N" (see `open_row`)."""
     max_response: int
-    max_context: int
+    max_context: float = math.inf
     temperature: float = 1.0
-    style: str = "react"
     history: str = "full"
 
 
 # ---- one episode: open a turn, answer it
 
-def begin(episode, game, limits):
+def begin(episode, game, chat):
     """Reset the environment in which the episode is played; a game that cannot be played ends it here."""
     episode.env = game
     try:
@@ -99,7 +98,7 @@ def begin(episode, game, limits):
     except envs.Unplayable as error:
         episode.give_up(error.reason)
         return
-    episode.opening = episode.observation = envs.prompt(episode.env, obs, info, limits.style, True)
+    episode.opening = episode.observation = chat.prompt.write(episode.env, obs, info, 1)
     episode.expert = envs.replay(episode.env, episode.task.expert)
 
 
@@ -144,7 +143,7 @@ def open_turn(episode, room, chat, limits):
     episode.filled = not episode.played
 
 
-def close_turn(episode, ids, response, action, cut, step, limits):
+def close_turn(episode, ids, response, action, cut, step, chat):
     """Note one turn, and what the game answered: step = (obs, terminated, info)."""
     obs, terminated, info = step
     role = episode.role
@@ -156,7 +155,8 @@ def close_turn(episode, ids, response, action, cut, step, limits):
     episode.won, episode.lost = bool(info["won"]), bool(info["lost"])
     episode.crashed, episode.unplayable = bool(info.get("crashed")), info.get("fault", "")
     episode.done = terminated or episode.crashed
-    episode.observation = "" if episode.done else envs.prompt(episode.env, obs, info, limits.style, False)
+    number = len(episode.turns) + 1  # of the turn to come
+    episode.observation = "" if episode.done else chat.prompt.write(episode.env, obs, info, number)
 
 
 def answer(episode, ids, logp, chat, limits):
@@ -169,9 +169,9 @@ def answer(episode, ids, logp, chat, limits):
         episode.row.say([chat.end])  # cut off, or stopped with another token: the template needs it
         ids = ids + [chat.end]
     response = chat.decode_response(ids)
-    action = envs.parse_action(response, limits.style)
+    action = chat.prompt.action(response)
     obs, _, terminated, _, info = episode.env.step(action or "")
-    close_turn(episode, ids, response, action, cut, (obs, terminated, info), limits)
+    close_turn(episode, ids, response, action, cut, (obs, terminated, info), chat)
 
 
 def replay(episode, chat, limits):
@@ -179,7 +179,7 @@ def replay(episode, chat, limits):
     alone."""
     task, turn = episode.task, len(episode.turns)
     action = task.expert[turn]
-    response = task.responses[turn] if task.responses else envs.format_action(action, limits.style)
+    response = task.responses[turn] if task.responses else chat.prompt.response(action)
     ids = chat.encode_response(response)
     open_turn(episode, len(ids), chat, limits)
     if episode.done:
@@ -190,7 +190,7 @@ def replay(episode, chat, limits):
     except envs.ReplayError as error:
         episode.give_up(error.reason)
         return
-    close_turn(episode, ids, response, action, False, answered, limits)
+    close_turn(episode, ids, response, action, False, answered, chat)
 
 
 def to_model(episode, plan, seed, chat, limits):
@@ -284,7 +284,7 @@ def play(actors, chat, games, tasks, plan, limits, *,
         raise ValueError(f"{len(tasks)} tasks want as many games, not {len(games)}")
     episodes = [Episode(task, first_index + i * stride) for i, task in enumerate(tasks)]
     for episode, game in zip(episodes, games):
-        begin(episode, game, limits)
+        begin(episode, game, chat)
     seed, caches, going = (*seed, step), {}, episodes
     while going := [e for e in going if to_model(e, plan, seed, chat, limits)]:
         answers = []

@@ -191,7 +191,7 @@ def stop_unless_finite(loss, norm, records):
 
 # ---- tasks
 
-def training_tasks(args, style, ranks):
+def training_tasks(args, prompt, ranks):
     """The train split; for methods that replay an expert only its tasks with an expert's episode, counted."""
     game_type, knobs = envs.game_type(args.env), envs.parse_knobs(args.env, args.knobs)
     split = envs.check_split(args.env, args.train_split or game_type.train_split)
@@ -203,7 +203,7 @@ def training_tasks(args, style, ranks):
     if args.method not in curriculum.NEEDS_EXPERT:
         return tasks
     if args.experts:
-        able, whose = give_experts(tasks, args.experts, style), f"those in {args.experts}"
+        able, whose = give_experts(tasks, args.experts, prompt), f"those in {args.experts}"
     else:
         able, whose = game_type.with_experts(tasks, args.data, **knobs), game_type.experts
     ranks.print(f"{args.method}: {len(able)} of {len(tasks)} training tasks have an expert's episode "
@@ -329,8 +329,8 @@ def load_models(args, ranks):
     for model in (student, teacher):
         check_context(args, model)
     vocabulary = lm.vocabulary(tokenizer, student, teacher)
-    chat = rollout.Chat(tokenizer, lm.end_tokens(student), vocabulary, args.date)
-    teacher_chat = rollout.Chat(other, lm.end_tokens(teacher), vocabulary, args.date)
+    chat = rollout.Chat(tokenizer, lm.end_tokens(student), vocabulary, args.date, args.prompt)
+    teacher_chat = rollout.Chat(other, lm.end_tokens(teacher), vocabulary, args.date, args.prompt)
     unlike = chat.unlike(teacher_chat)
     if unlike:
         ranks.print(f"teacher and student have different {', '.join(unlike)}: the teacher judges rows in the "
@@ -349,10 +349,10 @@ def check_shared(tasks, held_out):
                 "other --eval-splits, or say --shared-tasks if that is meant")
 
 
-def load_games(args, style, ranks):
+def load_games(args, prompt, ranks):
     """(training tasks, {split: held-out tasks}, environments: as many as are played at once by this rank)."""
     knobs = envs.parse_knobs(args.env, args.knobs)
-    tasks, held_out = training_tasks(args, style, ranks), {}
+    tasks, held_out = training_tasks(args, prompt, ranks), {}
     for label, split in envs.named_splits(args.env, args.eval_splits).items():
         listed = envs.make_tasks(args.env, split, args.data, **knobs)
         held_out[label] = spread(listed, args.eval_games)
@@ -364,10 +364,10 @@ def load_games(args, style, ranks):
     return tasks, held_out, [envs.make_env(args.env, data=args.data, **knobs) for _ in at_once]
 
 
-def evaluation_limits(args, style, positions, ranks):
+def evaluation_limits(args, positions, ranks):
     """What bounds an episode of the evaluation: the game may say as much as in training, so a row is longer
     by what a response is, up to the models' positions; where these are too few, the screen says so."""
-    limits = limits_of(args, style, args.eval_temperature)
+    limits = limits_of(args, args.eval_temperature)
     response = args.eval_max_response or args.max_response
     context = args.max_context + response - args.max_response
     if context > positions and args.eval_every:
@@ -441,21 +441,23 @@ def assessed(history):
     return {who: splits for record in history for who, splits in record.get("eval", {}).items()}
 
 
-def fingerprints(student, teacher, tasks, held_out):
+def fingerprints(student, teacher, tasks, held_out, prompt):
     """What a run learns from and is measured on, in few letters: --resume goes on only with the same."""
     games = {f"list of {split} tasks": envs.fingerprint(chosen) for split, chosen in held_out.items()}
     models = {"student": lm.fingerprint(student), "teacher": lm.fingerprint(teacher)}
-    return {**models, "list of training tasks": envs.fingerprint(tasks), **games}
+    return {
+        **models, "prompt": prompt.digest, "list of training tasks": envs.fingerprint(tasks), **games}
 
 
 def check_same(folder, prints):
     """Raises UserError where a run to go on with had another model or other games than those at hand."""
     before = read_args(folder).get("fingerprint", prints)
-    changed = [what for what in prints if before.get(what) != prints[what]]
+    # What an older version did not note was as it is by default.
+    changed = [what for what in prints if before.get(what, prints[what]) != prints[what]]
     if changed:
         raise UserError(
-            f"{folder} was begun with another {', another '.join(changed)}: bring back the --data and the "
-            "checkpoints that its args.json names, or begin a new run")
+            f"{folder} was begun with another {', another '.join(changed)}: bring back the --data, "
+            "the --prompt and the checkpoints that its args.json names, or begin a new run")
 
 
 def run_name(args):
@@ -530,13 +532,13 @@ def train(args, defaults, ranks):
     gradients.release()
     actor = lm.playing_copy(student, args.precision)  # fp32 master weights stay in `student`
     optimizer = adamw(student, args, ranks.world)
-    tasks, held_out, games = load_games(args, chat.style, ranks)
+    tasks, held_out, games = load_games(args, chat.prompt, ranks)
     turns = args.max_turns or games[0].horizon
-    limits = limits_of(args, chat.style, args.temperature)
+    limits = limits_of(args, args.temperature)
     positions = min(lm.longest(model.config) for model in (student, teacher))
     stages, method = curriculum.parse_stages(args.stages), curriculum.METHODS[args.method]
 
-    prints = fingerprints(student, teacher, tasks, held_out)
+    prints = fingerprints(student, teacher, tasks, held_out, chat.prompt)
     checkpoint, history, lock = open_folder(args, student, optimizer, prints, ranks)
     folder, done = checkpoint.folder, checkpoint.step
     lm.refresh(actor, student)
@@ -550,7 +552,7 @@ def train(args, defaults, ranks):
     judge = partial(
         assess, history, partial(write_log, folder, history, ranks), players=players, games=games,
         held_out=held_out, turns=turns, args=args, ranks=ranks,
-        limits=evaluation_limits(args, chat.style, positions, ranks))
+        limits=evaluation_limits(args, positions, ranks))
 
     save = partial(
         save_student, student=student, tokenizer=chat.tokenizer, folder=folder, args=args, ranks=ranks)

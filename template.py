@@ -12,6 +12,7 @@ import jinja2
 
 import envs
 import model as lm
+import prompts
 from harness.cli import UserError
 
 OBSERVATIONS = ("<first observation>", "<next observation>", "<last observation>")
@@ -82,12 +83,12 @@ class Chat:
     sampled, the exact on-policy prefix.
     """
 
-    def __init__(self, tokenizer, stop=(), vocabulary=None, date=""):
+    def __init__(self, tokenizer, stop=(), vocabulary=None, date="", prompt=""):
         """stop: ids that end a response besides the tokenizer's end token (`lm.end_tokens`); vocabulary: the
         ids that may be sampled (`lm.vocabulary`), by default all of the tokenizer's; date: of templates that
-        write one (--date)."""
+        write one (--date); prompt: a file (--prompt), by default what the tokenizer wants."""
         self.tokenizer, self.date = tokenizer, parse_date(date)
-        self.style = lm.style(tokenizer)
+        self.prompt = prompts.load(prompt or lm.style(tokenizer))
         self.vocabulary = vocabulary or lm.vocabulary(tokenizer)
         if not getattr(tokenizer, "is_fast", False):
             raise self.refused(
@@ -187,7 +188,7 @@ class Chat:
         parts = {
             "chat templates": ("before", "behind", "lead", "tail", "between"),
             "end tokens": ("end", "stop"),
-            "prompt styles": ("style",)}
+            "prompts": ("prompt",)}
         return [
             what for what, names in parts.items()
             if any(getattr(self, name) != getattr(other, name) for name in names)]

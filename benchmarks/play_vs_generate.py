@@ -104,7 +104,7 @@ def setting(args):
     chat = rollout.Chat(make_tokenizer())
     chat.vocabulary = lm.Vocabulary(model.config.vocab_size, [])  # both draw from all ids
     chat.stop = {-1}
-    return model, chat, rollout.Limits(max_response=args.response, max_context=10**6, style="bare")
+    return model, chat, rollout.Limits(max_response=args.response, max_context=10**6)
 
 
 def main():

@@ -673,37 +673,3 @@ def test_a_game_in_the_data_sets_format_is_played_and_won(tmp_path):
         expert.observe(action, obs)
         turns += 1
     assert info["won"] and terminated and reward == 1.0
-
-
-# ---- prompts and answers
-
-def test_prompts_restate_what_the_style_says(folder):
-    """A later turn without admissible actions, instructions at every turn, a task that is said twice."""
-    env = envs.make_env("alfworld", data=folder)
-    obs, info = env.reset(seed=0)
-    first, later = (envs.prompt(env, obs, info, "react", first) for first in (True, False))
-    assert first == f"{env.instructions}\n\n{later}"
-    assert first.count(info["task"]) == 1
-    assert all(f"\n{action}\n" in later for action in info["admissible"])
-    assert envs.prompt(env, obs, info, "bare", True) == f"{obs}\n{info['status']}"
-
-
-@pytest.mark.parametrize("response, style, action", [
-    ("I think.\n<action> go to desk 1 </action>", "react", "go to desk 1"),
-    ("<action>look</action> or <action>open fridge 1</action>", "react", "open fridge 1"),
-    ("<action>go to\ndesk 1</action>", "react", "go to\ndesk 1"),
-    ("go to desk 1", "react", None),
-    ("<action></action>", "react", None),
-    ("<action>look", "react", None),
-    (" look\n", "bare", "look"),
-    ("  ", "bare", None)])
-def test_actions_are_read_from_responses(response, style, action):
-    """The first tag taken for the answer, and an empty answer sent as an action."""
-    assert envs.parse_action(response, style) == action
-
-
-@pytest.mark.parametrize("style", envs.PROMPTS)
-def test_a_replayed_action_reads_back_as_itself(style):
-    """Replayed turns in a format that the student is never asked for."""
-    action = "move mug 1 to desk 1"
-    assert envs.parse_action(envs.format_action(action, style), style) == action

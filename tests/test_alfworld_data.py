@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import envs
+import prompts
 from harness.cli import UserError
 from worlds import alfworld_data, alfworld_games as games
 from worlds.alfworld_data import list_games
@@ -227,13 +228,13 @@ def test_the_instructions_use_the_games_verb(tmp_path):
         assert now in content["grammar"]
         content["grammar"] = content["grammar"].replace(now, before)
     path.write_text(json.dumps(content))
-    env, prompts = envs.make_env("alfworld", data=str(tmp_path)), []
+    env, said = envs.make_env("alfworld", data=str(tmp_path)), []
     for task in (new, old, new):
         obs, info = env.reset(options={"task": task})
-        prompts.append(envs.prompt(env, obs, info, "react", True).partition(obs)[0])
-    assert prompts[0] == prompts[2]
-    assert prompts[0].replace("move (object) to (place)", "put (object) in/on (place)") == prompts[1]
-    assert prompts[0] != prompts[1]
+        said.append(prompts.load("react").write(env, obs, info, 1).partition(obs)[0])
+    assert said[0] == said[2]
+    assert said[0].replace("move (object) to (place)", "put (object) in/on (place)") == said[1]
+    assert said[0] != said[1]
     env.reset(options={"task": old})
     for action in old.expert:
         _, _, _, _, info = env.step(re.sub("^move (.*) to ", r"put \1 in/on ", action))

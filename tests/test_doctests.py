@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-MODULES = ("curriculum", "batch", "harness.report", "watch")
+MODULES = ("curriculum", "batch", "harness.report", "watch", "prompts")
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -12,31 +12,9 @@ from importlib.util import find_spec
 import pytest
 
 import envs
+import prompts
 from harness.cli import UserError
 from worlds.game import tidy
-
-
-@pytest.mark.parametrize("response, action", [
-    ("I think. <action>go to fridge 1</action>", "go to fridge 1"),
-    ("I put my choice in <action> tags.\n<action>go to fridge 1</action>", "go to fridge 1"),
-    ("<action><action>go to fridge 1</action>", "go to fridge 1"),
-    ("It goes between <action> and </action>.\n<action>go to fridge 1</action>", "go to fridge 1"),
-    ("<action>go to fridge 1</action> I will now wait for <action></action>", "go to fridge 1"),
-    ("<action>look</action> or rather <action>go to fridge 1\n</action>", "go to fridge 1"),
-    ("<ACTION>go to fridge 1</ACTION>", "go to fridge 1"),
-    ("<action>go to fridge 1", None), ("go to fridge 1</action>", None),
-    ("<action> </action>", None), ("", None)])
-def test_the_action_in_a_response(response, action):
-    """A response that mentions the tag before it uses it, and loses its action or sends a mangled one."""
-    assert envs.parse_action(response, "react") == action
-
-
-@pytest.mark.parametrize("text", ["<action>", "<action>a</action>", "<action></action", "</action>", "<"])
-def test_hostile_responses_take_linear_time(text):
-    """Time that grows with the square of a response that repeats tags: 100,000 characters took minutes."""
-    began = time.process_time()
-    envs.parse_action(text * (400_000 // len(text)), "react")
-    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("action, engine", [
@@ -122,8 +100,8 @@ def test_hostile_responses(world, number, data):
         assert env.observation_space.contains(obs) and 0 <= reward <= 1 and truncated is False
         assert "fault" not in info and not info.get("crashed"), (action, info)
         assert {type(info[name]) for name in ("won", "lost", "invalid")} == {bool}
-        for style in envs.PROMPTS:
-            envs.prompt(env, obs, info, style, True).encode()
+        for style in prompts.SHIPPED:
+            prompts.load(style).write(env, obs, info, 1).encode()
         json.dumps(info)
     print(f"{world}: the slowest of {number} answers took {slowest:.2f} s")
     assert slowest < 20

@@ -11,6 +11,7 @@ from conftest import two_ranks
 
 import envs
 import eval as evaluation
+import prompts
 import tcod
 from eval import Args, spread
 from experts import give_experts, read_experts
@@ -116,7 +117,7 @@ def test_ranks_play_what_one_process_plays(checkpoints, data):
     tokenizer = evaluation.lm.load_tokenizer(str(checkpoints / "student"))
     model = evaluation.lm.load_model(str(checkpoints / "student"))
     chat = evaluation.rollout.Chat(tokenizer)
-    limits = evaluation.rollout.Limits(max_response=4, max_context=2048, style="bare")
+    limits = evaluation.rollout.Limits(max_response=4, max_context=2048)
     tasks = envs.make_tasks("alfworld", "valid_seen", data)[:3]
     games = [envs.make_env("alfworld", data=data) for _ in range(2)]
     alone = evaluation.evaluate(model, chat, games, tasks, 3, limits, seed=5)
@@ -173,7 +174,7 @@ def test_what_was_won_is_replayed(checkpoints, data, tmp_path, monkeypatch):
     path = str(tmp_path / "e.jsonl")
     evaluation.main(arguments(checkpoints, data, save_expert=path))
     tasks = envs.make_tasks("alfworld", "valid_seen", data)
-    able = give_experts(tasks, path, "bare")
+    able = give_experts(tasks, path, prompts.load("bare"))
     assert [task.id for task in able] == [task.id for task in tasks]
     for task in able:
         assert len(task.expert) == len(task.responses) == 5
@@ -237,6 +238,8 @@ def test_a_stopped_evaluation_goes_on(checkpoints, data, tmp_path, monkeypatch):
     before = files(part)
     with pytest.raises(UserError, match="another evaluation .it differs in temperature"):
         evaluation.main(args(part, temperature=1.0))
+    with pytest.raises(UserError, match="another evaluation .it differs in words of the prompt"):
+        evaluation.main(args(part, prompt="react"))
     assert files(part) == before
     with pytest.raises(UserError, match="e.jsonl is there already, and no .*e.jsonl.played says of what"):
         evaluation.main(args(part, out="", save_hard=f"{part}/h2.jsonl"))
@@ -289,6 +292,8 @@ def test_two_processes_evaluate_as_one(checkpoints, data, tmp_path):
     (dict(out="/nowhere/x.json"), "no folder /nowhere"),
     (dict(save_expert="/nowhere/x.jsonl"), "no folder /nowhere"),
     (dict(knobs="level"), "written as in level=VALUE"),
+    (dict(prompt="/nowhere"), "prompt '/nowhere' cannot be read"),
+    (dict(precision="fp16"), "--precision"),
 ])
 def test_a_users_mistake_is_one_sentence(wrong, words, checkpoints, data):
     """A traceback."""

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 import envs
+import prompts
 from experts import expert_line, give_experts, keep_shortest, read_experts
 from harness.cli import UserError
 from harness.folder import write_lines
@@ -45,7 +46,7 @@ def test_experts_come_back_as_they_were_won(tmp_path):
     path = experts_file(tmp_path, won("b", "pq"), won("a", "y"), won("elsewhere", "z"))
     assert read_experts(path)["a"] == ("d", ("y",), ("I should. <action>y</action>",))
     tasks = [envs.Task(name, "", expert=("old",), digest="d") for name in "abc"]
-    able = give_experts(tasks, path, "react")
+    able = give_experts(tasks, path, prompts.load("react"))
     assert [task.id for task in able] == ["a", "b"]
     assert able[1].expert == ("p", "q")
     assert able[1].responses[1] == "I should. <action>q</action>"
@@ -63,7 +64,7 @@ def test_experts_of_other_games_are_refused(known, words, tmp_path):
     path = experts_file(tmp_path, won("a", "y"), won("b", "z"))
     tasks = [envs.Task(name, "", digest=digest) for name, digest in known.items()]
     with pytest.raises(UserError, match=words) as caught:
-        give_experts(tasks, path, "react")
+        give_experts(tasks, path, prompts.load("react"))
     assert "\n" not in str(caught.value)
 
 
@@ -71,8 +72,8 @@ def test_experts_of_another_prompt_style_are_refused(tmp_path):
     """A student that is asked to think and then act, taught by the bare words of a tiny model: whole tags
     would be its actions, or none."""
     path = experts_file(tmp_path, won("a", "y"))
-    with pytest.raises(UserError, match="responses to a .* 'bare' prompt"):
-        give_experts([envs.Task("a", "", digest="d")], path, "bare")
+    with pytest.raises(UserError, match="responses to a .* the prompt 'bare' asks"):
+        give_experts([envs.Task("a", "", digest="d")], path, prompts.load("bare"))
 
 
 @pytest.mark.parametrize("line, words", [

@@ -16,7 +16,7 @@ from curriculum import METHODS, plan
 from rollout import Limits, play, sample
 from template import Chat
 
-LIMITS = Limits(max_response=5, max_context=2000, temperature=1.0, style="bare")
+LIMITS = Limits(max_response=5, max_context=2000, temperature=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -277,3 +277,19 @@ def test_sampling_follows_the_distribution():
     assert torch.allclose(logp, (logits[0] / 0.5).log_softmax(-1)[token], atol=1e-6)
     token, logp = sample(logits, 0, u[:1])
     assert token.item() == 3 and torch.allclose(logp, logits.log_softmax(-1)[:, 3])
+
+
+def test_a_prompts_file_reaches_every_turn(world, tmp_path):
+    """Turns that are miscounted behind an expert's; an expert's actions without the mark that the student is
+    asked for; a prompt that is read and not used."""
+    (tmp_path / "p").write_text("[turn]\nTurn {turn}: {observation}\n[action]\nI do: {action}\n")
+    chat = Chat(world["chat"].tokenizer, prompt=str(tmp_path / "p"))
+    for method, k in (("sft", 1), ("b2f", 2), ("opd", 99)):
+        episode = run({**world, "chat": chat}, [0], method, k, T=6)[0]
+        said = [turn["observation"].split(": ")[0] for turn in episode.turns]
+        assert said == [f"Turn {number}" for number in range(1, len(episode.turns) + 1)] and len(said) > 2
+        for turn in episode.turns:
+            if turn["who"] == "expert":
+                assert turn["response"] == f"I do: {turn['action']}" and turn["action"]
+            else:
+                assert turn["missing"]  # a random model's words have no mark

@@ -17,6 +17,7 @@ from conftest import ROOT, launch
 from gymnasium.utils.env_checker import check_env
 
 import envs
+import prompts
 import tcod
 from harness.cli import UserError
 from harness.folder import read_log
@@ -165,11 +166,12 @@ def test_a_simplification_reaches_the_simulator():
 def test_prompt_lists_templates_and_objects(env):
     """The thousands of combinations in a prompt; or what an agent must not use."""
     obs, info = start(env, "boil")
-    text = envs.prompt(env, obs, info, "react", True)
+    text = prompts.load("react").write(env, obs, info, 1)
     assert text.count("boil water") == 1
     assert "\nmove OBJ to OBJ\n" in text and "OBJ is one of: agent, air, art studio" in text
     assert "reset task" not in text and len(text) < 3000
     assert info["status"].endswith("You are in the hallway, carrying an orange.")
+    assert info["carried"] == "an orange"
 
 
 def test_status_says_what_was_focused_on(env):

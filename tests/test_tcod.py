@@ -19,6 +19,7 @@ import curriculum
 import envs
 import harness.ranks
 import model as lm
+import prompts
 import rollout
 import tcod
 from harness.cli import UserError
@@ -434,6 +435,7 @@ WRONG = [
     (dict(schedule="cosine"), "unknown --schedule"), (dict(schedule="step"), "--stages"),
     (dict(stages="5"), "depth@step"), (dict(data="/nowhere"), "no ALFWorld games"),
     (dict(student="/nowhere"), "/nowhere"), (dict(teacher="/nowhere"), "/nowhere"),
+    (dict(prompt="/nowhere"), "prompt '/nowhere' cannot be read"),
     (dict(max_context=30), "--max-context 30"), (dict(resume="/nowhere"), "holds no run"),
     (dict(history="all"), "--history"), (dict(method="b2f", experts="/nowhere"), "/nowhere"),
     (dict(eta=0.0), "--eta"), (dict(k_start=0), "--k-start"), (dict(temperature=0.0), "--temperature"),
@@ -500,6 +502,28 @@ def test_resume_refuses_another_teacher(checkpoints, data, tmp_path):
     shutil.copytree(checkpoints / "teacher", mine / "teacher", dirs_exist_ok=True)
     tcod.main(tcod.Args(resume=str(tmp_path / "run")))
     assert [r["step"] for r in read_log(tmp_path / "run" / "log.jsonl")] == [1, 2, 3, 4]
+
+
+def test_resume_refuses_another_prompt(checkpoints, data, tmp_path):
+    """A run that goes on with other words, or a mark that no response of before has; one of a version that
+    did not note the prompt."""
+    asked, run = tmp_path / "asked.txt", tmp_path / "run"
+    asked.write_text("[turn]\n{observation} {status}\n[action]\n{action}\n")
+    little = dict(steps=1, episodes=2, eval_every=0, max_turns=2)
+    tcod.main(arguments(checkpoints, data, run, prompt=str(asked), **little))
+    asked.write_text("# the same\n\n[turn]\n\n{observation} {status}\n\n[action]\n{action}\n")
+    tcod.main(tcod.Args(resume=str(run), steps=2))
+    asked.write_text("[turn]\n{observation}\n[action]\n{action}\n")
+    with pytest.raises(UserError, match="begun with another prompt:"):
+        tcod.main(tcod.Args(resume=str(run), steps=3))
+    tcod.main(arguments(checkpoints, data, tmp_path / "old", **little))
+    saved = read_args(tmp_path / "old")
+    for name in ("prompt", "precision", "keep", "eval_max_response"):
+        saved.pop(name)
+    saved["fingerprint"].pop("prompt")
+    write_json(tmp_path / "old" / "args.json", saved)
+    tcod.main(tcod.Args(resume=str(tmp_path / "old"), steps=2))
+    assert read_args(tmp_path / "old")["fingerprint"]["prompt"] == prompts.load("bare").digest
 
 
 def test_resume_refuses_other_games(checkpoints, data, tmp_path):
@@ -584,11 +608,11 @@ def test_an_evaluations_responses_are_as_long_as_asked(checkpoints, data, tmp_pa
     args = arguments(checkpoints, data, run, max_context=4000, eval_max_response=104)
     capsys.readouterr()
     for positions, context, told in ((4100, 4100, False), (4050, 4050, True)):
-        found = tcod.evaluation_limits(args, "bare", positions, RANKS)
+        found = tcod.evaluation_limits(args, positions, RANKS)
         assert (found.max_response, found.max_context) == (104, context)
         assert ("end an episode at 3946 tokens instead of 3996" in capsys.readouterr().out) == told
     args.eval_max_response = 0
-    assert tcod.evaluation_limits(args, "bare", 4096, RANKS).max_context == 4000
+    assert tcod.evaluation_limits(args, 4096, RANKS).max_context == 4000
 
 
 def test_an_evaluation_that_was_stopped(checkpoints, data, tmp_path, monkeypatch):

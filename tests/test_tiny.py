@@ -12,6 +12,7 @@ from torch.nn.utils import parameters_to_vector
 import curriculum
 import envs
 import model as lm
+import prompts
 import rollout
 from eval import spread
 from harness.cli import UserError
@@ -294,7 +295,7 @@ def test_scienceworld_prompts_are_short(lab):
     _, env, _ = lab
     task = envs.Task("find-animal/3", "find-animal", ("find-animal", 3))
     obs, info = env.reset(options={"task": task})
-    prompt = envs.prompt(env, obs, info, "bare", True)
+    prompt = prompts.load("bare").write(env, obs, info, 1)
     assert words("student", "scienceworld").tokenize(prompt) == [
         "outside", "outside", "here", "blue jay", "butterfly", "dove",
         "task", "animal", "orange box", "kitchen", "here", "outside", "carrying"]
@@ -390,7 +391,7 @@ def test_shipped_checkpoints_are_small_and_share_a_vocabulary():
     tokenizers = [words(name) for name in NAMES]
     for other in tokenizers[1:]:
         lm.same_vocabulary(tokenizers[0], other)
-    assert rollout.Chat(tokenizers[0]).style == "bare"
+    assert rollout.Chat(tokenizers[0]).prompt.name == "bare"
     for file in ASSETS.rglob("*.safetensors"):
         assert file.stat().st_size < 5e6
     for name in NAMES:
@@ -416,7 +417,7 @@ def success(name, world, tasks, games, horizon):
     """The share of the tasks that a shipped checkpoint wins at temperature 0.4."""
     model, tokenizer = shipped(name, world)
     plan = curriculum.plan(curriculum.opd, 0, horizon)
-    limits = rollout.Limits(16, 2048, 0.4, "bare")
+    limits = rollout.Limits(16, 2048, 0.4)
     chat = rollout.Chat(tokenizer)
     played = rollout.play({"student": model}, chat, games, tasks, plan, limits)
     return sum(episode.won for episode in played) / len(played)
@@ -436,7 +437,7 @@ def test_other_shipped_pairs_share_a_vocabulary(world):
     """A student that was made with another teacher's tokenizer."""
     teacher, student = words("teacher", world), words("student", world)
     lm.same_vocabulary(teacher, student)
-    assert rollout.Chat(student).style == "bare"
+    assert rollout.Chat(student).prompt.name == "bare"
 
 
 @pytest.mark.parametrize("world, data", [("webshop", ""), ("scienceworld", "short")])

@@ -99,7 +99,7 @@ def played(pair, data, history, temperature):
     """(episode, vocabulary) of a short game of the student's."""
     tokenizer = make_tokenizer()
     chat = rollout.Chat(tokenizer, lm.end_tokens(pair[0]), lm.vocabulary(tokenizer, *pair))
-    limits = rollout.Limits(4, 2048, temperature, "bare", history)
+    limits = rollout.Limits(4, 2048, temperature, history)
     tasks = envs.make_tasks("alfworld", "valid_seen", data)[:1]
     [episode] = rollout.play(
         dict(student=pair[0]), chat, [envs.make_env("alfworld", data=data)], tasks,

@@ -36,6 +36,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 import curriculum
 import envs
 import model as lm
+import prompts
 import rollout
 from harness.cli import UserError, check_knobs, command, knob
 from tiny.alfworld import ALFWorldPlay, DataSetPlay
@@ -154,7 +155,7 @@ def turns(world, env, task, choose):
     for turn in range(world.turns):
         admissible = info["admissible"] = world.actions(info)
         action = choose(turn, expert, info)
-        prompt = envs.prompt(env, obs, info, "bare", turn == 0)
+        prompt = prompts.load("bare").write(env, obs, info, turn + 1)
         yield prompt, admissible, expert.act(), action
         obs, _, ended, _, info = env.step(action)
         if ended:
@@ -246,7 +247,7 @@ def scripted_play(args, world, chat, tasks, player, label, imitate=False):
 def sampled_play(world, chat, games, tasks, student, teacher, rng):
     """Rows of episodes that the student began and the teacher went on with, both sampled; every turn labelled
     by the expert."""
-    limits = rollout.Limits(16, CONTEXT, 1.0, chat.style)
+    limits = rollout.Limits(16, CONTEXT, 1.0)
     actors = {"student": student, "teacher": teacher}
     rows = []
     for batch in pieces(tasks, len(games)):

@@ -93,6 +93,7 @@ class ALFWorld(TextGame):
             "won": self._state["won"],
             "lost": False,
             "invalid": self._invalid,
+            "carried": carried,
             "status": f"Task: {task}. You are at {place}, carrying {carried}."}
 
 

@@ -72,7 +72,8 @@ class TextGame(gymnasium.Env):
 
     info: "task" (its text), "kind", "admissible" (list of actions), "won", "lost", "invalid" (the last action
     was not understood, by the benchmark's own answer), "status" (one short line: the task, and what a player
-    may have lost track of); and where the engine failed, which ends the episode, "fault" (the reason).
+    may have lost track of), "carried" (by the player, where a world has such a thing); and where the engine
+    failed, which ends the episode, "fault" (the reason).
     Reward is 1 for a game won, else the world's own.
     """
     name = ""

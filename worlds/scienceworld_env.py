@@ -90,6 +90,7 @@ class ScienceWorld(TextGame):
             "lost": seen.score < 0,
             "crashed": self._crashed,
             "invalid": seen.text.startswith(REFUSALS),
+            "carried": carried,
             "status": f"Task: {task} You are in the {seen.place}, carrying {carried}.{focus}"}
 
     def close(self):
