@@ -9,6 +9,7 @@ KL(student ‖ teacher) where each token was sampled, over the whole vocabulary,
 """
 
 import base64
+import functools
 import hashlib
 import html
 import json
@@ -143,6 +144,7 @@ def texts(tokenizer, ids):
     return found
 
 
+@functools.lru_cache(maxsize=None)  # a page names the same tokens thousands of times
 def name(tokenizer, token):
     """A token alone, its blanks to be seen; the tokenizer's own name for it where it is no text alone."""
     text, own = decoded(tokenizer, [token]), str(tokenizer.convert_ids_to_tokens(token))
