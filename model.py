@@ -334,7 +334,7 @@ class Vocabulary(NamedTuple):
         """logits (..., V') over the ids of a head -> (..., V) over these; −inf where no token is."""
         logits = logits[..., : self.size]
         if len(self.holes):
-            logits[..., self.holes] = -torch.inf
+            logits.index_fill_(-1, torch.as_tensor(self.holes, device=logits.device), -torch.inf)
         return logits
 
 
