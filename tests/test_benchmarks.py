@@ -29,7 +29,7 @@ SMALLEST = [  # name and options; a figure that the output must hold, as a patte
     ("paper_table", TINY, r"(?m)^\| SFT \(nll\) \| 1 \|.* rounds \|.*% \| – \| \d+ \|.* \|$"),
     ("decode", "--size tiny", r"(?m)^ tiny +4 +64 +\d+\.\d\d .*\n.*the host alone.*\n.*, ratio \d+\.\d\d"),
     ("step_memory", "--student tiny --teacher tiny --batch-tokens 400 --length 400", r"gradients +0\.002 "),
-    ("play_vs_generate", "--turns 2 --rows 2", r"ratio \d+\.\d"),
+    ("play_vs_generate", "--turns 2 --rows 2", r"ratio \d+\.\d, and \d+\.\d\d to the cache"),
 ]
 
 
