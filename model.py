@@ -34,6 +34,7 @@ SMALL = 10_000_000  # parameters
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # nats, see `distance`
 PRECISIONS = ("auto", "fp32", "bf16")
 BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # what torch calls a processor's instructions for it
+ALIGNED = 16  # a mask is as wide as a multiple of this: attention's kernels would make it so in every layer
 BY_LENGTH = ("dynamic", "longrope")  # rotary frequencies that change with the length of the batch
 # Shipped in assets/WORLD/, made by tiny/make.py.
 TINY = {
@@ -224,7 +225,7 @@ def check_logits(name, model):
     logits, and training mode the same.
 
     What stands behind the head (a scale, a cap) or inside a layer shows here, on two rows of different
-    lengths, fed to the cache in two parts.
+    lengths, fed to the cache in three parts.
     """
     kind = model.config.model_type
     ids = torch.arange(34, device=model.device).view(2, 17)  # (B, T)
@@ -235,13 +236,14 @@ def check_logits(name, model):
         first, second = ids.tolist()
         cache = RaggedCache(model, [first, second])
         extend(model, cache, [first[:5], second[:8]])
-        cached = extend(model, cache, [first[5:], second[8:9]])  # (B, V)
+        step(model, cache, ids[[0, 1], [5, 8]])
+        cached = extend(model, cache, [first[6:], second[9:10]])  # (B, V)
         learning = logits(hidden_states(model.train(), ids).flatten(0, 1), head(model))  # (B · T, V)
     except (AttributeError, IndexError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{name!r} ({kind}) does not play over the ragged cache ({reason})") from error
     model.eval()
-    ends = own[[16, 17 + 8]]  # (B, V)
+    ends = own[[16, 17 + 9]]  # (B, V)
     apart = max(distance(own, whole), distance(ends, cached))
     if not apart <= TOLERANCE[model.dtype]:
         raise UserError(
@@ -323,11 +325,15 @@ class Vocabulary(NamedTuple):
     size: int
     holes: list
 
+    def on(self, device):
+        """The same with its holes on the device, so that they are not sent there every time."""
+        return self._replace(holes=torch.tensor(self.holes, dtype=torch.long, device=device))
+
     def among(self, logits):
         """logits (..., V') over the ids of a head -> (..., V) over these; −inf where no token is."""
         logits = logits[..., : self.size]
-        if self.holes:
-            logits[..., self.holes] = -torch.inf
+        if len(self.holes):
+            logits.index_fill_(-1, torch.as_tensor(self.holes, device=logits.device), -torch.inf)
         return logits
 
 
@@ -458,79 +464,120 @@ def hidden_states(model, ids):
 
 class RaggedCache:
     """Keys and values of B rows, each with a length of its own. `update` is what the model calls in every
-    layer."""
+    layer.
+
+    A row's length may be set back at any time: what lies behind it is not seen, and is overwritten.
+    """
 
     def __init__(self, model, owners, most=math.inf):
-        """model: the model that will fill it; owners: whom each of the B rows belongs to (`select` finds them
-        again); most: tokens that no row gets beyond."""
+        """model: the model that will fill it, whose weights stay as they are meanwhile; owners: whom each of
+        the B rows belongs to (`select` finds them again); most: tokens that no row gets beyond."""
         self.owners, self.length, self.most = list(owners), [0] * len(owners), most
+        self.device, self.dtype, self.head = model.device, model.dtype, head(model)
         # Per layer [keys, values], each (B, heads, S, width of its own), made at the first update.
         self.layers = [None] * model.config.num_hidden_layers
-        self.positions, self.span = None, 0
+        # Of the tokens that are fed: where the first goes (B,), and the index of all of them.
+        self.end, self.rows, self.positions = None, None, None
+        # How many positions are looked at, and how many there is room for.
+        self.span, self.capacity = 0, 0
 
     def select(self, owners):
-        """Keep only the rows of these owners, in this order: what a finished episode held is freed."""
+        """Keep only the rows of these owners, in this order: what a finished episode held is freed, tensor by
+        tensor."""
         where = {id(owner): i for i, owner in enumerate(self.owners)}
         index = [where[id(owner)] for owner in owners]
         if index == list(range(len(self.owners))):
             return
         self.owners, self.length = list(owners), [self.length[i] for i in index]
+        index = torch.tensor(index, device=self.device)
         for pair in filter(None, self.layers):
-            for i, kept in enumerate(pair):
-                pair[i] = kept[torch.tensor(index, device=kept.device)]
+            for i in range(len(pair)):
+                pair[i] = pair[i][index]
 
-    def place(self, width, device):
-        """Where the next `width` tokens of every row go; returns (position_ids (B, T), mask (B, 1, T, S))."""
-        start = torch.tensor(self.length, device=device)
-        self.positions = start[:, None] + torch.arange(width, device=device)  # (B, T)
+    def place(self, width):
+        """Where the next `width` tokens of every row go, from `end` on; returns (position_ids (B, T), what is
+        added to the attention's scores (B, 1, T, S)).
+
+        Where all rows are empty it is None: causal attention, which needs no mask and has faster kernels.
+        """
+        self.rows = torch.arange(len(self.length), device=self.device)[:, None]  # (B, 1)
+        self.positions = self.end[:, None] + torch.arange(width, device=self.device)  # (B, T)
         self.span = max(self.length) + width
-        keys = torch.arange(self.span, device=device)
-        mask = keys <= self.positions[:, :, None]  # (B, T, S)
-        return self.positions, mask[:, None]
+        self.make_room()
+        if not any(self.length):
+            return self.positions, None
+        self.span = min(math.ceil(self.span / ALIGNED) * ALIGNED, self.capacity)
+        later = torch.arange(self.span, device=self.device) > self.positions[:, :, None]  # (B, T, S)
+        mask = torch.zeros(later.shape, dtype=self.dtype, device=self.device)
+        return self.positions, mask.masked_fill_(later, -math.inf)[:, None]
+
+    def make_room(self):
+        """Let the capacity double up to the context, so that a long episode copies each entry about once."""
+        self.capacity = self.layers[0][0].shape[2] if self.layers[0] else 0
+        if self.span > self.capacity:
+            self.capacity = max(self.span, min(max(2 * self.span, 64), self.most))
 
     def get_seq_length(self, *_):
         """For models that ask before they are told the positions; the mask says what a row sees."""
         return self.span
 
+    def get_query_offset(self, *_):
+        """Asked for where there is no mask: the rows are empty."""
+        return 0
+
+    def get_mask_sizes(self, width, *_):
+        """(keys, the first one's position), asked for where there is no mask."""
+        return width, 0
+
     def update(self, keys, values, layer, *_, **__):
         """Write new keys and values (B, heads, T, head width) of one layer; returns all of it up to the
         longest row."""
         new, pair = (keys, values), self.layers[layer]
-        if pair is None or pair[0].shape[2] < self.span:
+        if pair is None or pair[0].shape[2] < self.capacity:
             pair = self.layers[layer] = [self.grown(*both) for both in zip(pair or (None, None), new)]
-        rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
         for kept, added in zip(pair, new):
-            kept[rows, :, self.positions] = added.transpose(1, 2).to(kept.dtype)
+            kept[self.rows, :, self.positions] = added.transpose(1, 2).to(kept.dtype)
         return pair[0][:, :, : self.span], pair[1][:, :, : self.span]
 
     def grown(self, kept, like):
-        """A larger buffer with the old content: capacity doubles up to the context, so that a long episode
-        copies each entry about once.
+        """A larger buffer with the old content.
 
         Zeros, not empty: a masked key has probability 0, but 0 · NaN would still be NaN.
         """
-        capacity = max(self.span, min(2 * self.span, self.most), min(64, self.most))
-        new = like.new_zeros(*like.shape[:2], capacity, like.shape[3])
+        new = like.new_zeros(*like.shape[:2], self.capacity, like.shape[3])
         if kept is not None:
             new[:, :, : kept.shape[2]] = kept
         return new
 
 
-def extend(model, cache, new, grow=None):
+def feed(model, cache, ids, number):
+    """Write ids (B, T) from each row's end on, of which `number` (B,) are its own; returns the logits behind
+    the last of these (B, V) in fp32."""
+    positions, mask = cache.place(ids.shape[1])
+    out = model.base_model(
+        input_ids=ids, position_ids=positions, attention_mask=mask, cache=cache, use_cache=True)
+    hidden = ready(model, out.last_hidden_state[cache.rows[:, 0], number - 1])  # (B, D)
+    cache.end = cache.end + number
+    return logits(hidden, cache.head)
+
+
+def extend(model, cache, new):
     """Feed each row its new tokens and return the logits behind the last of them: list of B lists of ids ->
     (B, V) in fp32.
 
-    Every row needs at least one new token. grow: rows whose tokens count from now on (default all); a row
-    that is only carried along writes behind its end, where the next call overwrites it.
+    Every row needs at least one new token.
     """
     device, width = model.device, max(map(len, new))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in new], device=device)  # (B, T)
-    positions, mask = cache.place(width, device)
-    out = model.base_model(
-        input_ids=ids, position_ids=positions, attention_mask=mask, cache=cache, use_cache=True)
-    last = torch.tensor([len(row) - 1 for row in new], device=device)
-    hidden = ready(model, out.last_hidden_state[torch.arange(len(new), device=device), last])  # (B, D)
-    for i, row in enumerate(new):
-        if grow is None or grow[i]:
-            cache.length[i] += len(row)
-    return logits(hidden, head(model))  # (B, V)
+    cache.end, number = torch.tensor([cache.length, [len(row) for row in new]], device=device)  # (B,), (B,)
+    found = feed(model, cache, ids, number)
+    cache.length = [seen + len(row) for seen, row in zip(cache.length, new)]
+    return found
+
+
+def step(model, cache, token):
+    """Feed one more token of every row, behind an `extend`, and return the logits behind it: (B,) -> (B, V)
+    in fp32. Nothing is sent to the device, nothing is read from it."""
+    found = feed(model, cache, token[:, None], torch.ones_like(token))
+    cache.length = [seen + 1 for seen in cache.length]
+    return found

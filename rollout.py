@@ -23,6 +23,8 @@ import envs
 import model as lm
 from template import Chat  # noqa: F401, who plays finds it here
 
+LOOK = {"cpu": 1, "cuda": 8}  # tokens decoded between two looks at whether all have ended; each look waits
+
 
 @dataclass
 class Row:
@@ -239,22 +241,37 @@ def decode(model, cache, rows, acts, u, chat, limits):
     the limit is reached.
 
     rows: B lists of ids; acts: B bools; u (B, max_response) -> list of B pairs (ids, log-probabilities). A
-    row that does not act, or has ended, is carried along without growing; what it lacks is fed when it acts.
+    row that does not act, or has ended, is carried along: what it says then is dropped, and its cache is as
+    long afterwards as if it had not. Meanwhile all stays on the device, but for a look now and then at
+    whether all have ended.
     """
-    pending = [ids[seen:] if act else [0] for ids, seen, act in zip(rows, cache.length, acts)]
-    said, alive = [([], []) for _ in rows], list(acts)
+    device, seen = model.device, cache.length
+    look, vocabulary = LOOK[device.type], chat.vocabulary.on(device)
+    stop = torch.tensor(list(chat.stop), device=device)
+    ended = torch.tensor([not act for act in acts], device=device)  # (B,)
+    logits = lm.extend(model, cache, [ids[n:] if act else [0] for ids, n, act in zip(rows, seen, acts)])
+    tokens, logps = [], []
     for j in range(limits.max_response):
-        logits = lm.extend(model, cache, pending, grow=alive)  # (B, V)
-        token, logp = sample(chat.vocabulary.among(logits), limits.temperature, u[:, j])
-        pending = [[i] for i in token.tolist()]
-        for i, value in enumerate(logp.tolist()):
-            if alive[i]:
-                said[i][0].append(pending[i][0])
-                said[i][1].append(value)
-                alive[i] = pending[i][0] not in chat.stop
-        if not any(alive):
+        if j:
+            logits = lm.step(model, cache, tokens[-1])  # (B, V)
+        token, logp = sample(vocabulary.among(logits), limits.temperature, u[:, j])  # (B,), (B,)
+        tokens.append(token)
+        logps.append(logp)
+        ended |= (token[:, None] == stop).any(-1)
+        if (j + 1) % look == 0 and ended.all():
             break
+    drawn = zip(torch.stack(tokens, 1).tolist(), torch.stack(logps, 1).tolist(), acts)
+    said = [until_stop(ids, logp, chat.stop) if act else ([], []) for ids, logp, act in drawn]
+    # A response's last token is fed in the turn to come, whether or not it was fed here.
+    cache.length = [
+        len(row) + len(ids) - 1 if act else n for row, (ids, _), act, n in zip(rows, said, acts, seen)]
     return said
+
+
+def until_stop(ids, logp, stop):
+    """What was said up to the first token that ends a response: (ids, log-probabilities)."""
+    end = next((j + 1 for j, i in enumerate(ids) if i in stop), len(ids))
+    return ids[:end], logp[:end]
 
 
 def respond_all(model, cache, who, going, seed, chat, limits):

@@ -380,6 +380,7 @@ def learner(student, args, vocabulary):
     """The student with its loss, as it learns."""
     if args.recompute:
         student.activation_checkpointing_enable()
+    vocabulary = vocabulary.on(student.device)
     setting = dict(beta=args.beta, temperature=args.temperature, vocabulary=vocabulary, chunk=args.chunk)
     return Distiller(student, **setting)
 

@@ -148,7 +148,7 @@ class Talk:
     def decode(self, tokens):
         """Decode so many, from the same lengths each time."""
         self.cache.length = list(self.lengths)
-        limits = rollout.Limits(max_response=tokens)
+        limits = rollout.Limits(max_response=tokens, max_context=8192)
         acts = [True] * len(self.rows)
         rollout.decode(self.model, self.cache, self.rows, acts, self.u[:, :tokens], self.chat, limits)
 
@@ -219,7 +219,7 @@ def prefill(name, model, size):
         if before:
             rollout.decode(
                 model, cache, [[5]] * rows, [True] * rows, talk.u[:, :1], talk.chat,
-                rollout.Limits(max_response=1))
+                rollout.Limits(max_response=1, max_context=8192))
         talk.rows = [[5 + i % 100 for i in range(before + tokens)]] * rows
         found.append(seconds(lambda: talk.decode(1)))
     first, later = found[2:]

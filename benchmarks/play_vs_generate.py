@@ -1,12 +1,13 @@
 """Tokens per second of batched multi-turn play: the ragged cache kept from turn to turn, against Hugging Face
-`generate` called every turn on the whole conversation (what a loop around a chat model does).
+`generate` called every turn on the whole conversation (what a loop around a chat model does), and against
+`generate` with its own cache kept from turn to turn, which only rows of equal length, as here, allow.
 
     python benchmarks/play_vs_generate.py                           # the tiny pair's sizes
     python benchmarks/play_vs_generate.py --rows 8 --words 40 --response 12 --layers 4 --width 256
 
-What is saved is the prefill of everything said before, so the ratio grows with the turns and falls with the
-length of a response (the second line's are longer). Same random model, same conversations, same number of
-sampled tokens, same process, one thread; the figure to look at is the ratio.
+What is saved is the prefill of everything said before, so the first ratio grows with the turns and falls with
+the length of a response (the second line's are longer). Same random model, same conversations, same number of
+sampled tokens, same process, one thread; the figures to look at are the ratios.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 import time
 
 import torch
+from transformers import DynamicCache
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
@@ -65,8 +67,9 @@ def play(model, chat, args, limits):
 
 
 @torch.no_grad()
-def generate(model, chat, args, limits):
-    """The whole conversation, left-padded, through `generate` at every turn; returns the same."""
+def generate(model, chat, args, limits, **more):
+    """The whole conversation, left-padded, through `generate` at every turn; returns the same. more: what
+    `generate` is given besides."""
     games = [Script(i, args.words) for i in range(args.rows)]
     size = limits.max_response
     began = time.perf_counter()
@@ -75,7 +78,7 @@ def generate(model, chat, args, limits):
         text, _ = game.reset(options={"task": envs.Task("", "")})
         rows.append(chat.encode_observation(text + "\n", True))
     for turn in range(args.turns):
-        for row, game, new in zip(rows, games, generate_once(model, rows, size)):
+        for row, game, new in zip(rows, games, generate_once(model, rows, size, **more)):
             row += new + [chat.end]
             if turn + 1 < args.turns:
                 text = game.step("")[0]
@@ -83,14 +86,22 @@ def generate(model, chat, args, limits):
     return time.perf_counter() - began, args.rows * args.turns * size, rows
 
 
-def generate_once(model, rows, size):
+def kept(model, chat, args, limits):
+    """The same with transformers' cache of the whole conversation so far."""
+    seconds, sampled, rows = generate(model, chat, args, limits, cache=DynamicCache(config=model.config))
+    if len(set(map(len, rows))) > 1:
+        raise ValueError("rows of different lengths: the cache of their pads was played on")
+    return seconds, sampled, rows
+
+
+def generate_once(model, rows, size, **more):
     """`size` new tokens behind each row, lists of ids."""
     width = max(map(len, rows))
     ids = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])  # (B, T)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     out = model.generate(
         input_ids=ids, attention_mask=mask, pad_token_id=PAD,
-        do_sample=True, top_k=0, max_new_tokens=size, min_new_tokens=size)
+        do_sample=True, top_k=0, max_new_tokens=size, min_new_tokens=size, **more)
     return out[:, width:].tolist()
 
 
@@ -121,17 +132,17 @@ def main():
     torch.set_num_threads(1)
     model, chat, limits = setting(args)
     small = argparse.Namespace(rows=2, turns=2, words=args.words)
-    speeds = {}
-    for method in (play, generate):
+    methods, speeds = {"play": play, "generate": generate, "generate, cache kept": kept}, {}
+    for method in methods.values():
         method(model, chat, small, limits)  # warm-up
-    for method in (play, generate):
+    for name, method in methods.items():
         seconds, tokens, rows = method(model, chat, args, limits)
-        speed = speeds[method] = tokens / seconds
-        longest = max(map(len, rows))
+        speeds[name] = tokens / seconds
         print(
-            f"{method.__name__:9} {tokens} tokens in {seconds:6.1f} s, {speed:6.0f} tokens/s, "
-            f"longest row {longest}", flush=True)
-    print(f"ratio {speeds[play] / speeds[generate]:.1f}")
+            f"{name:20} {tokens} tokens in {seconds:6.1f} s, {speeds[name]:6.0f} tokens/s, "
+            f"longest row {max(map(len, rows))}", flush=True)
+    ours, again, cached = speeds.values()
+    print(f"ratio {ours / again:.1f}, and {ours / cached:.2f} to the cache that is kept")
 
 
 if __name__ == "__main__":

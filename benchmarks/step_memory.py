@@ -119,14 +119,15 @@ def measure(args):
     took = []
     most = peak(lambda: took.append(seconds(learn))) - start
     stepping = peak(optimizer.step) - start
+    beyond = "  beyond the parts above"
     rows += [
-        ("together", sum(should for _, should, _ in rows), kept), ("peak of forward and backward", None, most),
-        ("  beyond the parts above", None, most - kept), ("peak of AdamW's step", None, stepping),
-        ("  beyond the parts above", None, stepping - kept)]
+        ("together", sum(should for _, should, _ in rows), kept),
+        ("peak of forward and backward", None, most), (beyond, None, most - kept),
+        ("peak of AdamW's step", None, stepping), (beyond, None, stepping - kept)]
     table(rows)
     trained = sum(t >= 0 for episode in played for t in episode.row.turn)
-    print(f"forward and backward: {took[0]:.1f} s for {len(played)} rows of {args.length} tokens, {trained} of "
-          f"them trained, {args.batch_tokens} a micro-batch")
+    print(f"forward and backward: {took[0]:.1f} s for {len(played)} rows of {args.length} tokens, {trained} "
+          f"tokens trained, {args.batch_tokens} a micro-batch")
 
 
 def main():

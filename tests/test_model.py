@@ -4,12 +4,14 @@ silently are refused."""
 import copy
 import json
 import math
+import weakref
 
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import model as lm
@@ -39,11 +41,13 @@ def test_ragged_cache_against_uncached_forward(kind):
                 worst = max(worst, *(difference(model, row, logits[i]) for i, row in enumerate(rows)))
                 going = [number(0, 3) > 0 for _ in rows]
                 new = [number(3, 120) for _ in rows]
-                after = lm.extend(model, cache, [[token] for token in new], grow=going)
+                after = lm.extend(model, cache, [[token] for token in new])
                 for i, (row, token) in enumerate(zip(rows, new)):
                     if going[i]:
                         row.append(token)
                         logits[i] = after[i]
+                    else:
+                        cache.length[i] -= 1
             if turn == 2:
                 rows = [rows[3], rows[0], rows[4]]
                 cache.select(rows)
@@ -141,6 +145,53 @@ def test_the_cache_never_grows_beyond_the_context(most, capacities):
             lm.extend(model, cache, [[5] * width])
             sizes.append(cache.layers[0][0].shape[2])
     assert sizes == capacities
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_first_turn_needs_no_mask(kind, monkeypatch):
+    """Causal attention over rows that are not empty, or whose keys end elsewhere than the queries: rows of
+    different lengths, fed at once, and behind a first token as later turns are."""
+    model, attend, masked = make_model(kind), torch.nn.functional.scaled_dot_product_attention, []
+
+    def noting(*args, attn_mask=None, is_causal=False, **more):
+        masked.append((attn_mask is not None, is_causal))
+        return attend(*args, attn_mask=attn_mask, is_causal=is_causal, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noting)
+    rows = [[3 + i * j % 100 for j in range(length)] for i, length in ((1, 40), (2, 7), (3, 25))]
+    at_once, later = lm.RaggedCache(model, rows), lm.RaggedCache(model, rows)
+    with torch.no_grad():
+        first = lm.extend(model, at_once, rows)
+        assert set(masked) == {(False, True)}
+        lm.extend(model, later, [row[:1] for row in rows])
+        masked.clear()
+        behind = lm.extend(model, later, [row[1:] for row in rows])
+        assert set(masked) == {(True, False)}
+    assert torch.allclose(first, behind, atol=1e-5)
+    for one, other in zip(at_once.layers, later.layers):
+        for i, row in enumerate(rows):
+            assert torch.allclose(one[0][i, :, : len(row)], other[0][i, :, : len(row)], atol=1e-5)
+
+
+def test_finished_rows_free_their_memory_tensor_by_tensor():
+    """A cache that is there twice while rows leave it."""
+    model, owners, alive = make_model(), [object() for _ in range(3)], []
+    cache = lm.RaggedCache(model, owners)
+    with torch.no_grad():
+        lm.extend(model, cache, [[5] * 9] * 3)
+    old = [weakref.ref(kept) for pair in cache.layers for kept in pair]
+    kept = [pair[1].clone() for pair in cache.layers]
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            if operation == torch.ops.aten.index.Tensor:
+                alive.append(sum(one() is not None for one in old))
+            return operation(*args, **(kwargs or {}))
+
+    with Watch():
+        cache.select([owners[2], owners[0]])
+    assert alive == [4, 3, 2, 1]  # keys and values of two layers
+    assert all(torch.equal(pair[1], before[[2, 0]]) for pair, before in zip(cache.layers, kept))
 
 
 def step(student):

@@ -3,17 +3,23 @@ batch."""
 
 import dataclasses
 import math
+import warnings
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import WORDS, make_model, make_tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import curriculum
 import envs
+import model as lm
+import rollout
 from curriculum import METHODS, plan
-from rollout import Limits, play, sample
+from rollout import Limits, decode, play, sample
 from template import Chat
 
 LIMITS = Limits(max_response=5, max_context=2000, temperature=1.0)
@@ -293,3 +299,108 @@ def test_a_prompts_file_reaches_every_turn(world, tmp_path):
                 assert turn["response"] == f"I do: {turn['action']}" and turn["action"]
             else:
                 assert turn["missing"]  # a random model's words have no mark
+
+
+# ---- decoding: what stays on the device
+
+TALK = SimpleNamespace(vocabulary=lm.Vocabulary(120, [7, 50]), stop=set(range(10, 40)))
+
+
+def obviously(model, ids, u, limits):
+    """One row's response by a plain forward of all of it per token: (ids, log-probabilities)."""
+    said, logps = [], []
+    for number in u:
+        row = torch.tensor([ids + said])
+        logits = TALK.vocabulary.among(model(input_ids=row).logits[:, -1])
+        token, logp = sample(logits, limits.temperature, number[None])
+        said.append(token.item())
+        logps.append(logp.item())
+        if said[-1] in TALK.stop:
+            break
+    return said, logps
+
+
+@pytest.mark.parametrize("look", [1, 3, 8])
+def test_decoding_is_what_each_row_says_alone(look, monkeypatch):
+    """What a row says behind its end, until somebody looks, in its response or left in the cache for the turn
+    to come; a row that does not act and is moved: three turns, five rows, other rows acting in each."""
+    monkeypatch.setitem(rollout.LOOK, "cpu", look)
+    model, draw = make_model(), torch.Generator().manual_seed(5)
+    limits = Limits(max_response=10, max_context=200, temperature=0.8)
+    rows, lengths = [[5 + i] * (3 + 4 * i) for i in range(5)], set()
+    cache = lm.RaggedCache(model, rows, limits.max_context)
+    with torch.no_grad():
+        for acts in ([1, 0, 1, 1, 1], [1, 1, 0, 0, 1], [0, 1, 1, 0, 1]):
+            u = torch.rand(5, limits.max_response, generator=draw, dtype=torch.float64)
+            before = list(cache.length)
+            for i, (ids, logps) in enumerate(decode(model, cache, rows, acts, u, TALK, limits)):
+                if not acts[i]:
+                    assert (ids, logps, cache.length[i]) == ([], [], before[i])
+                    continue
+                alone = obviously(model, rows[i], u[i], limits)
+                assert ids == alone[0] and logps == pytest.approx(alone[1], abs=1e-4)
+                rows[i] += ids
+                assert cache.length[i] == len(rows[i]) - 1
+                rows[i] += [90 + i, 80]
+                lengths.add(len(ids))
+    assert len(lengths) >= 4
+
+
+class Crossings(TorchDispatchMode):
+    """Counts what would make a GPU and its host wait for each other: numbers that are read from tensors, and
+    tensors that are made of numbers. `tolist` does not come by here: see `crossings`."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = self.made = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        aten = torch.ops.aten
+        self.read += operation in (aten._local_scalar_dense.default, aten.nonzero.default)
+        self.made += operation == aten.lift_fresh.default
+        return operation(*args, **(kwargs or {}))
+
+
+def crossings(tokens, monkeypatch):
+    """(read, made) while so many tokens are decoded by four rows that never stop."""
+    model, limits = make_model(), Limits(max_response=tokens, max_context=200)
+    chat = SimpleNamespace(vocabulary=lm.Vocabulary(120, [7, 50]), stop={-1})
+    rows, lists = [[5] * (9 - i) for i in range(4)], Counter()
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: lists.update(["read"]) or tolist(self))
+    with torch.no_grad(), Crossings() as seen:
+        decode(model, lm.RaggedCache(model, rows), rows, [True] * 4, torch.rand(4, tokens), chat, limits)
+    monkeypatch.undo()
+    return seen.read + lists["read"], seen.made
+
+
+def test_a_decoded_token_does_not_wait_for_the_device(monkeypatch):
+    """A device and its host that wait for each other five times a token: the tensors of a step made of lists,
+    every token looked at."""
+    look = rollout.LOOK["cuda"]
+    counted = {}
+    for tokens in (look, 3 * look):
+        monkeypatch.setitem(rollout.LOOK, "cpu", look)
+        counted[tokens] = crossings(tokens, monkeypatch)
+    assert counted[3 * look][0] - counted[look][0] == 2  # a look every so many tokens
+    assert counted[3 * look][1] == counted[look][1]
+    assert sum(counted[3 * look]) <= 3 * look / 2
+    assert sum(counted[look]) <= 9  # of a response, however long
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_decoded_token_does_not_wait_on_a_gpu():
+    """The same, as CUDA counts it: whatever waits, also inside the model."""
+    model, counted = make_model().cuda(), {}
+    chat = SimpleNamespace(vocabulary=lm.Vocabulary(120, [7, 50]), stop={-1})
+    rows = [[5] * (9 - i) for i in range(4)]
+    for tokens in (8, 40):
+        cache = lm.RaggedCache(model, rows)
+        u = torch.rand(4, tokens, device=model.device)
+        torch.cuda.set_sync_debug_mode("warn")
+        with torch.no_grad(), warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            decode(model, cache, rows, [True] * 4, u, chat, Limits(max_response=tokens, max_context=200))
+        torch.cuda.set_sync_debug_mode("default")
+        counted[tokens] = sum("synchronizing CUDA" in str(warning.message) for warning in seen)
+    assert counted[40] - counted[8] == 32 // rollout.LOOK["cuda"] and counted[8] <= 10
