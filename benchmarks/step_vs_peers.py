@@ -241,10 +241,12 @@ def started(args, name):
 
 
 def compare(name, first, other):
-    """Say how many times the seconds and the memory of the first the other one takes."""
+    """Say how many times the seconds and the memory of the first the other one takes; a few kilobytes on a
+    CPU may show as none."""
     if first and other:
-        print(f"{name}: {other['seconds'] / first['seconds']:.2f} times the seconds, "
-              f"{other['bytes'] / first['bytes']:.2f} times the memory", flush=True)
+        memory = f"{other['bytes'] / first['bytes']:.1f}" if first["bytes"] else "-"
+        print(f"{name}: {other['seconds'] / first['seconds']:.2f} times the seconds, {memory} times the memory",
+              flush=True)
 
 
 def measure_all(args):
