@@ -17,6 +17,7 @@ import os
 import sys
 import time
 import warnings
+from collections import Counter
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ COPIED = 2**30 if GPU else 2**25    # bytes of the copy whose bandwidth is the r
 TOKENS = 32                         # decoded per measurement
 FEW = 4                             # decoded while the profiler looks
 REPEATS = 20                        # of one layer's attention
+SHOWN = 8                           # kernels that are named, of the last setting
 
 
 class Size(NamedTuple):
@@ -87,14 +89,23 @@ def bandwidth():
 
 
 def kernels(work):
-    """(number, seconds) of the kernels that `work` launches; (0, 0.0) without a GPU."""
+    """[(name, seconds)] of the kernels that `work` launches; none without a GPU."""
     if not GPU:
-        return 0, 0.0
+        return []
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         work()
         torch.cuda.synchronize()
     found = [event for event in seen.events() if event.device_type == DeviceType.CUDA]
-    return len(found), sum(event.time_range.elapsed_us() for event in found) / 1e6
+    return [(event.name, event.time_range.elapsed_us() / 1e6) for event in found]
+
+
+def longest(found):
+    """Print the kernels that take most of a token, of what `kernels` has found in FEW of them."""
+    number, busy = Counter(name for name, _ in found), Counter()
+    for name, took in found:
+        busy[name] += took
+    for name, took in busy.most_common(SHOWN):
+        print(f"      {1e3 * took / FEW:8.3f} ms in {number[name] / FEW:5.0f} x {name[:80]}")
 
 
 def waits(work):
@@ -154,19 +165,21 @@ class Talk:
 
 
 def decoding(name, model, size, rows, context, roof):
-    """Print what a token takes, and the least that its bytes do."""
+    """Print what a token takes, and the least that its bytes do; returns a few tokens' `kernels`."""
     lengths = [context - i for i in range(rows)]
     talk = Talk(model, size, filled(model, size, lengths), lengths)
     talk.decode(2)
     took = seconds(lambda: talk.decode(TOKENS)) / TOKENS
-    number, busy = kernels(lambda: talk.decode(FEW))
+    found = kernels(lambda: talk.decode(FEW))
+    busy = sum(took for _, took in found)
     entry = 2 * size.layers * size.kv_heads * (size.width // size.heads) * DTYPE.itemsize
-    size_of_all = weight_bytes(model) + sum(lengths) * entry
-    least = size_of_all / roof
+    read = weight_bytes(model) + sum(lengths) * entry
+    least = read / roof
     print(
-        f"{name:>5} {rows:5} {context:8} {1e3 * took:9.2f} {size_of_all / 1e9:6.2f} {1e3 * least:9.3f} "
-        f"{took / least:6.1f} {number / FEW:8.0f} {1e3 * busy / FEW:8.2f} "
+        f"{name:>5} {rows:5} {context:8} {1e3 * took:9.2f} {read / 1e9:6.2f} {1e3 * least:9.3f} "
+        f"{took / least:6.1f} {len(found) / FEW:8.0f} {1e3 * busy / FEW:8.2f} "
         f"{waits(lambda: talk.decode(TOKENS)) / TOKENS:6.2f}", flush=True)
+    return found
 
 
 def host(name, size):
@@ -244,7 +257,8 @@ def main():
         model = make_model(size)
         for rows in size.rows:
             for context in size.contexts:
-                decoding(name, model, size, rows, context, roof)
+                found = decoding(name, model, size, rows, context, roof)
+        longest(found)
         host(name, size)
         prefill(name, model, size)
     print("one layer's attention of a token, in µs; bool and additive masks\n"
