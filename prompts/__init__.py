@@ -13,7 +13,6 @@ task, `carried` in a world without such a thing) is left out, and so is a paragr
 here.
 """
 
-import functools
 import hashlib
 import re
 from dataclasses import dataclass
@@ -50,7 +49,7 @@ def values(env, obs, info, turn):
         "unsaid_task": None if task in obs else task,
         "observation": obs,
         "actions": "\n".join(info["admissible"]),
-        "objects": ", ".join(info.get("objects", ())) or None,
+        "objects": ", ".join(info.get("objects") or ()) or None,
         "carried": info.get("carried"),
         "status": info["status"],
         "turn": str(turn)}
@@ -125,7 +124,6 @@ def marks(line):
 
 # ---- reading a file
 
-@functools.lru_cache(maxsize=None)
 def load(name):
     """The prompt of a file, or of a name in SHIPPED. Raises UserError for what is no such file."""
     path = Path(__file__).parent / f"{name}.txt" if name in SHIPPED else Path(name)

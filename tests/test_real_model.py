@@ -50,7 +50,7 @@ def test_its_template_is_cut(folder):
     chat = rollout.Chat(tokenizer, lm.end_tokens(model))
     assert chat.before.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     assert (chat.between, chat.behind) == ("\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")
-    assert (chat.style, chat.stop) == ("react", {chat.end})
+    assert (chat.prompt.name, chat.stop) == ("react", {chat.end})
 
 
 def test_a_step_with_itself_as_its_teacher(folder, data, tmp_path):

@@ -52,6 +52,7 @@ PAIRS = {
     "alfworld": ALFWorldPlay, "alfworld-full": DataSetPlay, "webshop": WebShopPlay,
     "scienceworld": ScienceWorldPlay}
 CONTEXT = 2048        # positions of the models
+BARE = prompts.load("bare")  # what they are asked: the response is the action
 AT_ONCE = 64          # games that are sampled at once
 PLAYED_AGAIN = 1024   # games of a refresh, at most
 TAKE_OVER = (0, 2, 4, 6, 8, 10, 12)  # turns that the student begins with in a refresh, or all of them
@@ -155,7 +156,7 @@ def turns(world, env, task, choose):
     for turn in range(world.turns):
         admissible = info["admissible"] = world.actions(info)
         action = choose(turn, expert, info)
-        prompt = prompts.load("bare").write(env, obs, info, turn + 1)
+        prompt = BARE.write(env, obs, info, turn + 1)
         yield prompt, admissible, expert.act(), action
         obs, _, ended, _, info = env.step(action)
         if ended:
