@@ -124,11 +124,15 @@ def flags_of(args, method, loss, seed, splits):
 # ---- the runs
 
 def start(program, flags, screen):
-    """Run a program of ours to its end; its screen is added to a file. Raises UserError where it fails."""
+    """Run a program of ours (a file, or a module's name) to its end; its screen is added to a file. Raises
+    UserError where it fails."""
+    what = [os.path.join(ROOT, program)] if program.endswith(".py") else ["-m", program]
+    found = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
     with open(screen, "a", encoding="utf-8") as file:
         done = subprocess.run(
-            [sys.executable, os.path.join(ROOT, program), *flags], stdout=file, stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")})
+            [sys.executable, *what, *flags], stdout=file, stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": found, "OMP_NUM_THREADS": threads})
     if done.returncode:
         raise UserError(f"{program} ended with status {done.returncode}: see the end of {screen}")
 

@@ -20,6 +20,9 @@ TINY = (
 PAIR = (
     "--student tiny-student --minutes 0.01 --warm 1 --games 2 --play '--max-turns 2 --max-response 16' "
     "--sft '--lr 1e-3 --episodes 2' --distil '--lr 1e-3 --episodes 2' --out pair")
+NARROW = (
+    "--shares 0 --seeds 0 --games 500 --teacher-steps 2 --eval-games 2 --out dial "
+    "--flags '--steps 2 --eval-every 2 --eval-games 2 --episodes 2'")
 SMALLEST = [  # name and options; a figure that the output must hold, as a pattern
     ("alfworld_step", "--games 1", r"\d\.\d+ s +\d\.\d+ s +\d+ x"),
     ("alfworld_levels", "generated --games 1", r"(?m)^\| receptacles \| 5\.0 "),
@@ -30,6 +33,7 @@ SMALLEST = [  # name and options; a figure that the output must hold, as a patte
     ("webshop_search", "--sizes 100 200 --queries 5", r"(?m)^200( \| [\d.,e+-]+){9}"),
     ("memory", "--worlds webshop --resets 3 --steps 3", r"3 resets: (\d+ ){4}MB\n.* 3 training steps: \d+"),
     ("paper_table", TINY, r"(?m)^\| SFT \(nll\) \| 1 \|.* rounds \|.*% \| – \| \d+ \|.* \|$"),
+    ("mechanism", NARROW, r"(?m)^\| 0 (\| \d+ ){4}\| 1 \| [+-]\d+\.\d \| [+-]\d+\.\d \|$"),
     ("decode", "--size tiny", r"(?m)^ tiny +4 +64 +\d+\.\d\d .*\n.*the host alone.*\n.*, ratio \d+\.\d\d"),
     ("step_memory", "--student tiny --teacher tiny --batch-tokens 400 --length 400", r"gradients +0\.002 "),
     ("plan_pairs", "--pairs 1", r"(?m)^\| Qwen2.5-3B \+ Qwen2.5-7B (\| \d+\.\d · .*){2}(\| defaults ){3}\|$"),
@@ -40,7 +44,7 @@ SMALLEST = [  # name and options; a figure that the output must hold, as a patte
 
 
 SLOW = (
-    "alfworld_levels", "memory", "plan_pairs", "step_memory", "real_pair", "step_vs_peers")
+    "alfworld_levels", "mechanism", "memory", "plan_pairs", "step_memory", "real_pair", "step_vs_peers")
 
 
 def start(name, options, folder):
