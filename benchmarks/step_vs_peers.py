@@ -245,8 +245,8 @@ def compare(name, first, other):
     CPU may show as none."""
     if first and other:
         memory = f"{other['bytes'] / first['bytes']:.1f}" if first["bytes"] else "-"
-        print(f"{name}: {other['seconds'] / first['seconds']:.2f} times the seconds, {memory} times the memory",
-              flush=True)
+        took = f"{other['seconds'] / first['seconds']:.2f} times the seconds"
+        print(f"{name}: {took}, {memory} times the memory", flush=True)
 
 
 def measure_all(args):
