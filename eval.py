@@ -166,6 +166,8 @@ def check(args):
     split_of(args)
     if bool(args.watch) + bool(args.take_over) + bool(args.save_expert or args.save_hard) > 1:
         raise UserError("--watch, --take-over and --save-expert are three different things: choose one")
+    if args.out and args.watch:
+        raise UserError("--out is for a table, and --watch makes none: leave it out")
     if args.html and not args.watch:
         raise UserError("--html is a page of the episode that --watch plays: give both")
     places = [path for path in (args.out, args.save_expert, args.save_hard, args.html) if path]

@@ -288,6 +288,7 @@ def test_two_processes_evaluate_as_one(checkpoints, data, tmp_path):
     (dict(history="window:²"), "--history"),
     (dict(history="window"), "--history"),
     (dict(watch=True, take_over="0"), "choose one"),
+    (dict(watch=True, out="x.json"), "--out is for a table"),
     (dict(max_context=10**6), "4096 positions"),
     (dict(out="/nowhere/x.json"), "no folder /nowhere"),
     (dict(save_expert="/nowhere/x.jsonl"), "no folder /nowhere"),
