@@ -25,6 +25,8 @@ NARROW = (
     "--flags '--steps 2 --eval-every 2 --eval-games 2 --episodes 2'")
 SMALLEST = [  # name and options; a figure that the output must hold, as a pattern
     ("alfworld_step", "--games 1", r"\d\.\d+ s +\d\.\d+ s +\d+ x"),
+    ("alfworld_experts", "--data generated --splits valid_seen --games 4",
+     r"(?m)^\| valid_seen \| all \| 4 (\| 100\.0% ){3}\| 4 of 4 win \|$"),
     ("alfworld_levels", "generated --games 1", r"(?m)^\| receptacles \| 5\.0 "),
     ("alfworld_start", "--data generated --games 2", r"the next start: 2 tasks .* 0 of 2 games translated"),
     ("alfworld_same", "--data generated --games 1 --actions 3", r"1 games, 4 states: 0 differ"),
