@@ -131,7 +131,7 @@ def test_the_command_needs_configurations_alone(tmp_path, capsys):
     shown = capsys.readouterr().out
     print(shown)
     numbers = 151936 * 2048 + 3 * 2048 * 2048 + 3 * 2048 * 6144 + 3 * 2048 + 2 * 128
-    assert f"student, fp32 {4 * numbers / 1e9:31.1f}" in shown and "80 GB: fits" in shown
+    assert f"student, fp32 {4 * numbers / 1e9:32.1f}" in shown and "80 GB: fits" in shown
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="cannot be shared equally by 3"):
         tcod.main(tcod.Args(plan=3))
