@@ -109,7 +109,7 @@ class Args(PlayArgs):
     shared_tasks: bool = knob(False, "evaluate also on tasks that are trained on")
     out: str = knob("", "run folder; empty: the first free runs/ENV-METHOD-N", path=True)
     plan: int = knob(
-        0, "say what each of so many GPUs would hold, from the models' configurations alone, and end; 0: train",
+        0, "say what each of so many GPUs would hold, by the models' configurations alone, and end; 0: train",
         least=0)
     resume: str = knob(
         "", "a run folder: go on exactly where its checkpoint stands, with its own arguments; give it alone, "

@@ -3,8 +3,8 @@
     python -m worlds.alfworld_games --level full --train 300 --valid-seen 1 --valid-unseen 1 --out /tmp/full
     python benchmarks/alfworld_levels.py ~/.cache/alfworld /tmp/full --games 300
 
-Of each folder `--games` games of the train split, drawn once and for all. "Walkthrough" is the file's own: the
-planner's in the data set, the text expert's in generated games.
+Of each folder `--games` games of the train split, drawn once and for all. "Walkthrough" is the file's own:
+the planner's in the data set, the text expert's in generated games.
 """
 
 import argparse

@@ -2,11 +2,11 @@
 take-over curve of each, and F2B against OPD with it, on the small embedded games.
 
     python benchmarks/mechanism.py --shares 0,0.1,0.3,1 --seeds 0,1,2 --jobs 2 --out runs/mechanism
-    python benchmarks/mechanism.py --out results/mechanism --draw true      # again from what was found
+    python benchmarks/mechanism.py --out results/mechanism --draw true  # again from what was found
 
-The dial is the share of mixed play among what a teacher learned from (`tiny.make --mixed`): with 0 it has seen
-the expert's own states only. A teacher's support is measured by the take-over test: the student plays n turns,
-then the teacher; its success. Each part is made once: a teacher, its take-over test, its runs (see
+The dial is the share of mixed play among what a teacher learned from (`tiny.make --mixed`): with 0 it has
+seen the expert's own states only. A teacher's support is measured by the take-over test: the student plays n
+turns, then the teacher; its success. Each part is made once: a teacher, its take-over test, its runs (see
 paper_table.py); interrupted, the same command goes on.
 """
 
@@ -21,7 +21,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
 
 from paper_table import Args as Table
-from paper_table import interval, last, line, over_run, read, results, start
+from paper_table import interval, last, line, over_run, present, read, results, start
 
 from harness.cli import UserError, check_knobs, command, knob
 
@@ -138,11 +138,7 @@ def main(args):
         for share in args.shares.split(","):
             make(args, share)
     rows = found(args)
-    text = table(rows)
-    with open(os.path.join(args.out, "table.md"), "w", encoding="utf-8") as file:
-        file.write(text)
-    print(text)
-    print(f"wrote {args.out}/table.md and {draw(args, rows)}")
+    present(args.out, table(rows), draw(args, rows))
 
 
 if __name__ == "__main__":

@@ -386,17 +386,22 @@ def draw(args, found):
     return picture
 
 
+def present(folder, text, picture):
+    """Write the table beside its picture, and print it."""
+    path = os.path.join(folder, "table.md")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    print(text)
+    print(f"wrote {path} and {picture}")
+
+
 def main(args):
     check_knobs(args)
     rows(args), parse_seeds(args.seeds)
     if not args.draw:
         run_all(args)
     found = results(args)
-    text = table(found)
-    with open(os.path.join(args.out, "table.md"), "w", encoding="utf-8") as file:
-        file.write(text)
-    print(text)
-    print(f"wrote {args.out}/table.md and {draw(args, found)}")
+    present(args.out, table(found), draw(args, found))
 
 
 if __name__ == "__main__":

@@ -120,8 +120,8 @@ class DataSetPlay(ALFWorldPlay):
         return random.Random(0).sample(tasks, min(games, len(tasks)))
 
     def words(self):
-        """The name of every thing and place of the split, with as many numbers as a game has at most, and alone
-        as a task says it: the same words whatever games are chosen."""
+        """The name of every thing and place of the split, with as many numbers as a game has at most, and
+        alone as a task says it: the same words whatever games are chosen."""
         most = Counter()
         for task in _train_split():
             named = classes(json.loads(Path(task.source).read_text())["pddl_problem"])

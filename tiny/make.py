@@ -74,8 +74,8 @@ class Args:
     student_plays: int = knob(2, "times that each game is played for the student's rows", least=1)
     teacher_plays: int = knob(4, "times that each game is played for the teacher's rows", least=1)
     mixed: float = knob(
-        1.0, "share of the teacher's rows that are of mixed play, the others are of the expert's own: how broad "
-        "its support is", least=0.0)
+        1.0, "share of the teacher's rows that are of mixed play, the others are of the expert's own: how "
+        "broad its support is", least=0.0)
     start: str = knob("", "checkpoint to begin from, in place of random weights", path=True)
     save_every: int = knob(
         0, "steps after which the model as it is then is saved as well, as NAME-STEP; 0: never", least=0)
