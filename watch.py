@@ -80,7 +80,7 @@ def states(model, row):
 
 def compare(ids, logs):
     """The Tokens of n ids; logs: log-probabilities (n, V) of student and teacher."""
-    kl = losses.reverse(*logs).tolist()
+    kl = losses.reverse(*logs).clamp(min=0).tolist()  # of equal distributions, rounding makes it -1e-9
     token = torch.tensor(ids, device=logs[0].device)  # (n,)
     said = torch.stack([losses.at(log, token) for log in logs], 1).exp().tolist()  # (n, 2)
     best = [log.topk(min(LIKELIEST, log.shape[1])) for log in logs]
