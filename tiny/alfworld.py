@@ -111,6 +111,7 @@ class DataSetPlay(ALFWorldPlay):
     defaults = Play.defaults
     prefix = "full-"
     turns = 30
+    skill = 0.3
     alike = (("carrying", NAMES),)
     heard = 100
 
