@@ -310,25 +310,6 @@ def test_scienceworld_expert_recovers(lab, clumsy):
 
 # ---- training
 
-def test_a_numbered_name_begins_like_its_class_and_like_its_number():
-    """A table that mixes classes up, or grows or shrinks what it touches; a word without a number is left
-    alone."""
-    torch.manual_seed(0)
-    tokenizer = words("student")
-    ids, embedding = tokenizer.get_vocab(), torch.randn(len(tokenizer), 400)
-    before = embedding.clone()
-    make.related(embedding, tokenizer)
-
-    def like(one, other):
-        return torch.cosine_similarity(embedding[ids[one]], embedding[ids[other]], 0).item()
-    assert like("mug 1", "mug") == pytest.approx(0.7, abs=0.1)
-    assert like("mug 1", "mug 2") == pytest.approx(0.5, abs=0.1)
-    assert like("mug 1", "cup 1") == pytest.approx(0.5, abs=0.1)
-    assert like("mug 1", "cup 2") == pytest.approx(0.0, abs=0.2)
-    assert embedding[ids["mug 1"]].std() == pytest.approx(1.0, abs=0.1)
-    assert torch.equal(embedding[ids["mug"]], before[ids["mug"]])
-
-
 @pytest.fixture
 def one_thread():
     """Sums in one order."""
@@ -351,7 +332,7 @@ def test_training_is_repeatable(one_thread):
             rows.append(make.Row([i, i + 1, i + 2], target, [1.0, 1.0, 0.0]))
         model = make.make_model(args, tokenizer)
         before, _ = make.cross_entropy(model, make.collate(rows))
-        make.fit(model, rows, 60, args, random.Random(0), "test")
+        make.fit(model, rows, 30, args, random.Random(0), "test")
         after, _ = make.cross_entropy(model, make.collate(rows))
         assert after.item() < before.item() - 1
         found.append(parameters_to_vector(model.parameters()))

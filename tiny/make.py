@@ -300,7 +300,7 @@ def texts(world, env, tasks, rng):
 
 def make_model(args, tokenizer):
     """The checkpoint to start from, else a Qwen3 of about 0.3 M parameters. Keys start equal to queries:
-    attention begins by looking for the token it stands on, and for what is like it (`related`)."""
+    attention begins by looking for the token it stands on."""
     if args.start:
         lm.same_vocabulary(tokenizer, lm.load_tokenizer(args.start))
         return lm.load_model(args.start, lm.device())
@@ -310,24 +310,10 @@ def make_model(args, tokenizer):
         intermediate_size=args.width * 8 // 3, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None)
     model = Qwen3ForCausalLM(config).to(lm.device())
-    related(model.get_input_embeddings().weight, tokenizer)
     for layer in model.model.layers:
         attention = layer.self_attn
         attention.k_proj.weight.data.copy_(attention.q_proj.weight.data)
     return model
-
-
-@torch.no_grad()
-def related(embedding, tokenizer):
-    """Let every numbered name begin as the sum of its class and its number: (V, D), in place. What is learned
-    of one mug is half learned of all, and a task's word is like the things that it means."""
-    ids, numbers = tokenizer.get_vocab(), {}
-    for name, i in sorted(ids.items()):
-        word, _, number = name.rpartition(" ")
-        if word in ids and number.isdecimal():
-            if number not in numbers:
-                numbers[number] = torch.randn_like(embedding[i]) * embedding.std()
-            embedding[i] = (embedding[ids[word]] + numbers[number]) / 2 ** 0.5
 
 
 # ---- training
