@@ -47,7 +47,8 @@ SMALLEST = [  # name and options; a figure that the output must hold, as a patte
 
 
 SLOW = (
-    "alfworld_levels", "mechanism", "memory", "plan_pairs", "step_memory", "real_pair", "step_vs_peers")
+    "alfworld_experts", "alfworld_levels", "mechanism", "memory", "plan_pairs", "step_memory", "real_pair",
+    "step_vs_peers")
 
 
 def start(name, options, folder):
