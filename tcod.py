@@ -36,11 +36,11 @@ import model as lm
 import rollout
 from eval import PlayArgs, check_context, check_play, evaluate, fill, limits_of, spread
 from experts import give_experts
+from harness import plan as memory
 from harness.cli import UserError, command, knob, preset
 from harness.folder import (
     EPISODES, LOG, append, claim, free_folder, left_by_restart, read_args, read_log, rewind, write_json,
     write_lines)
-from harness import plan as memory
 from harness.ranks import Checkpoint, Gradients, Ranks
 from harness.report import (
     LEFT_OUT, NO_ROOM, all_unplayable, check_playable, clipping, episode_record, left_out, named, outcome,

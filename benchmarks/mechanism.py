@@ -7,7 +7,7 @@ take-over curve of each, and F2B against OPD with it, on the small embedded game
 The dial is the share of mixed play among what a teacher learned from (`tiny.make --mixed`): with 0 it has
 seen the expert's own states only. A teacher's support is measured by the take-over test: the student plays n
 turns, then the teacher; its success. Each part is made once: a teacher, its take-over test, its runs (see
-paper_table.py); interrupted, the same command goes on.
+paper_table.py); interrupted, the same command goes on; other flags want another --out.
 """
 
 import os
@@ -21,7 +21,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
 
 from paper_table import Args as Table
-from paper_table import interval, last, line, over_run, present, read, results, start
+from paper_table import differences, interval, line, present, read, results, start
 
 from harness.cli import UserError, check_knobs, command, knob
 
@@ -43,10 +43,22 @@ class Args:
     out: str = knob("runs/mechanism", "folder of everything", path=True)
 
 
+def shares(text):
+    """'1,0.1' -> ['0.1', '1'], narrow first; raises UserError for what is no share."""
+    try:
+        found = sorted(text.split(","), key=float)
+    except ValueError:
+        found = []
+    if not found or not all(0 <= float(share) <= 1 for share in found):
+        raise UserError(f"--shares are numbers from 0 to 1, by commas, not {text!r}")
+    return found
+
+
 # ---- what is made
 
 def make(args, share):
-    """A teacher, its take-over test and its runs, each unless it is there."""
+    """A teacher unless it is there, its take-over test and its runs, which go on from what there is of them:
+    eval.py's table grows, so that a file of it does not say that all was played."""
     folder = os.path.join(args.out, share)
     teacher, screen = os.path.join(folder, "alfworld", "teacher"), os.path.join(args.out, f"{share}.txt")
     os.makedirs(folder, exist_ok=True)
@@ -54,11 +66,10 @@ def make(args, share):
         start("tiny.make", [
             "--make", "teacher", "--mixed", share, "--refresh", "0", "--games", str(args.games),
             "--teacher-steps", str(args.teacher_steps), "--jobs", str(args.jobs), "--out", folder], screen)
-    taken = os.path.join(folder, "take_over.json")
-    if not os.path.exists(taken):
-        start("eval.py", [
-            *FLAGS, "--model", "tiny-student", "--teacher", teacher, "--temperature", "1", "--take-over",
-            ",".join(map(str, TURNS)), "--games", str(args.eval_games), "--out", taken], screen)
+    start("eval.py", [
+        *FLAGS, "--model", "tiny-student", "--teacher", teacher, "--temperature", "1", "--take-over",
+        ",".join(map(str, TURNS)), "--games", str(args.eval_games),
+        "--out", os.path.join(folder, "take_over.json")], screen)
     start("benchmarks/paper_table.py", [
         *FLAGS, "--teacher", teacher, "--methods", "opd,f2b", "--experts", "own", "--seeds", args.seeds,
         "--jobs", str(args.jobs), "--flags", args.flags, "--out", os.path.join(folder, "table")], screen)
@@ -66,27 +77,13 @@ def make(args, share):
 
 # ---- what was found
 
-def gains(opd, f2b):
-    """F2B's success less OPD's, seed by seed: lists (at the end, over the run), on the first held-out
-    split."""
-    base = {result["seed"]: result for result in opd}
-    ends, means = [], []
-    for result in f2b:
-        other = base.get(result["seed"])
-        if other and last(result) and last(other):
-            split = next(iter(last(result)))
-            ends.append(last(result)[split]["success"] - last(other)[split]["success"])
-            means.append(over_run(result) - over_run(other))
-    return ends, means
-
-
 def found(args):
     """[(share, {n: success after n student turns}, gains at the end, gains over the run)], narrow first.
 
     Raises UserError where there is nothing yet.
     """
     rows = []
-    for share in sorted(args.shares.split(","), key=float):
+    for share in shares(args.shares):
         folder = os.path.join(args.out, share)
         taken = os.path.join(folder, "take_over.json")
         if not os.path.exists(taken):
@@ -94,8 +91,8 @@ def found(args):
         curve = {row["n"]: row["success"] for row in read(taken)["take_over"]}
         asked = Table(methods="opd,f2b", seeds=args.seeds, out=os.path.join(folder, "table"))
         runs = results(asked)
-        pair = [runs.get((method, "reverse"), []) for method in ("opd", "f2b")]
-        rows.append((share, curve, *gains(*pair)))
+        opd, f2b = (runs.get((method, "reverse"), []) for method in ("opd", "f2b"))
+        rows.append((share, curve, *differences(f2b, opd)))
     if not rows:
         raise UserError(f"{args.out} holds no teacher's take-over test of --shares {args.shares}")
     return rows
@@ -118,7 +115,7 @@ def draw(args, rows):
     left, right = figure.subplots(1, 2)
     for share, curve, ends, means in rows:
         (drawn,) = left.plot(list(curve), [100 * s for s in curve.values()], marker="o", label=share)
-        for values, marker in ((ends, "o"), (means, "^")):
+        for values, marker in ((ends, "o"), (means, "^")) if ends else ():
             height = 100 * np.mean(values)
             right.plot([100 * curve[6]] * len(values), 100 * np.array(values), ".", color=drawn.get_color())
             right.plot([100 * curve[6]], [height], marker, color=drawn.get_color(), ms=9, mfc="none")
@@ -135,7 +132,7 @@ def draw(args, rows):
 def main(args):
     check_knobs(args)
     if not args.draw:
-        for share in args.shares.split(","):
+        for share in shares(args.shares):
             make(args, share)
     rows = found(args)
     present(args.out, table(rows), draw(args, rows))

@@ -319,21 +319,27 @@ def interval(differences):
     return f"{points.mean():+.1f} [{points.mean() - half:.1f}, {points.mean() + half:.1f}]"
 
 
+def differences(ours, theirs):
+    """Success of runs less that of others, seed by seed where both were evaluated: lists (at the end on the
+    first held-out split, over the run)."""
+    base, ends, means = {result["seed"]: result for result in theirs}, [], []
+    for result in ours:
+        other = base.get(result["seed"])
+        if other and last(result) and last(other):
+            split = next(iter(last(result)))
+            ends.append(last(result)[split]["success"] - last(other)[split]["success"])
+            means.append(over_run(result) - over_run(other))
+    return ends, means
+
+
 def against_opd(found, method, loss):
     """(difference at the end, difference over the run) to OPD by the same loss, or by the table's first one
     where a method has a loss of its own, seed by seed; dashes for OPD itself."""
     opd = [each for (name, own), each in found.items()
            if name == "opd" and (own == loss or method in WITHOUT_LOSS)]
-    base = {result["seed"]: result for result in (opd[0] if opd else [])}
-    pairs = [(result, base[result["seed"]]) for result in found[method, loss] if result["seed"] in base]
-    if method == "opd" or not pairs:
+    if method == "opd" or not opd:
         return "–", "–"
-    ends = []
-    for ours, theirs in pairs:
-        if last(ours):
-            split = next(iter(last(ours)))
-            ends.append(last(ours)[split]["success"] - last(theirs)[split]["success"])
-    return interval(ends), interval([over_run(ours) - over_run(theirs) for ours, theirs in pairs])
+    return tuple(map(interval, differences(found[method, loss], opd[0])))
 
 
 def line(cells):

@@ -359,6 +359,7 @@ def test_muon_is_torchs(shape):
 @pytest.mark.parametrize("wrong, sentence", [
     (dict(world="chess"), "no tiny pair for --world 'chess'"),
     (dict(make="pupil"), "unknown --make 'pupil'"),
+    (dict(mixed=2.0), "--mixed is a share, at most 1, not 2.0"),
     (dict(student_steps=0), "--student-steps is at least 1, not 0")])
 def test_a_users_mistake_is_one_sentence(wrong, sentence):
     """A traceback, or one after minutes of play."""

@@ -5,7 +5,7 @@ once on any machine.
     export OMP_NUM_THREADS=1
     python -m tiny.make                    # assets/alfworld/student and assets/alfworld/teacher
     python -m tiny.make --make teacher-narrow
-    python -m tiny.make --world webshop --games 1000 --student-steps 250 --teacher-steps 550 --refresh 140
+    python -m tiny.make --world webshop --games 1000 --student-steps 340 --teacher-steps 550 --refresh 140
     python -m tiny.make --world scienceworld --student-steps 300 --teacher-steps 450 --refresh 0
     python eval.py --model tiny-student --take-over 0,3,6,10
 
@@ -530,6 +530,8 @@ def main(args):
     names = args.make.split(",")
     if not set(names) <= set(MAKERS):
         raise UserError(f"unknown --make {args.make!r}: {', '.join(MAKERS)}, by commas")
+    if args.mixed > 1:
+        raise UserError(f"--mixed is a share, at most 1, not {args.mixed}")
     if args.world not in PAIRS:
         raise UserError(
             f"there is no tiny pair for --world {args.world!r}; there is one for {', '.join(PAIRS)}")
