@@ -16,31 +16,25 @@ journal FILE.played of all episodes, from which a stopped evaluation goes on whe
 import os
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import chain
 
 from harness import stops
 
 if __name__ == "__main__":
     stops.catch()  # before the imports that take seconds
 
-import numpy as np
-from tqdm import tqdm
-
 import curriculum
 import envs
 import model as lm
-import prompts
 import rollout
 import watch
 from experts import Experts, expert_line
-from harness.cli import UserError, check_knobs, command, fill_presets, knob, preset
+from harness.cli import UserError, command, knob
 from harness.folder import Journal, check_place, write_json, write_lines
 from harness.ranks import Ranks
 from harness.report import (
     LEFT_OUT, named, outcome, percent, playable, success, summarise, table, table_by_kind, total, unplayable)
-from template import parse_date
+from play import PlayArgs, check_context, check_play, fill, limits_of, play_all, spread
 
-CONTEXT = 16_384  # tokens per row, unless the models have fewer positions; why: docs/real-models.md
 # Arguments that another run of the same evaluation may change: where things lie, how many at once, the day
 # (a template that writes it is told by its text, and so is a prompt).
 ELSEWHERE = (
@@ -49,32 +43,6 @@ ELSEWHERE = (
 
 
 # ---- arguments
-
-@dataclass
-class PlayArgs:
-    """What games are played, and how: shared by tcod.py and eval.py."""
-    env: str = knob("alfworld", "alfworld, webshop or scienceworld")
-    data: str = preset("", envs.DATA_HELP, path=True)
-    knobs: str = knob("", envs.KNOBS_HELP)
-    history: str = knob(
-        "full",
-        "full: one growing row per episode; window:N: every turn a fresh prompt with the last N turns")
-    max_turns: int = preset(0, "turns per episode; 0: the environment's horizon", least=0)
-    max_response: int = preset(512, "tokens per response", least=1)
-    max_context: int = preset(
-        CONTEXT, "tokens per row, prompts and responses together; left open, no more than the models have "
-        "positions", least=1)
-    precision: str = knob(
-        "auto", "of models that are only read, and of training's forward and backward (weights, moments, "
-        "logits and losses are fp32 always); auto: bf16 on a GPU that has it, else fp32",
-        choices=lm.PRECISIONS)
-    prompt: str = knob(
-        "", "what a model is asked in a turn and how it marks its action: a text file with fields (see "
-        f"prompts/react.txt): {prompts.explained()}; or react or bare; empty: bare for the tiny models, "
-        "else react", path=True)
-    date: str = knob("", "the day that chat templates which write one are given; empty: today")
-    seed: int = knob(0, "seed of the run", least=0)
-
 
 @dataclass
 class Args(PlayArgs):
@@ -104,54 +72,6 @@ class Args(PlayArgs):
     batch: int = knob(64, "episodes played at once", least=1)
 
 
-def check_history(text):
-    """Raises UserError unless text is "full" or "window:N" with N at least 1."""
-    number = text.removeprefix("window:")
-    windowed = text.startswith("window:") and number.isdecimal() and int(number) >= 1
-    if text != "full" and not windowed:
-        raise UserError(f"unknown --history {text!r}: full, or window:N with N at least 1")
-
-
-def check_play(args):
-    """Every knob within its bounds, presets included, and the world's own ones known; raises UserError.
-
-    The day is filled in: it is part of the prompts, and a run that goes on keeps it.
-    """
-    check_knobs(args)
-    check_history(args.history)
-    args.date = parse_date(args.date).isoformat()
-    if args.prompt:
-        prompts.load(args.prompt)
-    envs.parse_knobs(args.env, args.knobs)
-
-
-def fill(args, own, *names):
-    """Fill in the presets, and what depends on models and machine; returns what to say of it, sentences.
-
-    own: see `fill_presets`; names: checkpoints: a --max-context that was left open gets no more than the
-    positions that all of them have.
-    """
-    given, told = args.max_context is not None, []
-    fill_presets(args, own)
-    longest, name = min((lm.positions(lm.resolve(name, args.env)), name) for name in names)
-    if args.max_context > longest and not given:
-        args.max_context = longest
-        told.append(f"--max-context {longest}, since {name!r} has no more positions")
-    args.precision = lm.precision(args.precision)
-    if args.precision == "bf16" and not lm.has_bf16():
-        told.append("--precision bf16 on a device that has no instructions for it and is slower by it")
-    return told
-
-
-def check_context(args, model):
-    """Raises UserError where a row of --max-context tokens has more positions than the model."""
-    longest = lm.longest(model.config)
-    if args.max_context > longest:
-        raise UserError(
-            f"--max-context {args.max_context} is more than the {longest} positions that "
-            f"{model.name_or_path!r} has")
-
-
 def take_over_turns(text):
     """'0,3,6' -> [0, 3, 6]; raises UserError for anything else."""
     numbers = [number.strip() for number in text.split(",")]
@@ -177,55 +97,6 @@ def check(args):
         raise UserError(f"{', '.join(places)}: each wants a file of its own")
     if args.take_over:
         take_over_turns(args.take_over)
-
-
-# ---- playing
-
-def limits_of(args, temperature):
-    """What bounds an episode: args are a PlayArgs whose presets are filled in."""
-    return rollout.Limits(args.max_response, args.max_context, temperature, args.history)
-
-
-def spread(tasks, count):
-    """`count` tasks drawn once and for all from the list, in its order: a list may be sorted by task type, or
-    cycle through the types, so that neither its first games nor every n-th one stand for it."""
-    chosen = np.random.default_rng(0).permutation(len(tasks))[:count]
-    return [tasks[i] for i in sorted(chosen)]
-
-
-def play_all(actors, chat, games, tasks, plan, limits, *,
-             note=outcome, seed=0, begin=0, rank=0, world=1, label=""):
-    """Play every task from number `begin` on once, and yield this rank's part of each batch, in order.
-
-    actors and plan as in `rollout.play`. A batch is as many tasks as all ranks have games, of which this rank
-    plays every world-th; all ranks see the same number of batches. note: what is kept of an episode, since an
-    episode holds all its tokens.
-    """
-    together = len(games) * world
-    played = won = 0
-    with tqdm(total=len(tasks), initial=begin, desc=label, disable=rank > 0 or not label, leave=False) as bar:
-        for first in range(begin, len(tasks), together):
-            batch = tasks[first:first + together]
-            episodes = rollout.play(
-                actors, chat, games, batch[rank::world], plan, limits,
-                seed=(seed, 1), first_index=first + rank, stride=world)
-            played += sum(not episode.unplayable for episode in episodes)
-            won += sum(episode.won for episode in episodes)
-            bar.update(len(batch))
-            bar.set_postfix_str(f"success {won / max(1, played):.0%}")
-            yield [note(episode) for episode in episodes]
-            del episodes  # before the next ones are played
-
-
-def evaluate(actor, chat, games, tasks, turns, limits, *, seed=0, rank=0, world=1, label=""):
-    """Play every task once with the model `actor` and return this rank's outcomes, see `play_all`.
-
-    games: environments, as many as may be played at once; turns: the horizon T.
-    """
-    plan = curriculum.plan(curriculum.opd, 0, turns)
-    batches = play_all(
-        {"student": actor}, chat, games, tasks, plan, limits, seed=seed, rank=rank, world=world, label=label)
-    return list(chain.from_iterable(batches))
 
 
 # ---- the command's three answers

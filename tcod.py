@@ -12,10 +12,9 @@ purpose: stale rollouts, several nodes, sharding of one model.
 B = row, T = token, t = turn, N = trained token of a micro-batch, D = width, V = vocabulary, E = episode.
 """
 
-import os
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 
 from harness import stops
@@ -34,22 +33,15 @@ import envs
 import loss as losses
 import model as lm
 import rollout
-from eval import PlayArgs, check_context, check_play, evaluate, fill, limits_of, spread
-from experts import give_experts
 from harness import plan as memory
 from harness.cli import UserError, command, knob, preset
-from harness.folder import (
-    EPISODES, LOG, append, claim, free_folder, left_by_restart, read_args, read_log, rewind, write_json,
-    write_lines)
-from harness.ranks import Checkpoint, Gradients, Ranks
-from harness.report import (
-    LEFT_OUT, NO_ROOM, all_unplayable, check_playable, clipping, episode_record, left_out, named, outcome,
-    status, step_record, summarise, table, table_by_kind)
-
-LABELS = {  # of who is evaluated
-    "teacher": "teacher", "guest": "teacher, as the student", "before": "student before",
-    "after": "student after"}
-
+from harness.folder import left_by_restart
+from harness.ranks import Gradients, Ranks
+from harness.report import clipping, episode_record, left_out, outcome, status, step_record
+from harness.run import Run, resumed
+from play import (
+    PlayArgs, assess, assessed, check_context, check_play, evaluation_limits, fill, limits_of, show)
+from tasks import demonstrated, drawn, load_games, pick, tell_left_out
 
 @dataclass
 class Args(PlayArgs):
@@ -189,103 +181,7 @@ def stop_unless_finite(loss, norm, records):
             f"it came from {', '.join(named) or 'no single episode'}")
 
 
-# ---- tasks
-
-def training_tasks(args, prompt, ranks):
-    """The train split; for methods that replay an expert only its tasks with an expert's episode, counted."""
-    game_type, knobs = envs.game_type(args.env), envs.parse_knobs(args.env, args.knobs)
-    split = envs.check_split(args.env, args.train_split or game_type.train_split)
-    tasks = envs.make_tasks(args.env, split, args.data, **knobs)
-    if args.without:
-        listed = len(tasks)
-        tasks = envs.without(tasks, args.without)
-        ranks.print(f"{listed - len(tasks)} of {listed} training tasks are left out, as {args.without} says")
-    if args.method not in curriculum.NEEDS_EXPERT:
-        return tasks
-    if args.experts:
-        able, whose = give_experts(tasks, args.experts, prompt), f"those in {args.experts}"
-    else:
-        able, whose = game_type.with_experts(tasks, args.data, **knobs), game_type.experts
-    ranks.print(f"{args.method}: {len(able)} of {len(tasks)} training tasks have an expert's episode "
-                f"({whose}); the others are left out")
-    if not able:
-        raise UserError(
-            f"{args.method} needs experts' successful episodes, and no training task has one: make them with "
-            "eval.py --split train --save-expert FILE and pass --experts FILE")
-    return able
-
-
-def pick(tasks, n, args):
-    """The tasks of step n: the list in a new order every time it has been gone through."""
-    picked, orders = [], {}
-    for i in range((n - 1) * args.episodes, n * args.episodes):
-        time_round, place = divmod(i, len(tasks))
-        if time_round not in orders:
-            orders[time_round] = np.random.default_rng((args.seed, time_round)).permutation(len(tasks))
-        picked.append(tasks[orders[time_round][place]])
-    return picked
-
-
-def demonstrated(tasks, method, game):
-    """Picked tasks with their experts' episodes, where the method needs them; game: where they are made."""
-    if method not in curriculum.NEEDS_EXPERT:
-        return tasks
-    return [game.demonstrate(task) for task in tasks]
-
-
-def drawn(n, tasks, args):
-    """How many different tasks have been picked behind step n."""
-    return min(n * args.episodes, len(tasks))
-
-
-def tell_left_out(record, history, number, tasks, ranks):
-    """Say what this step left out, each task that cannot be played once; raises UserError where these have
-    become more than a few.
-
-    record: of this step; history: the records before it; number: of tasks drawn so far.
-    """
-    if record["filled"] and not any(before.get("filled") for before in history):
-        ranks.print(f"step {record['step']}: {NO_ROOM}: {len(record['filled'])} tasks")
-    known = all_unplayable(history)
-    new = {task: why for task, why in record["unplayable"].items() if task not in known}
-    if new:
-        ranks.print(f"step {record['step']}: {LEFT_OUT}: {named(new)}")
-    check_playable({**known, **new}, number, len(tasks))
-
-
 # ---- the run
-
-def resumed(args):
-    """The arguments of the run to go on with, for as many steps as it had, or more."""
-    if args != Args(resume=args.resume, steps=args.steps):
-        raise UserError(
-            "--resume takes everything else from the run's own args.json: give it alone, or with more "
-            "--steps")
-    saved = read_args(args.resume)
-    saved.pop("fingerprint", None)
-    strange = sorted(set(saved) - {f.name for f in fields(Args)})
-    if strange:
-        raise UserError(
-            f"{args.resume}/args.json has arguments that this version does not know ({', '.join(strange)}): "
-            "go on with the version that began the run")
-    for f in fields(Args):
-        value = saved.get(f.name, f.default)
-        if value is not None and not isinstance(value, (int, float) if f.type is float else f.type):
-            raise UserError(f"{args.resume}/args.json has {f.name} {value!r}, which is no {f.type.__name__}")
-    if args.steps is not None:
-        lengthen(saved, args.steps)
-    return Args(**{**saved, "resume": args.resume, "out": args.resume})
-
-
-def lengthen(saved, steps):
-    """Give the arguments of a run more steps; raises UserError where it would not be the run that it is."""
-    if steps < saved["steps"]:
-        raise UserError(f"--steps {steps} is less than the {saved['steps']} that the run was begun for")
-    if saved["method"] == "guided" and steps > saved["steps"]:
-        raise UserError(
-            "a guided run cannot be made longer: the teacher's share beta(n) depends on the number of steps")
-    saved["steps"] = steps
-
 
 def resolve(args):
     """Fill in the defaults that depend on models and method; returns what to say of them on the screen.
@@ -338,44 +234,6 @@ def load_models(args, ranks):
     return student, chat, teacher, teacher_chat
 
 
-def check_shared(tasks, held_out):
-    """Raises UserError where held-out tasks are trained on, whatever their splits are called."""
-    trained = {task.digest for task in tasks} - {""}
-    for split, chosen in held_out.items():
-        shared = sum(task.digest in trained for task in chosen)
-        if shared:
-            raise UserError(
-                f"{shared} of the {len(chosen)} tasks to evaluate on of split {split} are trained on: choose "
-                "other --eval-splits, or say --shared-tasks if that is meant")
-
-
-def load_games(args, prompt, ranks):
-    """(training tasks, {split: held-out tasks}, environments: as many as are played at once by this rank)."""
-    knobs = envs.parse_knobs(args.env, args.knobs)
-    tasks, held_out = training_tasks(args, prompt, ranks), {}
-    for label, split in envs.named_splits(args.env, args.eval_splits).items():
-        listed = envs.make_tasks(args.env, split, args.data, **knobs)
-        held_out[label] = spread(listed, args.eval_games)
-        if label != split:
-            ranks.print(f"{label}: {len(held_out[label])} of the {len(listed)} tasks in {split}")
-    if not args.shared_tasks:
-        check_shared(tasks, held_out)
-    at_once = range(memory.at_once(args, ranks.world))
-    return tasks, held_out, [envs.make_env(args.env, data=args.data, **knobs) for _ in at_once]
-
-
-def evaluation_limits(args, positions, ranks):
-    """What bounds an episode of the evaluation: the game may say as much as in training, so a row is longer
-    by what a response is, up to the models' positions; where these are too few, the screen says so."""
-    limits = limits_of(args, args.eval_temperature)
-    response = args.eval_max_response or args.max_response
-    context = args.max_context + response - args.max_response
-    if context > positions and args.eval_every:
-        ranks.print(f"evaluations end an episode at {positions - response} tokens instead of "
-                    f"{context - response}: --eval-max-response {response} does not fit behind more of them")
-    return replace(limits, max_response=response, max_context=min(context, positions))
-
-
 def learner(student, args, vocabulary):
     """The student with its loss, as it learns."""
     if args.recompute:
@@ -412,36 +270,6 @@ def adamw(student, args, world):
     return ZeroRedundancyOptimizer(student.parameters(), torch.optim.AdamW, **setting)
 
 
-def assess(history, keep, *, players, games, held_out, turns, limits, args, ranks):
-    """Evaluate what is due after the last step of the log and not yet in it, {who: {split: summary}}.
-
-    The same on every rank. Before the first step, 0, these are the teacher and the student, later the
-    student.
-
-    players: {who: (model, chat)}; keep() writes the log, and is called for each split: nothing but the
-    evaluation in progress is lost.
-    """
-    n = history[-1]["step"] if history else 0
-    if not args.eval_every or (n % args.eval_every and n != args.steps):
-        return
-    if not history:
-        history.append(dict(step=0))
-    results = history[-1].setdefault("eval", {})
-    for who in ["after"] if n else [who for who in players if who != "after"]:
-        done, (model, chat) = results.setdefault(who, {}), players[who]
-        for split in [split for split in held_out if split not in done]:
-            outcomes = evaluate(
-                model, chat, games, held_out[split], turns, limits, seed=args.seed, rank=ranks.rank,
-                world=ranks.world, label=f"{LABELS[who]} · {split}")
-            done[split] = summarise(ranks.gather(outcomes))
-            keep()
-
-
-def assessed(history):
-    """The last evaluation of each {who: {split: summary}} in the log."""
-    return {who: splits for record in history for who, splits in record.get("eval", {}).items()}
-
-
 def fingerprints(student, teacher, tasks, held_out, prompt):
     """What a run learns from and is measured on, in few letters: --resume goes on only with the same."""
     games = {f"list of {split} tasks": envs.fingerprint(chosen) for split, chosen in held_out.items()}
@@ -450,41 +278,9 @@ def fingerprints(student, teacher, tasks, held_out, prompt):
         **models, "prompt": prompt.digest, "list of training tasks": envs.fingerprint(tasks), **games}
 
 
-def check_same(folder, prints):
-    """Raises UserError where a run to go on with had another model or other games than those at hand."""
-    before = read_args(folder).get("fingerprint", prints)
-    # What an older version did not note was as it is by default.
-    changed = [what for what in prints if before.get(what, prints[what]) != prints[what]]
-    if changed:
-        raise UserError(
-            f"{folder} was begun with another {', another '.join(changed)}: bring back the --data, "
-            "the --prompt and the checkpoints that its args.json names, or begin a new run")
-
-
 def run_name(args):
     """What a run folder of these arguments is called, up to its number."""
     return f"{args.env}-{args.method}"
-
-
-def write_log(folder, history, ranks):
-    """Write the log anew, all of it or nothing: the last line has got an evaluation."""
-    if ranks.first:
-        write_lines(os.path.join(folder, LOG), history)
-
-
-def open_folder(args, student, optimizer, prints, ranks):
-    """The run folder, claimed: (its checkpoint, loaded; the log's records up to that step; the lock)."""
-    if args.resume:
-        check_same(args.resume, prints)
-    folder = args.resume or ranks.broadcast(lambda: free_folder(args.out, run_name(args)))
-    lock = claim(folder) if ranks.first else None
-    checkpoint = Checkpoint(folder, student, optimizer, ranks.first)
-    if ranks.first:
-        for name in (LOG, EPISODES):
-            rewind(os.path.join(folder, name), checkpoint.step)
-        saved = {**asdict(args), "resume": "", "out": folder, "fingerprint": prints}
-        write_json(os.path.join(folder, "args.json"), saved)
-    return checkpoint, ranks.broadcast(lambda: read_log(os.path.join(folder, LOG))), lock
 
 
 def is_kept(n, args):
@@ -492,18 +288,12 @@ def is_kept(n, args):
     return bool(args.keep and n and n % args.keep == 0)
 
 
-def save_student(name, student, tokenizer, folder, args, ranks):
+def save_student(name, model, tokenizer, run, args):
     """Write the student into the run folder, an ordinary checkpoint with its own defaults."""
-    if ranks.first:
+    if run.first:
         own = lm.defaults(lm.resolve(args.student, args.env))
         with stops.whole():
-            lm.save(student, tokenizer, os.path.join(folder, name), own)
-
-
-def show(results):
-    """The table of all evaluations so far; success per task type once the student has been trained."""
-    text = table({LABELS[who]: splits for who, splits in results.items()}) if results else ""
-    return "\n".join(filter(None, [text, table_by_kind(results.get("after", {}))]))
+            lm.save(model, tokenizer, run.path(name), own)
 
 
 def planned(args, gpus):
@@ -524,91 +314,109 @@ def tell_plan(args, ranks):
         ranks.print(error)
 
 
+class Student:
+    """The student as it learns and as it plays; each has the memory that the other gives up meanwhile.
+
+    model: the fp32 master weights, with gradients and optimizer; actor: the copy that plays.
+    """
+
+    def __init__(self, model, vocabulary, args, ranks):
+        self.model = model
+        self.distiller = distributed(model, args, vocabulary, ranks)
+        self.gradients = Gradients(model.parameters())
+        self.gradients.release()
+        self.actor = lm.playing_copy(model, args.precision)
+        self.optimizer = adamw(model, args, ranks.world)
+
+    def learns(self):
+        """From here to `plays` there are gradients, zero at first, and no playing copy."""
+        lm.release(self.actor, self.model)
+        self.gradients.restore()
+
+    def plays(self):
+        """From here to `learns` the playing copy has the weights of now."""
+        self.gradients.release()
+        lm.refresh(self.actor, self.model)
+
+
+def learn(student, teacher, played, n, args, ranks):
+    """The gradient of step n, clipped: (loss, its norm, records of the episodes learned from, outcomes of
+    those left out), the same on every rank."""
+    student.learns()
+    episodes = [episode for episode in played if episode.sound]
+    loss, sums = backward(student.distiller, teacher, episodes, args, ranks)
+    records = ranks.gather([episode_record(n, *parts) for parts in zip(episodes, *sums)])
+    lost = ranks.gather([outcome(episode) for episode in played if not episode.sound])
+    loss, = ranks.sum([loss])
+    norm = torch.nn.utils.clip_grad_norm_(student.model.parameters(), args.clip).item()
+    stop_unless_finite(loss, norm, records)
+    return loss, norm, records, lost
+
+
 def train(args, defaults, ranks):
     """Set up models, games and the run folder; then the loop. defaults: what the screen says of them."""
     tell_plan(args, ranks)
-    student, chat, teacher, teacher_chat = load_models(args, ranks)
-    distiller = distributed(student, args, chat.vocabulary, ranks)
-    gradients = Gradients(student.parameters())
-    gradients.release()
-    actor = lm.playing_copy(student, args.precision)  # fp32 master weights stay in `student`
-    optimizer = adamw(student, args, ranks.world)
+    model, chat, teacher, teacher_chat = load_models(args, ranks)
+    student = Student(model, chat.vocabulary, args, ranks)
     tasks, held_out, games = load_games(args, chat.prompt, ranks)
-    turns = args.max_turns or games[0].horizon
-    limits = limits_of(args, args.temperature)
-    positions = min(lm.longest(model.config) for model in (student, teacher))
+    turns, limits = args.max_turns or games[0].horizon, limits_of(args, args.temperature)
     stages, method = curriculum.parse_stages(args.stages), curriculum.METHODS[args.method]
 
-    prints = fingerprints(student, teacher, tasks, held_out, chat.prompt)
-    checkpoint, history, lock = open_folder(args, student, optimizer, prints, ranks)
-    folder, done = checkpoint.folder, checkpoint.step
-    lm.refresh(actor, student)
+    prints = fingerprints(model, teacher, tasks, held_out, chat.prompt)
+    run = Run(args, run_name(args), model, student.optimizer, prints, ranks)
+    checkpoint, history, done = run.checkpoint, run.history, run.checkpoint.step
+    student.plays()
     ranks.print(f"{args.method} on {args.env}: {len(tasks)} training tasks, {defaults}, "
-                f"run folder {folder}" + f", going on after step {done}" * bool(args.resume))
-    players = {
-        "teacher": (teacher, teacher_chat), "guest": (teacher, chat), "before": (actor, chat),
-        "after": (actor, chat)}
+                f"run folder {run.folder}" + f", going on after step {done}" * bool(args.resume))
+    own = student.actor, chat
+    players = {"teacher": (teacher, teacher_chat), "guest": (teacher, chat), "before": own, "after": own}
     if not chat.unlike(teacher_chat):
         del players["guest"]
+    positions = min(lm.longest(each.config) for each in (model, teacher))
     judge = partial(
-        assess, history, partial(write_log, folder, history, ranks), players=players, games=games,
-        held_out=held_out, turns=turns, args=args, ranks=ranks,
+        assess, run, players=players, games=games, held_out=held_out, turns=turns, args=args, ranks=ranks,
         limits=evaluation_limits(args, positions, ranks))
+    save = partial(save_student, model=model, tokenizer=chat.tokenizer, run=run, args=args)
 
-    save = partial(
-        save_student, student=student, tokenizer=chat.tokenizer, folder=folder, args=args, ranks=ranks)
-
-    steps, restarts = range(done + 1, args.steps + 1), games[0].restarts
+    restarts = games[0].restarts  # of engines; those of an evaluation count in the step behind it
     with checkpoint.kept():
         if is_kept(done, args):
             save(f"student-{done}")  # a run may have ended between its checkpoint and this
         judge()
         if done == 0 and history:
             ranks.print(show(assessed(history)))
+        steps = range(done + 1, args.steps + 1)
         bar = tqdm(steps, initial=done, total=args.steps, disable=not ranks.first, dynamic_ncols=True)
         for n in bar:
-            began, before = time.perf_counter(), restarts
+            began = time.perf_counter()
             k = curriculum.depth(n, args.schedule, args.k_start, args.eta, stages, history)
             plan = curriculum.plan(method, k, turns, curriculum.beta(n, args.steps, args.rho))
             mine = demonstrated(ranks.share(pick(tasks, n, args)), args.method, games[0])
             played = rollout.play(
-                {"student": actor, "teacher": teacher}, chat, games, mine, plan, limits,
+                {"student": student.actor, "teacher": teacher}, chat, games, mine, plan, limits,
                 seed=(args.seed, 0), step=n, first_index=ranks.rank, stride=ranks.world)
             seconds = dict(play=time.perf_counter() - began)
-
-            lm.release(actor, student)
-            gradients.restore()
-            episodes = [episode for episode in played if episode.sound]
-            loss, sums = backward(distiller, teacher, episodes, args, ranks)
-            records = ranks.gather([episode_record(n, *parts) for parts in zip(episodes, *sums)])
-            lost = ranks.gather([outcome(episode) for episode in played if not episode.sound])
-            restarts = games[0].restarts  # of engines; those of an evaluation count in the step behind it
-            loss, died = ranks.sum([loss, restarts - before])
-            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), args.clip).item()
-            stop_unless_finite(loss, norm, records)
+            loss, norm, records, lost = learn(student, teacher, played, n, args, ranks)
+            died, = ranks.sum([games[0].restarts - restarts])
+            restarts = games[0].restarts
             with checkpoint.advancing(n):
                 if records:  # else AdamW's momentum alone would move the weights
-                    optimizer.step()
-                gradients.release()
-                lm.refresh(actor, student)
+                    student.optimizer.step()
+                student.plays()
                 seconds["train"] = time.perf_counter() - began - seconds["play"]
-                history.append(step_record(n, k, loss, norm, args.clip, records, lost, died, seconds))
-                if ranks.first:
-                    append(os.path.join(folder, LOG), history[-1:])
-                    append(os.path.join(folder, EPISODES), records)
+                run.add(step_record(n, k, loss, norm, args.clip, records, lost, died, seconds), records)
             if n % args.save_every == 0 or n == args.steps:
                 checkpoint.save()
             if is_kept(n, args):
                 save(f"student-{n}")
-            tell_left_out(history[-1], history[:-1], drawn(n, tasks, args), tasks, ranks)
+            tell_left_out(history, tasks, args, ranks)
             judge()
             bar.set_postfix_str(status(history[-1], assessed(history)))
         save("student")
     bad = left_out(history, drawn(args.steps, tasks, args))
     for text in filter(None, (show(assessed(history)), clipping(history), bad)):
         ranks.print(text)
-    if lock:
-        lock.close()
+    run.close()
 
 
 def main(args):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import envs
-from eval import spread
+from play import spread
 from worlds.alfworld_games import TASKS, TextExpert
 
 WITHIN = (20, 30, 50)

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import envs
-from eval import spread
+from play import spread
 from worlds.alfworld_games import STATIONS, TASKS
 from worlds.alfworld_search import BEHIND_DOORS, lying_in
 

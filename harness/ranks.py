@@ -1,5 +1,4 @@
-"""The ranks of torchrun: how they meet, and how one notices that another has stopped; the checkpoint that
---resume goes on from.
+"""The ranks of torchrun: how they meet, what they share, and how one notices that another has stopped.
 
 A rank may play for an hour while the others wait, which no time limit tells from a rank that is gone. So each
 rank beats once in a while from a thread of its own, and what is limited is silence.
@@ -19,8 +18,6 @@ from tqdm import tqdm
 
 import model as lm
 from harness.cli import UserError
-from harness.folder import replacing
-from harness.stops import Stopped, whole
 
 BEAT = 5  # seconds between two signs of life
 SILENCE = 300  # seconds without one, after which a rank counts as lost
@@ -251,78 +248,3 @@ class Gradients:
         for bucket, size in self.buckets.values():
             bucket.resize_(size)
             bucket.fill_(0)
-
-
-# ---- the checkpoint
-
-class Checkpoint:
-    """What --resume goes on from, `checkpoint.pt` in the run folder. No generator: draws are seeded by step.
-
-    step: the last whole step, whose weights and moments are in memory; None in the middle of one.
-    saved: the step that the file holds, 0 without one.
-    """
-
-    def __init__(self, folder, student, optimizer, first):
-        """first: whether this process writes it. Loads what is there; raises UserError where that is no
-        checkpoint of this student."""
-        self.folder, self.student, self.optimizer, self.first = folder, student, optimizer, first
-        self.path = os.path.join(folder, "checkpoint.pt")
-        self.step = self.saved = self.load()
-
-    def load(self):
-        """Restore what was saved; returns its step, 0 when there is none yet."""
-        if not os.path.exists(self.path):
-            return 0
-        try:
-            # No second student on the GPU, and one for all processes in the machine's memory.
-            state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-            self.student.load_state_dict(state["student"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            return state["step"]
-        except Exception as error:  # of a file that was cut, torch raises whatever its bytes lead to
-            raise UserError(
-                f"{self.path} is no whole checkpoint of this student ({type(error).__name__}): bring back "
-                "the file that the run wrote, or begin a new run") from error
-
-    def save(self):
-        """Write it in one file, beside and moved into place; all processes come here where each has a part of
-        the moments."""
-        if self.sharded:
-            self.optimizer.consolidate_state_dict()
-        if self.first:
-            parts = dict(student=self.student.state_dict(), optimizer=self.optimizer.state_dict())
-            with replacing(self.path, "wb") as file:
-                try:
-                    torch.save(dict(**parts, step=self.step), file)
-                except RuntimeError as error:  # torch's writer, closing, covers what the disk had said
-                    raise error.__context__ or error
-        self.saved = self.step
-
-    @property
-    def sharded(self):
-        """Whether each process holds a part of the optimizer's state."""
-        return hasattr(self.optimizer, "consolidate_state_dict")
-
-    @contextmanager
-    def advancing(self, n):
-        """Around what makes step n: between the first change and the last line of the log there is no step to
-        go on from."""
-        with whole():
-            self.step = None
-            yield
-            self.step = n
-
-    @contextmanager
-    def kept(self):
-        """Around the loop: however it ends, the last whole step is kept, and a signal's sentence says so.
-
-        With shared moments it is the last step saved: to put them together, all processes would have to come.
-        """
-        try:
-            yield
-        except BaseException as error:
-            if self.step not in (None, self.saved) and not self.sharded:
-                self.save()
-            if isinstance(error, Stopped):
-                error.kept = f"step {self.saved} is kept, go on with --resume {self.folder}"
-            raise

@@ -13,25 +13,12 @@ import envs
 import eval as evaluation
 import prompts
 import tcod
-from eval import Args, spread
+from eval import Args
 from experts import give_experts, read_experts
 from harness.cli import UserError
-from harness.folder import Journal, write_lines
+from harness.folder import Journal
 from harness.ranks import Ranks
 from harness.stops import Stopped
-
-
-def test_games_are_spread_over_the_task_types():
-    """The first games of a sorted list are all of one type, and so is every fourth of a list that cycles
-    through four."""
-    for kinds in (["a"] * 30 + ["b"] * 30 + ["c"] * 30, ["a", "b", "c"] * 30):
-        tasks = list(enumerate(kinds))
-        chosen = spread(tasks, 30)
-        assert chosen == sorted(chosen) == spread(tasks, 30)
-        assert len(set(chosen)) == 30
-        for kind in "abc":
-            assert sum(own == kind for _, own in chosen) >= 5
-    assert spread([1, 2], 5) == [1, 2]
 
 
 def arguments(checkpoints, folder, **more):
@@ -110,24 +97,6 @@ def test_samples_are_episodes_of_their_own(checkpoints, data, capsys, monkeypatc
     assert names[0] == names[1] != names[2] == names[3]
     assert played[0].turns[0]["ids"] != played[1].turns[0]["ids"]
     assert "of 2 tasks" in capsys.readouterr().out
-
-
-def test_ranks_play_what_one_process_plays(checkpoints, data):
-    """Episodes that depend on who plays them, or are left out where the ranks do not divide the games."""
-    tokenizer = evaluation.lm.load_tokenizer(str(checkpoints / "student"))
-    model = evaluation.lm.load_model(str(checkpoints / "student"))
-    chat = evaluation.rollout.Chat(tokenizer)
-    limits = evaluation.rollout.Limits(max_response=4, max_context=2048)
-    tasks = envs.make_tasks("alfworld", "valid_seen", data)[:3]
-    games = [envs.make_env("alfworld", data=data) for _ in range(2)]
-    alone = evaluation.evaluate(model, chat, games, tasks, 3, limits, seed=5)
-    parts = []
-    for rank in range(2):
-        parts.append(evaluation.evaluate(
-            model, chat, games, tasks, 3, limits, seed=5, rank=rank, world=2))
-    assert [o["index"] for o in alone] == [0, 1, 2]
-    assert [parts[0][0], parts[1][0], parts[0][1]] == alone
-    assert [len(part) for part in parts] == [2, 1]
 
 
 def test_take_over_counts_the_teachers_turns_only(checkpoints, data, tmp_path):

@@ -12,22 +12,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.multiprocessing
-from conftest import ROOT, arguments, free_port, launch, little_room, make_model, make_tokenizer, two_ranks
+from conftest import ROOT, arguments, free_port, launch, make_model, two_ranks
 from safetensors.torch import load_file
 
 import curriculum
 import envs
 import harness.ranks
 import model as lm
-import prompts
+import play
 import rollout
 import tcod
 from harness.cli import UserError
-from harness.folder import append, read_args, read_log, write_json
-from harness.ranks import Checkpoint, Gradients, Lost, Ranks
+from harness.folder import append, read_args, read_log
+from harness.ranks import Gradients, Lost, Ranks
 from harness.report import NO_ROOM
+from harness.run import Checkpoint
 from harness.stops import Stopped
-from worlds import alfworld_env
 
 
 def made_up_episode(seed, rows=1):
@@ -456,105 +456,6 @@ def test_a_users_mistake_is_one_sentence(wrong, words, checkpoints, data, tmp_pa
     assert "\n" not in str(caught.value)
 
 
-def test_splits_are_those_asked_for(checkpoints, data, tmp_path):
-    """Training on the games of the evaluation, or the other way round."""
-    splits = dict(train_split="valid_seen", eval_splits="valid_unseen,train")
-    tcod.main(arguments(checkpoints, data, tmp_path / "run", steps=1, **splits))
-    assert all(e["task"].startswith("valid_seen") for e in read_log(tmp_path / "run" / "episodes.jsonl"))
-    first, last = [r["eval"] for r in read_log(tmp_path / "run" / "log.jsonl")]
-    assert set(first) == {"teacher", "before"} and set(last) == {"after"}
-    assert all(set(splits) == {"valid_unseen", "train"} for splits in (*first.values(), *last.values()))
-
-
-def test_splits_are_the_tasks_of_a_file(checkpoints, data, tmp_path, capsys):
-    """Training on what was to be left out; a file whose tasks are counted as another split's."""
-    train, seen = (envs.make_tasks("alfworld", split, data) for split in ("train", "valid_seen"))
-    files = {"chosen": train[:5], "not": train[1:4], "hard": seen[:1]}
-    for name, tasks in files.items():
-        (tmp_path / name).write_text("\n".join(task.id for task in tasks))
-    splits = dict(
-        train_split=str(tmp_path / "chosen"), without=str(tmp_path / "not"),
-        eval_splits=f"valid_unseen,lost={tmp_path / 'hard'}")
-    tcod.main(arguments(checkpoints, data, tmp_path / "run", steps=1, **splits))
-    assert {e["task"] for e in read_log(tmp_path / "run" / "episodes.jsonl")} == {train[0].id, train[4].id}
-    after = read_log(tmp_path / "run" / "log.jsonl")[-1]["eval"]["after"]
-    assert {split: s["games"] for split, s in after.items()} == {"valid_unseen": 2, "lost": 1}
-    shown = capsys.readouterr().out
-    assert "3 of 5 training tasks are left out" in shown and "lost: 1 of the 1 tasks in" in shown
-    assert "2 training tasks" in shown
-
-
-def begun(checkpoints, data, folder):
-    """A run that is to be resumed after its second step."""
-    tcod.main(arguments(checkpoints, data, folder, steps=2, eval_every=0))
-    saved = read_args(folder)
-    write_json(folder / "args.json", {**saved, "steps": 4})
-
-
-def test_resume_refuses_another_teacher(checkpoints, data, tmp_path):
-    """A teacher's folder that was replaced between a run's stop and its --resume."""
-    mine = tmp_path / "mine"
-    shutil.copytree(checkpoints, mine)
-    begun(mine, data, tmp_path / "run")
-    make_model("qwen3", 7, 144).save_pretrained(mine / "teacher")
-    with pytest.raises(UserError, match="begun with another teacher:"):
-        tcod.main(tcod.Args(resume=str(tmp_path / "run")))
-    shutil.copytree(checkpoints / "teacher", mine / "teacher", dirs_exist_ok=True)
-    tcod.main(tcod.Args(resume=str(tmp_path / "run")))
-    assert [r["step"] for r in read_log(tmp_path / "run" / "log.jsonl")] == [1, 2, 3, 4]
-
-
-def test_resume_refuses_another_prompt(checkpoints, data, tmp_path):
-    """A run that goes on with other words, or a mark that no response of before has; one of a version that
-    did not note the prompt."""
-    asked, run = tmp_path / "asked.txt", tmp_path / "run"
-    asked.write_text("[turn]\n{observation} {status}\n[action]\n{action}\n")
-    little = dict(steps=1, episodes=2, eval_every=0, max_turns=2)
-    tcod.main(arguments(checkpoints, data, run, prompt=str(asked), **little))
-    asked.write_text("# the same\n\n[turn]\n\n{observation} {status}\n\n[action]\n{action}\n")
-    tcod.main(tcod.Args(resume=str(run), steps=2))
-    asked.write_text("[turn]\n{observation}\n[action]\n{action}\n")
-    with pytest.raises(UserError, match="begun with another prompt:"):
-        tcod.main(tcod.Args(resume=str(run), steps=3))
-    tcod.main(arguments(checkpoints, data, tmp_path / "old", **little))
-    saved = read_args(tmp_path / "old")
-    for name in ("prompt", "precision", "keep", "eval_max_response"):
-        saved.pop(name)
-    saved["fingerprint"].pop("prompt")
-    write_json(tmp_path / "old" / "args.json", saved)
-    tcod.main(tcod.Args(resume=str(tmp_path / "old"), steps=2))
-    assert read_args(tmp_path / "old")["fingerprint"]["prompt"] == prompts.load("bare").digest
-
-
-def test_resume_refuses_other_games(checkpoints, data, tmp_path):
-    """--data that is resolved anew: the run goes on, and is evaluated, on other games."""
-    games = tmp_path / "games"
-    shutil.copytree(data, games)
-    begun(checkpoints, str(games), tmp_path / "run")
-    game = next((games / "json_2.1.1" / "train").glob("**/game.tw-pddl"))
-    game.write_text(game.read_text() + " ")
-    alfworld_env.tasks_of.cache_clear()  # a resumed run is another process
-    with pytest.raises(UserError, match="begun with another list of training tasks:"):
-        tcod.main(tcod.Args(resume=str(tmp_path / "run")))
-
-
-def test_held_out_tasks_are_not_trained_on(checkpoints, data, tmp_path):
-    """Splits of other names that share games: success on what was learned by heart."""
-    both = dict(train_split="valid_seen", eval_splits="valid_unseen,valid_seen", steps=1)
-    with pytest.raises(UserError, match="2 of the 2 tasks .* valid_seen are trained on"):
-        tcod.main(arguments(checkpoints, data, tmp_path / "run", **both))
-    tcod.main(arguments(checkpoints, data, tmp_path / "run", shared_tasks=True, **both))
-
-
-@pytest.mark.parametrize("method", curriculum.NEEDS_EXPERT)
-def test_an_expert_is_needed(method, checkpoints, data, tmp_path):
-    """B2F that falls back to OPD."""
-    none = tmp_path / "none.jsonl"
-    none.write_text("")
-    with pytest.raises(UserError, match="expert"):
-        tcod.main(arguments(checkpoints, data, tmp_path / "run", method=method, experts=str(none)))
-
-
 def test_a_batch_must_divide(checkpoints, data, tmp_path):
     """Ranks with different numbers of episodes."""
     args = arguments(checkpoints, data, tmp_path, episodes=5)
@@ -563,63 +464,11 @@ def test_a_batch_must_divide(checkpoints, data, tmp_path):
         tcod.check(args, world=2)
 
 
-def test_an_existing_run_is_not_overwritten(checkpoints, data, tmp_path):
-    """The same command twice would mix two runs in one log."""
-    append(tmp_path / "args.json", [{}])
-    with pytest.raises(UserError, match="--resume"):
-        tcod.main(arguments(checkpoints, data, tmp_path))
-
-
-def test_a_folder_is_one_runs_at_a_time(checkpoints, data, tmp_path):
-    """Two runs started at once into one folder, or one run resumed twice: one log and one checkpoint of
-    both."""
-    begun(checkpoints, data, tmp_path / "run")
-    before = (tmp_path / "run" / "log.jsonl").read_text()
-    holder = (
-        "import sys; from harness.folder import claim; held = claim(sys.argv[1]); print('held', flush=True); "
-        "sys.stdin.read()")
-    command = [sys.executable, "-c", holder, str(tmp_path / "run")]
-    other = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert other.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another process is at work in"):
-        tcod.main(tcod.Args(resume=str(tmp_path / "run")))
-    assert (tmp_path / "run" / "log.jsonl").read_text() == before
-    other.kill()
-    other.wait()
-    tcod.main(tcod.Args(resume=str(tmp_path / "run")))
-
-
-def test_an_evaluations_responses_are_as_long_as_asked(checkpoints, data, tmp_path, monkeypatch, capsys):
-    """A longer response that takes the room of the game's words, or is forgotten when a run goes on; a row
-    beyond the positions."""
-    limits = []
-
-    def seen(*args, **more):
-        limits.append(args[5])
-        return evaluate(*args, **more)
-
-    evaluate = tcod.evaluate
-    monkeypatch.setattr(tcod, "evaluate", seen)
-    run = tmp_path / "run"
-    tcod.main(arguments(checkpoints, data, run, steps=1, eval_max_response=9, eval_splits="valid_seen"))
-    tcod.main(tcod.Args(resume=str(run), steps=2))
-    assert {(l.max_response, l.max_context, l.temperature) for l in limits} == {(9, 2048 + 9 - 4, 0.4)}
-
-    args = arguments(checkpoints, data, run, max_context=4000, eval_max_response=104)
-    capsys.readouterr()
-    for positions, context, told in ((4100, 4100, False), (4050, 4050, True)):
-        found = tcod.evaluation_limits(args, positions, RANKS)
-        assert (found.max_response, found.max_context) == (104, context)
-        assert ("end an episode at 3946 tokens instead of 3996" in capsys.readouterr().out) == told
-    args.eval_max_response = 0
-    assert tcod.evaluation_limits(args, 4096, RANKS).max_context == 4000
-
-
 def test_an_evaluation_that_was_stopped(checkpoints, data, tmp_path, monkeypatch):
     """Hours of evaluation played again since the last of them was cut off; a step that is trained twice."""
     shared = dict(steps=2, eval_every=2)
     tcod.main(arguments(checkpoints, data, tmp_path / "whole", **shared))
-    original, labels, at = tcod.evaluate, [], [4, 6]  # of 4 splits before the first step, and 2 at the end
+    original, labels, at = play.evaluate, [], [4, 6]  # of 4 splits before the first step, and 2 at the end
 
     def evaluate(*args, label, **named):
         if at and len(labels) + 1 == at[0]:
@@ -628,7 +477,7 @@ def test_an_evaluation_that_was_stopped(checkpoints, data, tmp_path, monkeypatch
         labels.append(label)
         return original(*args, label=label, **named)
 
-    monkeypatch.setattr(tcod, "evaluate", evaluate)
+    monkeypatch.setattr(play, "evaluate", evaluate)
     args = arguments(checkpoints, data, tmp_path / "run", **shared)
     for kept in (0, 2):
         with pytest.raises(Stopped, match=f"SIGTERM: step {kept} is kept, go on with --resume {args.out}"):
@@ -639,67 +488,6 @@ def test_an_evaluation_that_was_stopped(checkpoints, data, tmp_path, monkeypatch
     assert len(labels) == len(set(labels)) == 6
     assert len(read_log(tmp_path / "run" / "episodes.jsonl")) == 2 * 4
 
-
-def test_torchruns_restart_goes_on(checkpoints, data, tmp_path, monkeypatch):
-    """A second run in another folder, or a refusal to begin, though a checkpoint lies there."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "r")
-    args = dict(steps=3, eval_every=0, save_every=1)
-    original = tcod.append
-
-    def crash(path, records):
-        original(path, records)
-        if records[0]["step"] == 2:
-            raise RuntimeError("in the middle of a step")
-
-    monkeypatch.setattr(tcod, "append", crash)
-    for out in ("", "mine"):
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-        with pytest.raises(RuntimeError, match="middle"):
-            tcod.main(arguments(checkpoints, data, out, **args))
-    monkeypatch.setattr(tcod, "append", original)
-    for out, run in (("", "runs/alfworld-f2b-1"), ("mine", "mine")):
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-        tcod.main(arguments(checkpoints, data, out, **args))
-        assert [r["step"] for r in read_log(f"{run}/log.jsonl")] == [1, 2, 3]
-    assert os.listdir("runs") == ["alfworld-f2b-1"]
-
-
-def test_a_checkpoint_that_was_cut(checkpoints, data, tmp_path):
-    """A traceback of torch's; a run that begins anew since nothing could be read."""
-    begun(checkpoints, data, tmp_path / "run")
-    path = tmp_path / "run" / "checkpoint.pt"
-    for size in (path.stat().st_size // 2, 1000, 0):
-        os.truncate(path, size)
-        with pytest.raises(UserError, match="checkpoint.pt is no whole checkpoint of this student"):
-            tcod.main(tcod.Args(resume=str(tmp_path / "run")))
-        assert path.stat().st_size == size
-    assert len(read_log(tmp_path / "run" / "log.jsonl")) == 2
-
-
-def test_a_checkpoint_without_room(tmp_path):
-    """The checkpoint of before lost, or half a new one; a step that is kept though it was only half made."""
-    student = make_model()
-    optimizer = torch.optim.AdamW(student.parameters())
-    checkpoint = Checkpoint(tmp_path, student, optimizer, first=True)
-    with checkpoint.advancing(1):
-        pass
-    checkpoint.save()
-    with checkpoint.advancing(2):
-        pass
-    with little_room(10_000), pytest.raises(UserError, match="checkpoint.pt cannot be written"):
-        checkpoint.save()
-    assert os.listdir(tmp_path) == ["checkpoint.pt"]
-    assert Checkpoint(tmp_path, student, optimizer, first=True).step == 1
-    with pytest.raises(RuntimeError), checkpoint.kept(), checkpoint.advancing(3):
-        raise RuntimeError("in the middle")
-    assert Checkpoint(tmp_path, student, optimizer, first=True).step == 1
-    with little_room(10_000), pytest.raises(UserError, match="student cannot be written"):
-        lm.save(student, make_tokenizer(), str(tmp_path / "student"))
-    assert os.listdir(tmp_path) == ["checkpoint.pt"]
-
-
-# ---- ranks
 
 @pytest.mark.parametrize("variables, words", [
     (dict(WORLD_SIZE="2"), "WORLD_SIZE is 2, but RANK, MASTER_ADDR, MASTER_PORT is not set"),
@@ -754,13 +542,6 @@ def test_a_rank_that_is_late_and_one_that_stops(tmp_path):
     assert (tmp_path / "said").read_text().startswith("[3] rank 1 has not been heard of for 1.5 s")
 
 
-def test_resume_is_given_alone(tmp_path):
-    """--resume with another flag that is silently dropped."""
-    (tmp_path / "args.json").write_text("{}")
-    with pytest.raises(UserError, match="alone"):
-        tcod.main(tcod.Args(resume=str(tmp_path), lr=9.0))
-
-
 @pytest.mark.parametrize("flags, words", [
     (["--method", "ppo"], "unknown --method 'ppo': opd, f2b, b2f, sft, guided"),
     (["--methdo", "opd"], "--methdo"), (["--steps", "many"], "--steps")])
@@ -781,20 +562,3 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     with pytest.raises(UserError, match=r"mug \(step 3, episode 1\)"):
         tcod.stop_unless_finite(float("nan"), 1.0, records)
 
-
-def test_a_run_is_made_longer(checkpoints, data, tmp_path):
-    """A curve that is not flat yet is followed on: the same steps as in a run that was begun for them all.
-    Fewer steps, or another schedule of the teacher's share, would be another run."""
-    for name, steps in (("short", 2), ("long", 4)):
-        tcod.main(arguments(checkpoints, data, tmp_path / name, steps=steps, eval_every=2))
-    tcod.main(tcod.Args(resume=str(tmp_path / "short"), steps=4))
-    logs = [read_log(str(tmp_path / name / "log.jsonl")) for name in ("short", "long")]
-    for ours, theirs in zip(*logs, strict=True):
-        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
-    weights = [load_file(tmp_path / name / "student" / "model.safetensors") for name in ("short", "long")]
-    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[1])
-    assert read_args(str(tmp_path / "short"))["steps"] == 4
-    with pytest.raises(UserError, match="less than the 4"):
-        tcod.main(tcod.Args(resume=str(tmp_path / "short"), steps=3))
-    with pytest.raises(UserError, match="guided run cannot"):
-        tcod.lengthen(dict(method="guided", steps=2), 4)

@@ -4,7 +4,7 @@ import datetime
 import time
 
 import pytest
-from conftest import TEMPLATE, make_byte_tokenizer, make_model, make_tokenizer
+from conftest import make_byte_tokenizer, make_model, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

@@ -14,13 +14,12 @@ import envs
 import model as lm
 import prompts
 import rollout
-from eval import spread
 from harness.cli import UserError
+from play import spread
 from tiny import make
 from tiny.alfworld import ALFWorldPlay
 from tiny.scienceworld import ScienceWorldPlay
 from tiny.webshop import WebShopPlay
-from worlds.alfworld_search import counts
 
 ASSETS = Path(lm.ROOT) / "assets"
 NAMES = ("teacher", "student", "teacher-narrow")
