@@ -13,9 +13,9 @@ tasks and weights, its curve), which is all that the table and the figures need.
 
 The table: success with the 95 % interval of all games together and the lowest and highest seed, and mean
 rounds, on every held-out split; invalid actions on the first; the KL of a trajectory in the first and the
-last tenth of the steps; trained tokens; the mean success over the run, speed and end in one figure; and the
-differences to OPD by the same loss (sft's: by the first loss), paired by seed, with their 95 % intervals over
-seeds (Student's t).
+last tenth of the steps; trained tokens; the mean success over the run, speed and end in one figure; what
+its last quarter brought, which says whether the curve is flat; and the differences to OPD by the same loss
+(sft's: by the first loss), paired by seed, with their 95 % intervals over seeds (Student's t).
 """
 
 import json
@@ -277,14 +277,33 @@ def last(result):
     return each[-1][1] if each else {}
 
 
+def learning_curve(result):
+    """(steps, success on the first held-out split) at a run's evaluations, two arrays."""
+    points = evaluations(result, "before") + evaluations(result, "after")
+    steps = np.array([step for step, _ in points])
+    return steps, np.array([next(iter(splits.values()))["success"] for _, splits in points])
+
+
 def over_run(result):
     """Mean success over the steps of a run on the first held-out split, by trapezoids between evaluations."""
-    points = evaluations(result, "before") + evaluations(result, "after")
-    if len(points) < 2:
+    steps, success = learning_curve(result)
+    if len(steps) < 2:
         return np.nan
-    steps = np.array([step for step, _ in points])
-    success = np.array([next(iter(splits.values()))["success"] for _, splits in points])
     return float(((success[1:] + success[:-1]) / 2 * np.diff(steps)).sum() / (steps[-1] - steps[0]))
+
+
+def quarter(each):
+    """'+1.8': what the last quarter of the steps brought, in points, mean over seeds; between evaluations a
+    curve is straight."""
+    gains = []
+    for steps, success in map(learning_curve, each):
+        gains.append(success[-1] - np.interp(0.75 * steps[-1], steps, success))
+    return f"{100 * np.mean(gains):+.1f}"
+
+
+def tokens(result):
+    """Trained in a whole run."""
+    return sum(record.get("tokens", 0) for record in result["curve"])
 
 
 def success_cell(summaries):
@@ -353,7 +372,7 @@ def zero_shot(found, who, label, splits):
     if not each:
         return []
     cells = [success_cell([each[0][1][split]]) for split in splits]
-    return [line([label, "", *cells, f"{each[0][1][splits[0]]['invalid']:.1%}", *["–"] * 5])]
+    return [line([label, "", *cells, f"{each[0][1][splits[0]]['invalid']:.1%}", *["–"] * 6])]
 
 
 def trained(found, method, loss, splits):
@@ -362,9 +381,9 @@ def trained(found, method, loss, splits):
     cells = [success_cell([last(result)[split] for result in each]) for split in splits]
     cells.append(f"{np.mean([last(result)[splits[0]]['invalid'] for result in each]):.1%}")
     cells.append(kl_cell(each))
-    tokens = [sum(r.get("tokens", 0) for r in result["curve"]) for result in each]
-    cells.append(f"{np.mean(tokens):,.0f}")
+    cells.append(f"{np.mean([tokens(result) for result in each]):,.0f}")
     cells.append(f"{100 * np.mean([over_run(result) for result in each]):.1f}")
+    cells.append(quarter(each))
     return line([f"{method.upper()} ({loss})", str(len(each)), *cells, *against_opd(found, method, loss)])
 
 
@@ -375,7 +394,7 @@ def table(found):
         raise UserError("none of these runs was evaluated: leave out --eval-every 0")
     splits = list(last(next(result for result in found[shown[0]] if last(result))))
     head = ["", "seeds", *(f"{split}, %" for split in splits), "invalid", "KL, start → end", "tokens",
-            "over the run, %", "to OPD, end", "to OPD, over the run"]
+            "over the run, %", "last quarter", "to OPD, end", "to OPD, over the run"]
     lines = [line(head), "|---" * len(head) + "|"]
     for who, label in (("teacher", "teacher"), ("guest", "teacher, as the student"), ("before", "student")):
         lines += zero_shot(found, who, label, splits)

@@ -24,6 +24,9 @@ PAIR = (
 NARROW = (
     "--shares 0 --seeds 0 --games 500 --teacher-steps 2 --eval-games 2 --out dial "
     "--flags '--steps 2 --eval-every 2 --eval-games 2 --episodes 2'")
+FACTORS = (
+    "--seeds 0 --only f2b,opd --out factors --flags '--steps 4 --eval-every 4 --eval-games 2 --episodes 2 "
+    "--max-turns 4'")
 SMALLEST = [  # name and options; a figure that the output must hold, as a pattern
     ("alfworld_step", "--games 1", r"\d\.\d+ s +\d\.\d+ s +\d+ x"),
     ("alfworld_experts", "--data generated --splits valid_seen --games 4",
@@ -37,6 +40,7 @@ SMALLEST = [  # name and options; a figure that the output must hold, as a patte
     ("memory", "--worlds webshop --resets 3 --steps 3", r"3 resets: (\d+ ){4}MB\n.* 3 training steps: \d+"),
     ("paper_table", TINY, r"(?m)^\| SFT \(nll\) \| 1 \|.* rounds \|.*% \| – \| \d+ \|.* \|$"),
     ("mechanism", NARROW, r"(?m)^\| 0 (\| \d+ ){4}\| 1 \| [+-]\d+\.\d \| [+-]\d+\.\d \|$"),
+    ("factors", FACTORS, r"(?m)^\| opd-tokens \| 1 \|.*\| [+-]\d+\.\d \| [+-]\d+\.\d \| [+-]\d+\.\d \|$"),
     ("decode", "--size tiny", r"(?m)^ tiny +4 +64 +\d+\.\d\d .*\n.*the host alone.*\n.*, ratio \d+\.\d\d"),
     ("step_memory", "--student tiny --teacher tiny --batch-tokens 400 --length 400", r"gradients +0\.002 "),
     ("plan_pairs", "--pairs 1", r"(?m)^\| Qwen2.5-3B \+ Qwen2.5-7B (\| \d+\.\d · .*){2}(\| defaults ){3}\|$"),
@@ -47,8 +51,8 @@ SMALLEST = [  # name and options; a figure that the output must hold, as a patte
 
 
 SLOW = (
-    "alfworld_experts", "alfworld_levels", "mechanism", "memory", "plan_pairs", "step_memory", "real_pair",
-    "step_vs_peers")
+    "alfworld_experts", "alfworld_levels", "factors", "mechanism", "memory", "plan_pairs", "step_memory",
+    "real_pair", "step_vs_peers")
 
 
 def start(name, options, folder):
@@ -110,6 +114,8 @@ def test_differences_are_paired_by_seed(paper_table):
     assert paper_table.interval([0.1, 0.2]) == "+15.0 [-48.5, 78.5]"  # 15 ± 12.706 · 7.071 / √2
     assert paper_table.interval([0.1, 0.2, 0.3]) == "+20.0 [-4.8, 44.8]"  # 20 ± 4.303 · 10 / √3
     assert paper_table.over_run(result(0, 0.0, 0.4, 0.5)) == pytest.approx((0.2 + 0.45) / 2)
+    both = [result(0, 0.0, 0.4, 0.5), result(1, 0.0, 0.4, 0.9)]
+    assert paper_table.quarter(both) == "+15.0"  # from step 15 to 20: 5 and 25 points
     found = {("opd", "reverse"): [result(0, 0.0, 0.2), result(1, 0.0, 0.6), result(2, 0.0, 0.9)],
              ("f2b", "reverse"): [result(1, 0.0, 0.7, method="f2b"), result(0, 0.0, 0.3, method="f2b")]}
     assert paper_table.against_opd(found, "f2b", "reverse") == ("+10.0 [10.0, 10.0]", "+5.0 [5.0, 5.0]")
