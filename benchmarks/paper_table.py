@@ -228,6 +228,8 @@ def digest(folder, method, loss, seed, flags):
         kept["seconds"] = sum(record.get("seconds", {}).values())
         curve.append(short(kept))
     prints = args.pop("fingerprint", {})
+    for place in ("out", "resume"):  # of this machine
+        args.pop(place)
     return dict(
         method=method, loss=loss, seed=int(seed), asked=flags, args=args, fingerprint=prints, curve=curve)
 
