@@ -19,7 +19,6 @@ from functools import lru_cache
 
 import numpy as np
 import regex
-from nltk.stem.porter import PorterStemmer
 
 HITS = 50         # documents that a search returns
 MAX_TERMS = 1024  # Lucene's limit of distinct words in a query; what comes after is dropped
@@ -52,14 +51,21 @@ WORD = regex.compile("|".join((
     PICTURE + r"\p{WB=Extend}*(?:\u200D\p{Extended_Pictographic}\p{WB=Extend}*)*")))
 ASCII_WORD = re.compile(
     r"\w+(?:(?:(?<=[A-Za-z])[.':](?=[A-Za-z])|(?<=\d)[.,;'](?=\d))\w+)*", re.ASCII)
-MARTIN = PorterStemmer(mode=PorterStemmer.MARTIN_EXTENSIONS)  # what Lucene's PorterStemFilter computes
 
 
 # ---------------------------------------------------------------- words
 
+@lru_cache
+def _porter():
+    """What Lucene's PorterStemFilter computes."""
+    from nltk.stem.porter import PorterStemmer  # half a second that no other world has to wait
+
+    return PorterStemmer(mode=PorterStemmer.MARTIN_EXTENSIONS)
+
+
 @lru_cache(1 << 18)
 def _stem(word):
-    return MARTIN.stem(word, to_lowercase=False) if len(word) > 2 else word
+    return _porter().stem(word, to_lowercase=False) if len(word) > 2 else word
 
 
 def _words(text):
