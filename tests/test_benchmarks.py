@@ -1,6 +1,7 @@
 """Every benchmark, started from a folder of its own with its smallest size: it runs and prints a figure."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -89,13 +90,17 @@ def test_the_help_says_how_to_start_it(name):
     assert "__doc__" in text or "command(main, Args)" in text
 
 
+def module(name):
+    """A benchmark's module."""
+    sys.path.insert(0, str(BENCHMARKS))
+    found = importlib.import_module(name)
+    sys.path.remove(str(BENCHMARKS))
+    return found
+
+
 @pytest.fixture(scope="module")
 def paper_table():
-    """The benchmark's module."""
-    sys.path.insert(0, str(BENCHMARKS))
-    import paper_table
-    sys.path.remove(str(BENCHMARKS))
-    return paper_table
+    return module("paper_table")
 
 
 def result(seed, *success, method="opd"):
@@ -120,6 +125,12 @@ def test_differences_are_paired_by_seed(paper_table):
              ("f2b", "reverse"): [result(1, 0.0, 0.7, method="f2b"), result(0, 0.0, 0.3, method="f2b")]}
     assert paper_table.against_opd(found, "f2b", "reverse") == ("+10.0 [10.0, 10.0]", "+5.0 [5.0, 5.0]")
     assert paper_table.against_opd(found, "opd", "reverse") == ("–", "–")
+
+
+def test_steps_of_as_many_tokens():
+    """The step before the tokens are reached; a run that never comes to them."""
+    steps = [module("factors").steps_for(wanted, result(0, 0.0, 0.2, 0.3)) for wanted in (100, 101, 1000)]
+    assert steps == [10, 20, 20]  # 0, 100 and 300 tokens after 0, 10 and 20 steps
 
 
 def test_a_collection_that_was_cut_short_is_not_taken_for_a_whole_one(paper_table, tmp_path, monkeypatch):

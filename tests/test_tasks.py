@@ -1,5 +1,7 @@
 """Which tasks a run trains on and is measured on."""
 
+from types import SimpleNamespace
+
 import pytest
 from conftest import arguments
 
@@ -8,6 +10,19 @@ import envs
 import tcod
 from harness.cli import UserError
 from harness.folder import read_log
+from tasks import pick
+
+
+def test_every_task_comes_once_a_round():
+    """A task that comes again before all have come, every round in one order, the same order for all seeds."""
+    tasks = list(range(10))
+    orders = {}
+    for seed in (0, 1):
+        args = SimpleNamespace(episodes=4, seed=seed)
+        orders[seed] = [task for n in range(1, 6) for task in pick(tasks, n, args)]
+        assert sorted(orders[seed][:10]) == sorted(orders[seed][10:]) == tasks
+        assert orders[seed][:10] != orders[seed][10:]
+    assert orders[0] != orders[1]
 
 
 def test_splits_are_those_asked_for(checkpoints, data, tmp_path):
