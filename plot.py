@@ -2,10 +2,9 @@
 
     python plot.py --runs runs/alfworld-opd-1 runs/alfworld-f2b-1 --out compare.png
 
-Five panels, in the manner of the paper's Figures 2 and 4: held-out success over the steps and over the
-trained tokens, trajectory KL and mean rounds over the steps, and the KL of each turn over the turn index
-(early steps dashed, late steps solid). Runs that differ
-in nothing but the seed share a colour and are drawn as their mean with a band from the lowest to the highest;
+Six panels, in the manner of the paper's Figures 2 and 4: held-out success over the steps and over the
+trained tokens; invalid actions, trajectory KL and mean rounds over the steps; and the KL of each turn over
+the turn index (early steps dashed, late steps solid). Runs that differ in nothing but the seed share a colour and are drawn as their mean with a band from the lowest to the highest;
 in what else runs differ (the loss, the schedule, the splits …) stands in their labels. A run without a
 teacher's forward (sft by nll) has no KL, and none is drawn.
 
@@ -20,6 +19,8 @@ if __name__ == "__main__":
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
 
 from harness.cli import UserError, check_knobs, command, knob
 from harness.folder import LOG, check_place, read_args, read_log
@@ -130,26 +131,28 @@ def curve(axis, colour, series, places=None):
 
 def draw(groups, smooth):
     """The figure of {label: the records of each of its runs}."""
-    figure = Figure(figsize=(13, 6.4), layout="constrained")
-    (success, tokens, names), (kl, rounds, turns) = figure.subplots(2, 3)
+    figure = Figure(figsize=(13, 6.6), layout="constrained")
+    (success, tokens, invalid), (kl, rounds, turns) = figure.subplots(2, 3)
+    names = []
     for i, (label, runs) in enumerate(groups.items()):
         colour = f"C{i}"
-        names.plot([], [], color=colour, label=label)
+        names.append(Line2D([], [], color=colour, label=label))
         curve(success, colour, [held_out(records) for records in runs])
         curve(tokens, colour, [held_out(records) for records in runs], [tokens_until(r) for r in runs])
-        for axis, key in ((kl, "kl"), (rounds, "rounds")):
+        for axis, key in ((invalid, "invalid"), (kl, "kl"), (rounds, "rounds")):
             curve(axis, colour, [smoothed(records, key, smooth) for records in runs])
         for part, style in (("early", "--"), ("late", "-")):
             turns.plot(turn_profile(runs, part), style, color=colour)
     success.set(title="held-out success", xlabel="step", ylim=(0, 1))
     tokens.set(title="held-out success", xlabel="trained tokens", ylim=(0, 1))
+    tokens.xaxis.set_major_formatter(EngFormatter(sep=""))
+    invalid.set(title="invalid actions, training episodes", xlabel="step", ylim=(0, 1))
     kl.set(title="KL per trajectory (nats), training episodes", xlabel="step")
     rounds.set(title="rounds per training episode", xlabel="step")
     turns.set(title="KL per turn (nats): first steps dashed, last solid", xlabel="turn")
     for axis in figure.axes:
         axis.grid(alpha=0.25)
-    names.axis("off")
-    names.legend(loc="center left", frameon=False)
+    figure.legend(handles=names, loc="outside lower center", ncols=min(len(names), 6), frameon=False)
     return figure
 
 

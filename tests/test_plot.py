@@ -23,7 +23,7 @@ def records(kls, offset=0.0):
     log = [dict(step=0, eval=dict(teacher=teacher, before=before))]
     for n, kl in enumerate(kls, 1):
         turns = [None, kl, n][: 1 + n]  # the first step's episodes are shorter
-        log.append(dict(step=n, kl=kl, kl_turn=turns, rounds=n + offset))
+        log.append(dict(step=n, kl=kl, kl_turn=turns, rounds=n + offset, invalid=0.25 / n))
     log[-1]["eval"] = dict(after=evaluation(seen=0.5 + offset, unseen=0.6))
     return log
 
@@ -112,12 +112,13 @@ def test_each_group_is_one_curve():
     untaught = [records([None, None])]
     blind = [records([1.0, 1.0])[1:2]]
     figure = plot.draw({"f2b": taught, "sft": untaught, "opd": blind, "b2f": [[]]}, smooth=1)
-    success, tokens, names, kl, rounds, turns = figure.axes
-    legend = names.get_legend().get_texts()
+    success, tokens, invalid, kl, rounds, turns = figure.axes
+    legend = figure.legends[0].get_texts()
     assert [text.get_text() for text in legend] == ["f2b", "sft", "opd", "b2f"]
     assert drawn(success) == [
         ([0, 2], [0.1, 0.625]),
         ([0, 2], [0.1, 0.5])]
+    assert drawn(invalid) == [([1, 2], [0.25, 0.125])] * 2 + [([1], [0.25])]
     assert drawn(kl) == [
         ([1, 2], [3.0, 2.0]),
         ([1], [1.0])]
