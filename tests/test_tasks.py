@@ -14,7 +14,7 @@ from tasks import pick
 
 
 def test_every_task_comes_once_a_round():
-    """A task that comes again before all have come, every round in one order, the same order for all seeds."""
+    """A task that comes again before all have come; one order for every round, or for all seeds."""
     tasks = list(range(10))
     orders = {}
     for seed in (0, 1):
