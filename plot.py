@@ -5,9 +5,9 @@
 Six panels, in the manner of the paper's Figures 2 and 4: held-out success over the steps and over the
 trained tokens; invalid actions, trajectory KL and mean rounds over the steps; and the KL of each turn over
 the turn index (early steps dashed, late steps solid). Runs that differ in nothing but the seed share a colour
-and are drawn as their mean with a band from the lowest to the highest; in what else runs differ (the loss, the
-schedule, the splits …) stands in their labels. A run without a teacher's forward (sft by nll) has no KL, and
-none is drawn.
+and are drawn as their mean with a band from the lowest to the highest; in what else runs differ (the loss,
+the schedule, the splits …) stands in their labels. A run without a teacher's forward (sft by nll) has no KL,
+and none is drawn.
 
 No torch here. The figure is made through its object, not through pyplot: a notebook keeps its own backend.
 """

@@ -6,8 +6,8 @@ steps and with the same tokens.
 
 Each line of the table differs from F2B's by what its name says; differences are paired by seed. OPD shows
 long trajectories from the start, so that it trains more tokens in as many steps: "opd-tokens" ends at the
-step in which it has trained as many as F2B did with that seed. Seeds are outermost; interrupted, the same
-command goes on (see paper_table.py, which makes the runs).
+step in which it has trained as many as F2B did with that seed, and its run is these steps. Seeds are
+outermost; interrupted, the same command goes on (see paper_table.py, which makes the runs).
 """
 
 import os
@@ -15,15 +15,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
 
 import plot
 from paper_table import Args as Table
 from paper_table import (
-    differences, flags_of, interval, last, line, over_run, parse_seeds, present, quarter, read, results, run,
+    differences, draw, flags_of, interval, last, line, parse_seeds, present, progress, read, results, run,
     success_cell, tokens)
 
 from harness.cli import UserError, check_knobs, command, knob
@@ -66,7 +64,7 @@ def chosen(args):
 
 def setting(args, name, flags=""):
     """What paper_table.py is asked for: the runs of one line, in a folder of its own."""
-    method, loss, own = FACTORS[name.replace("-tokens", "")]
+    method, loss, own = FACTORS["opd" if name == EQUAL else name]
     return Table(
         env=args.env, data=args.data, student=args.student, teacher=args.teacher, methods=method, losses=loss,
         experts="own", seeds=args.seeds, flags=" ".join(filter(None, [args.flags, own, flags])),
@@ -82,9 +80,8 @@ def make(asked, seed):
 
 def steps_for(wanted, result):
     """How many steps of a run train so many tokens, or all of its steps."""
-    trained = np.cumsum([record.get("tokens", 0) for record in result["curve"]])
-    enough = [record["step"] for record, sofar in zip(result["curve"], trained) if sofar >= wanted]
-    return enough[0] if enough else result["curve"][-1]["step"]
+    until = plot.tokens_until(result["curve"])
+    return next((step for step, trained in until.items() if trained >= wanted), max(until))
 
 
 def make_all(args):
@@ -100,14 +97,15 @@ def make_all(args):
 
 
 def found(args):
-    """{name: its results}, those that are there."""
+    """{name: its results}, those that are there and were evaluated."""
     lines = {}
     for name in [*FACTORS, EQUAL]:
-        asked = setting(args, name)
-        if os.path.isdir(os.path.join(asked.out, "results")):
-            lines[name] = next(iter(results(asked).values()))
-    if "f2b" not in lines:
-        raise UserError(f"{args.out} holds no run of f2b, which the others are compared with")
+        folder = os.path.join(args.out, name, "results")
+        if os.path.isdir(folder) and os.listdir(folder):
+            each = next(iter(results(setting(args, name)).values()))
+            lines[name] = [result for result in each if last(result)]
+    if not lines.get("f2b"):
+        raise UserError(f"{args.out} holds no evaluated run of f2b, which the others are compared with")
     return lines
 
 
@@ -120,9 +118,7 @@ def table(lines):
     for name, each in lines.items():
         cells = [success_cell([last(result)[split] for result in each]) for split in splits]
         own = ("–", "–") if name == "f2b" else map(interval, differences(each, lines["f2b"]))
-        text.append(line([
-            name, str(len(each)), *cells, f"{np.mean([tokens(result) for result in each]):,.0f}",
-            f"{100 * np.mean([over_run(result) for result in each]):.1f}", quarter(each), *own]))
+        text.append(line([name, str(len(each)), *cells, *progress(each), *own]))
     return "\n".join(text) + "\n"
 
 
@@ -131,10 +127,7 @@ def main(args):
     if not args.draw:
         make_all(args)
     lines = found(args)
-    picture = os.path.join(args.out, "figure.png")
-    groups = {name: [result["curve"] for result in each] for name, each in lines.items()}
-    plot.draw(groups, smooth=5).savefig(picture, dpi=110)
-    present(args.out, table(lines), picture)
+    present(args.out, table(lines), draw(args.out, lines))
 
 
 if __name__ == "__main__":

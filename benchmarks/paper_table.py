@@ -34,7 +34,7 @@ sys.path.insert(0, ROOT)
 import plot
 from curriculum import METHODS, NEEDS_EXPERT
 from harness.cli import UserError, check_knobs, command, knob
-from harness.folder import LOG, read_args, read_log, write_json
+from harness.folder import LOG, read_args, read_log, write_json, write_lines
 from harness.report import wilson
 
 LOSSES = ("reverse", "forward", "jsd", "k1")    # without torch; nll is sft's alone
@@ -185,7 +185,7 @@ def run(args, method, loss, seed, flags):
         told += ["--steps", str(steps)]
     write_json(asked, flags)
     start("tcod.py", told, f"{folder}.txt")
-    write_json(result, digest(folder, method, loss, seed, flags))
+    write_lines(result, [digest(folder, method, loss, seed, flags)])  # one line: thousands of short numbers
     print("finished", folder, flush=True)
 
 
@@ -279,16 +279,10 @@ def last(result):
     return each[-1][1] if each else {}
 
 
-def learning_curve(result):
-    """(steps, success on the first held-out split) at a run's evaluations, two arrays."""
-    points = evaluations(result, "before") + evaluations(result, "after")
-    steps = np.array([step for step, _ in points])
-    return steps, np.array([next(iter(splits.values()))["success"] for _, splits in points])
-
-
 def over_run(result):
     """Mean success over the steps of a run on the first held-out split, by trapezoids between evaluations."""
-    steps, success = learning_curve(result)
+    points = plot.held_out(result["curve"])
+    steps, success = np.array(list(points)), np.array(list(points.values()))
     if len(steps) < 2:
         return np.nan
     return float(((success[1:] + success[:-1]) / 2 * np.diff(steps)).sum() / (steps[-1] - steps[0]))
@@ -298,7 +292,8 @@ def quarter(each):
     """'+1.8': what the last quarter of the steps brought, in points, mean over seeds; between evaluations a
     curve is straight."""
     gains = []
-    for steps, success in map(learning_curve, each):
+    for points in [plot.held_out(result["curve"]) for result in each]:
+        steps, success = list(points), list(points.values())
         gains.append(success[-1] - np.interp(0.75 * steps[-1], steps, success))
     return f"{100 * np.mean(gains):+.1f}"
 
@@ -363,6 +358,12 @@ def against_opd(found, method, loss):
     return tuple(map(interval, differences(found[method, loss], opd[0])))
 
 
+def progress(each):
+    """Cells of what some runs took and how they went: tokens, success over the run, its last quarter."""
+    means = [np.mean([figure(result) for result in each]) for figure in (tokens, over_run)]
+    return [f"{means[0]:,.0f}", f"{100 * means[1]:.1f}", quarter(each)]
+
+
 def line(cells):
     return "| " + " | ".join(cells) + " |"
 
@@ -382,10 +383,7 @@ def trained(found, method, loss, splits):
     each = [result for result in found[method, loss] if last(result)]
     cells = [success_cell([last(result)[split] for result in each]) for split in splits]
     cells.append(f"{np.mean([last(result)[splits[0]]['invalid'] for result in each]):.1%}")
-    cells.append(kl_cell(each))
-    cells.append(f"{np.mean([tokens(result) for result in each]):,.0f}")
-    cells.append(f"{100 * np.mean([over_run(result) for result in each]):.1f}")
-    cells.append(quarter(each))
+    cells += [kl_cell(each), *progress(each)]
     return line([f"{method.upper()} ({loss})", str(len(each)), *cells, *against_opd(found, method, loss)])
 
 
@@ -404,11 +402,10 @@ def table(found):
     return "\n".join(lines) + "\n"
 
 
-def draw(args, found):
-    """The figure: each method with the band of its seeds."""
-    groups = {f"{method} ({loss})": [result["curve"] for result in each]
-              for (method, loss), each in found.items()}
-    picture = os.path.join(args.out, "figure.png")
+def draw(folder, lines):
+    """The figure of {name: results}, each with the band of its seeds."""
+    groups = {name: [result["curve"] for result in each] for name, each in lines.items()}
+    picture = os.path.join(folder, "figure.png")
     plot.draw(groups, smooth=5).savefig(picture, dpi=110)
     return picture
 
@@ -428,7 +425,8 @@ def main(args):
     if not args.draw:
         run_all(args)
     found = results(args)
-    present(args.out, table(found), draw(args, found))
+    named = {f"{method} ({loss})": each for (method, loss), each in found.items()}
+    present(args.out, table(found), draw(args.out, named))
 
 
 if __name__ == "__main__":

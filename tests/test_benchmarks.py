@@ -44,7 +44,7 @@ SMALLEST = [  # name and options; a figure that the output must hold, as a patte
     ("mechanism", NARROW, r"(?m)^\| 0 (\| \d+ ){4}\| 1 \| [+-]\d+\.\d \| [+-]\d+\.\d \|$"),
     ("factors", FACTORS, r"(?m)^\| opd-tokens \| 1 \|.*\| [+-]\d+\.\d \| [+-]\d+\.\d \| [+-]\d+\.\d \|$"),
     # Of go, go, open and take one does what was done before, two are go; an empty action has no verb.
-    ("habits", RUN, r"\| go \|\n.*\n\| 1–2 \| 50 \| 25 \(1\.0\) \| 50 \(2\.5\) \|\n\| 3–4 \| 100 \| 0 \| 0 \|"),
+    ("habits", RUN, r"\| go \|\n.*\n\| 1–2 \| 50 \| 25 \(1.0\) \| 50 \(2.5\) \|\n\| 3–4 \| 100 \| 0 \| 0 \|"),
     ("decode", "--size tiny", r"(?m)^ tiny +4 +64 +\d+\.\d\d .*\n.*the host alone.*\n.*, ratio \d+\.\d\d"),
     ("step_memory", "--student tiny --teacher tiny --batch-tokens 400 --length 400", r"gradients +0\.002 "),
     ("plan_pairs", "--pairs 1", r"(?m)^\| Qwen2.5-3B \+ Qwen2.5-7B (\| \d+\.\d · .*){2}(\| defaults ){3}\|$"),
