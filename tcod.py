@@ -43,6 +43,7 @@ from play import (
     PlayArgs, assess, assessed, check_context, check_play, evaluation_limits, fill, limits_of, show)
 from tasks import demonstrated, drawn, load_games, pick, tell_left_out
 
+
 @dataclass
 class Args(PlayArgs):
     """What to train, on what, how. A student's checkpoint may bring its own defaults, in a file beside it."""
