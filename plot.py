@@ -3,11 +3,11 @@
     python plot.py --runs runs/alfworld-opd-1 runs/alfworld-f2b-1 --out compare.png
 
 Six panels, in the manner of the paper's Figures 2 and 4: held-out success over the steps and over the
-trained tokens; invalid actions, trajectory KL and mean rounds over the steps; and the KL of each turn over
-the turn index (early steps dashed, late steps solid). Runs that differ in nothing but the seed share a colour
-and are drawn as their mean with a band from the lowest to the highest; in what else runs differ (the loss,
-the schedule, the splits …) stands in their labels. A run without a teacher's forward (sft by nll) has no KL,
-and none is drawn.
+trained tokens; of the training episodes, invalid actions, trajectory KL and mean rounds over the steps, and
+the KL of each turn over the turn index (early steps dashed, late steps solid). Runs that differ in nothing
+but the seed share a colour and are drawn as their mean with a band from the lowest to the highest; in what
+else runs differ (the loss, the schedule, the splits …) stands in their labels. A run without a teacher's
+forward (sft by nll) has no KL, and none is drawn.
 
 No torch here. The figure is made through its object, not through pyplot: a notebook keeps its own backend.
 """
@@ -21,7 +21,7 @@ if __name__ == "__main__":
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from harness.cli import UserError, check_knobs, command, knob
 from harness.folder import LOG, check_place, read_args, read_log
@@ -132,12 +132,13 @@ def curve(axis, colour, series, places=None):
 
 def draw(groups, smooth):
     """The figure of {label: the records of each of its runs}."""
-    figure = Figure(figsize=(13, 6.6), layout="constrained")
+    figure = Figure(figsize=(11.5, 6), layout="constrained")
     (success, tokens, invalid), (kl, rounds, turns) = figure.subplots(2, 3)
     names = []
     for i, (label, runs) in enumerate(groups.items()):
         colour = f"C{i}"
-        names.append(Line2D([], [], color=colour, label=label))
+        of = f", {len(runs)} runs" * (len(runs) > 1)  # a band's
+        names.append(Line2D([], [], color=colour, label=label + of))
         curve(success, colour, [held_out(records) for records in runs])
         curve(tokens, colour, [held_out(records) for records in runs], [tokens_until(r) for r in runs])
         for axis, key in ((invalid, "invalid"), (kl, "kl"), (rounds, "rounds")):
@@ -147,12 +148,15 @@ def draw(groups, smooth):
     success.set(title="held-out success", xlabel="step", ylim=(0, 1))
     tokens.set(title="held-out success", xlabel="trained tokens", ylim=(0, 1))
     tokens.xaxis.set_major_formatter(EngFormatter(sep=""))
-    invalid.set(title="invalid actions, training episodes", xlabel="step", ylim=(0, 1))
-    kl.set(title="KL per trajectory (nats), training episodes", xlabel="step")
-    rounds.set(title="rounds per training episode", xlabel="step")
-    turns.set(title="KL per turn (nats): first steps dashed, last solid", xlabel="turn")
+    invalid.set(title="invalid actions", xlabel="step", ylim=(0, 1))
+    kl.set(title="KL per trajectory (nats)", xlabel="step")
+    rounds.set(title="rounds per episode", xlabel="step")
+    turns.set(title="KL per turn (nats)", xlabel="turn (dashed: early steps, solid: late)")
+    for axis in (success, tokens, invalid):
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
     for axis in figure.axes:
         axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
     figure.legend(handles=names, loc="outside lower center", ncols=min(len(names), 6), frameon=False)
     return figure
 
@@ -172,7 +176,7 @@ def check(args):
 
 def main(args):
     check(args)
-    draw(grouped(args.runs), args.smooth).savefig(args.out, dpi=110)
+    draw(grouped(args.runs), args.smooth).savefig(args.out, dpi=125)
     print(f"wrote {args.out}")
 
 

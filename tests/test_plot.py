@@ -106,15 +106,15 @@ def test_success_over_tokens_lies_at_the_seeds_mean():
 
 
 def test_each_group_is_one_curve():
-    """Seeds drawn in colours of their own; a run without a teacher or an evaluation that breaks the rest, or
-    is not named."""
+    """Seeds drawn in colours of their own, or nobody told how many; a run without a teacher or an evaluation
+    that breaks the rest, or is not named."""
     taught = [records([3.0, 2.0]), records([3.0, 2.0], 0.25)]
     untaught = [records([None, None])]
     blind = [records([1.0, 1.0])[1:2]]
     figure = plot.draw({"f2b": taught, "sft": untaught, "opd": blind, "b2f": [[]]}, smooth=1)
     success, tokens, invalid, kl, rounds, turns = figure.axes
     legend = figure.legends[0].get_texts()
-    assert [text.get_text() for text in legend] == ["f2b", "sft", "opd", "b2f"]
+    assert [text.get_text() for text in legend] == ["f2b, 2 runs", "sft", "opd", "b2f"]
     assert drawn(success) == [
         ([0, 2], [0.1, 0.625]),
         ([0, 2], [0.1, 0.5])]
