@@ -132,7 +132,7 @@ def curve(axis, colour, series, places=None):
 
 def draw(groups, smooth):
     """The figure of {label: the records of each of its runs}."""
-    figure = Figure(figsize=(11.5, 6), layout="constrained")
+    figure = Figure(figsize=(11.5, 6), dpi=125, layout="constrained")
     (success, tokens, invalid), (kl, rounds, turns) = figure.subplots(2, 3)
     names = []
     for i, (label, runs) in enumerate(groups.items()):
@@ -176,7 +176,7 @@ def check(args):
 
 def main(args):
     check(args)
-    draw(grouped(args.runs), args.smooth).savefig(args.out, dpi=125)
+    draw(grouped(args.runs), args.smooth).savefig(args.out)
     print(f"wrote {args.out}")
 
 

@@ -4,8 +4,8 @@
 
 Success and KL do not say what goes wrong. A student that is led by reverse KL may settle on what its teacher
 goes along with, and repeat it: the KL falls, the games are lost. Of the turns in the training episodes
-(`episodes.jsonl` of a run folder; an expert's replay left out): the share with each verb in %, and in
-brackets the mean KL of these turns in nats.
+(`episodes.jsonl` of a run folder; an expert's replay left out, a guided run's teacher counted in): the share
+with each verb in %, and in brackets the mean KL of these turns in nats.
 """
 
 import os

@@ -406,7 +406,7 @@ def draw(folder, lines):
     """The figure of {name: results}, each with the band of its seeds."""
     groups = {name: [result["curve"] for result in each] for name, each in lines.items()}
     picture = os.path.join(folder, "figure.png")
-    plot.draw(groups, smooth=5).savefig(picture, dpi=125)
+    plot.draw(groups, smooth=5).savefig(picture)
     return picture
 
 
