@@ -325,14 +325,21 @@ def kl_cell(each):
     return f"{np.mean(ends[0]):.1f} → {np.mean(ends[1]):.1f}"
 
 
-def interval(differences):
-    """'+3.1 [−0.4, 6.6]' in points: the mean and its 95 % interval over seeds by Student's t."""
+def spread(differences):
+    """(mean, half its 95 % interval over seeds by Student's t) in points; one seed has no interval: nan."""
     points = 100 * np.array(differences)
     if len(points) < 2:
-        return f"{points.mean():+.1f}" if len(points) else "–"
+        return points.mean(), np.nan
     t = STUDENT_T[min(len(points) - 1, len(STUDENT_T)) - 1]
-    half = t * points.std(ddof=1) / np.sqrt(len(points))
-    return f"{points.mean():+.1f} [{points.mean() - half:.1f}, {points.mean() + half:.1f}]"
+    return points.mean(), t * points.std(ddof=1) / np.sqrt(len(points))
+
+
+def interval(differences):
+    """'+3.1 [-0.4, 6.6]' in points: the mean and its 95 % interval over seeds; a dash without a seed."""
+    if not differences:
+        return "–"
+    mean, half = spread(differences)
+    return f"{mean:+.1f}" + (f" [{mean - half:.1f}, {mean + half:.1f}]" if len(differences) > 1 else "")
 
 
 def differences(ours, theirs):
