@@ -5,9 +5,10 @@ table, the one of README.md and docs/results.md, and over the teacher's support,
 
 Success is in %, on the first held-out split, the means of the seeds in which both were run; differences are
 in points, paired by seed, with their 95 % interval over seeds (Student's t). "Over the run" is the mean
-success from the first step to the last, which is speed (see paper_table.py); "tokens" says how many more F2B
-trained, in %. The teacher's support is what it wins after the student has played six turns (`eval.py
---take-over 0,3,6,10 --temperature 1`).
+success from the first step to the last, which is speed (see paper_table.py); F2B trains fewer tokens in as
+many steps, so that "over the tokens" sets them side by side where they have trained as many, from the first
+token to the last that both did. The teacher's support is what it wins after the student has played six turns
+(`eval.py --take-over 0,3,6,10 --temperature 1`).
 """
 
 import os
@@ -20,8 +21,9 @@ from matplotlib.figure import Figure
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
 
+import plot
 from paper_table import Args as Table
-from paper_table import differences, interval, last, line, present, read, results, spread, tokens
+from paper_table import differences, interval, last, line, mean_height, present, read, results, spread
 
 from harness.cli import check_knobs, command, knob
 
@@ -83,34 +85,50 @@ def found(folder):
     return each
 
 
+def over_tokens(f2b, opd):
+    """F2B's mean success less OPD's over the tokens that both trained; between evaluations a curve is straight.
+    """
+    curves = []
+    for result in (f2b, opd):
+        points, until = plot.held_out(result["curve"]), plot.tokens_until(result["curve"])
+        curves.append(([until[step] for step in points], list(points.values())))
+    end = min(trained[-1] for trained, _ in curves)
+    places = sorted({place for trained, _ in curves for place in trained if place <= end})
+    return mean_height(places, np.interp(places, *curves[0]) - np.interp(places, *curves[1]))
+
+
 # ---- table and figure
+
+def gains(one):
+    """{"end", "over the run", "over the tokens": F2B less OPD, a share for each seed}"""
+    ends, runs = differences(one.f2b, one.opd)
+    return {"end": ends, "over the run": runs, "over the tokens": list(map(over_tokens, one.f2b, one.opd))}
+
 
 def row(one):
     """The cells of one comparison."""
     split = next(iter(last(one.opd[0])))
     ends = [100 * np.mean([last(result)[split]["success"] for result in each]) for each in (one.opd, one.f2b)]
-    trained = [sum(map(tokens, each)) for each in (one.opd, one.f2b)]
-    return [
-        one.label, f"{100 * one.support:.0f}", str(len(one.opd)), str(one.opd[0]["curve"][-1]["step"]),
-        *(f"{end:.1f}" for end in ends), *map(interval, differences(one.f2b, one.opd)),
-        f"{100 * (trained[1] / trained[0] - 1):+.0f}"]
+    size = [f"{100 * one.support:.0f}", str(len(one.opd)), str(one.opd[0]["curve"][-1]["step"])]
+    return [one.label, *size, *(f"{end:.1f}" for end in ends), *map(interval, gains(one).values())]
 
 
 def table(comparisons):
     """The Markdown table."""
     head = ["games", f"teacher after {STUDENT_TURNS} student turns", "seeds", "steps", "OPD", "F2B",
-            "F2B − OPD, end", "F2B − OPD, over the run", "tokens"]
+            "F2B − OPD, end", "over the run", "over the tokens"]
     return "\n".join([line(head), "|---" * len(head) + "|", *(line(row(one)) for one in comparisons)]) + "\n"
 
 
 def draw(folder, comparisons):
     """The figure: what the curriculum gains, over the teacher's support; a hollow point is one seed."""
-    figure = Figure(figsize=(9, 3.6), dpi=125, layout="constrained")
+    figure = Figure(figsize=(11.5, 3.8), dpi=125, layout="constrained")
     colours = {}
-    for axis, title, which in zip(figure.subplots(1, 2, sharey=True), ("over the run", "at the end"), (1, 0)):
+    titles = ("over the run", "over the tokens", "end")
+    for axis, title in zip(figure.subplots(1, len(titles), sharey=True), titles):
         for one in comparisons:
             colour = colours.setdefault(one.label, f"C{len(colours)}")
-            mean, half = spread(differences(one.f2b, one.opd)[which])
+            mean, half = spread(gains(one)[title])
             hollow = dict(mfc="white") if np.isnan(half) else {}
             axis.errorbar(100 * one.support, mean, half, fmt="o", color=colour, capsize=3, **hollow)
         axis.axhline(0, color="grey", lw=0.8)
@@ -118,9 +136,9 @@ def draw(folder, comparisons):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.2)
     figure.axes[0].set_ylabel("F2B − OPD, points of success")
-    for label, colour in colours.items():
-        figure.axes[1].plot([], [], "o", color=colour, label=label.replace("`", ""))
-    figure.axes[1].legend(frameon=False, fontsize="small")
+    handles = [figure.axes[0].plot([], [], "o", color=colour)[0] for colour in colours.values()]
+    labels = [label.replace("`", "") for label in colours]
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     path = os.path.join(folder, "figure.png")
     figure.savefig(path)
     return path

@@ -279,13 +279,16 @@ def last(result):
     return each[-1][1] if each else {}
 
 
+def mean_height(places, heights):
+    """Of a curve that is straight between its points: the mean over its places, by trapezoids."""
+    places, heights = np.array(places), np.array(heights)
+    return float(((heights[1:] + heights[:-1]) / 2 * np.diff(places)).sum() / (places[-1] - places[0]))
+
+
 def over_run(result):
-    """Mean success over the steps of a run on the first held-out split, by trapezoids between evaluations."""
+    """Mean success over the steps of a run on the first held-out split; nan where it has one evaluation."""
     points = plot.held_out(result["curve"])
-    steps, success = np.array(list(points)), np.array(list(points.values()))
-    if len(steps) < 2:
-        return np.nan
-    return float(((success[1:] + success[:-1]) / 2 * np.diff(steps)).sum() / (steps[-1] - steps[0]))
+    return mean_height(list(points), list(points.values())) if len(points) > 1 else np.nan
 
 
 def quarter(each):
