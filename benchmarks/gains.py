@@ -27,6 +27,7 @@ from paper_table import differences, interval, last, line, mean_height, present,
 
 from harness.cli import check_knobs, command, knob
 
+RESULTS = os.path.join(ROOT, "results")
 STUDENT_TURNS = 6
 MOST_SEEDS = 20
 COMPARISONS = (  # what is played; the loss; folders of the runs and of the teacher's take-over test
@@ -45,8 +46,7 @@ COMPARISONS = (  # what is played; the loss; folders of the runs and of the teac
 
 @dataclass
 class Args:
-    """From where, and where to."""
-    results: str = knob("", "folder of the comparisons (default: results/ of the repository)", path=True)
+    """Where to."""
     out: str = knob("runs/gains", "folder of the table and the figure", path=True)
 
 
@@ -76,19 +76,19 @@ def pairs(folder, loss):
     return [[each[seed] for seed in both] for each in by_seed]
 
 
-def found(folder):
+def found():
     """All comparisons, in their order."""
     each = []
     for games, loss, runs, test in COMPARISONS:
         label = games if loss == "reverse" else f"{games}, `{loss}`"
-        wins = support(os.path.join(folder, test, "take_over.json"))
-        each.append(Comparison(label, wins, *pairs(os.path.join(folder, runs), loss)))
+        wins = support(os.path.join(RESULTS, test, "take_over.json"))
+        each.append(Comparison(label, wins, *pairs(os.path.join(RESULTS, runs), loss)))
     return each
 
 
 def over_tokens(f2b, opd):
-    """F2B's mean success less OPD's over the tokens that both trained; between evaluations a curve is straight.
-    """
+    """F2B's mean success less OPD's over the tokens that both trained; a curve is straight between
+    evaluations."""
     curves = []
     for result in (f2b, opd):
         points, until = plot.held_out(result["curve"]), plot.tokens_until(result["curve"])
@@ -148,7 +148,7 @@ def draw(folder, comparisons):
 def main(args):
     check_knobs(args)
     os.makedirs(args.out, exist_ok=True)
-    comparisons = found(args.results or os.path.join(ROOT, "results"))
+    comparisons = found()
     present(args.out, table(comparisons), draw(args.out, comparisons))
 
 
