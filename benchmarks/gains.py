@@ -34,6 +34,7 @@ COMPARISONS = (  # what is played; the loss; folders of the runs and of the teac
     ("ALFWorld", "reverse", "alfworld-full-narrow", "alfworld-full-narrow"),
     ("ALFWorld", "reverse", "alfworld-full", "alfworld-full"),
     ("small ALFWorld", "reverse", "mechanism/0/table", "mechanism/0"),
+    ("small ALFWorld", "reverse", "mechanism/0.01/table", "mechanism/0.01"),
     ("small ALFWorld", "reverse", "mechanism/0.03/table", "mechanism/0.03"),
     ("small ALFWorld", "reverse", "mechanism/0.1/table", "mechanism/0.1"),
     ("small ALFWorld", "reverse", "mechanism/0.3/table", "mechanism/0.3"),

@@ -1,7 +1,7 @@
 """Does a temporal curriculum gain where the teacher's support is narrow? Teachers from narrow to broad, the
 take-over curve of each, and F2B against OPD with it, on the small embedded games.
 
-    python benchmarks/mechanism.py --shares 0,0.03,0.1,0.3,1 --seeds 0,1,2 --jobs 2 --out runs/mechanism
+    python benchmarks/mechanism.py --shares 0,0.01,0.03,0.1,0.3,1 --seeds 0,1,2 --jobs 2 --out runs/mechanism
     python benchmarks/mechanism.py --out results/mechanism --draw true  # again from what was found
 
 The dial is the share of mixed play among what a teacher learned from (`tiny.make --mixed`): with 0 it has
@@ -32,7 +32,7 @@ FLAGS = ["--env", "alfworld", "--data", "generated"]
 @dataclass
 class Args:
     """Which teachers, how many seeds, and where."""
-    shares: str = knob("0,0.03,0.1,0.3,1", "shares of mixed play, by commas")
+    shares: str = knob("0,0.01,0.03,0.1,0.3,1", "shares of mixed play, by commas")
     seeds: str = knob("0,1,2", "whole numbers, by commas")
     games: int = knob(1500, "training games of a teacher", least=1)
     teacher_steps: int = knob(900, "optimizer steps of a teacher", least=1)
