@@ -28,8 +28,8 @@ from paper_table import differences, interval, last, line, mean_height, present,
 from harness.cli import check_knobs, command, knob
 
 RESULTS = os.path.join(ROOT, "results")
-STUDENT_TURNS = 6
-MOST_SEEDS = 20
+STUDENT_TURNS = 6   # before the teacher takes over
+MOST_SEEDS = 20     # that are looked for
 COMPARISONS = (  # what is played; the loss; folders of the runs and of the teacher's take-over test
     ("ALFWorld", "reverse", "alfworld-full-narrow", "alfworld-full-narrow"),
     ("ALFWorld", "reverse", "alfworld-full", "alfworld-full"),
