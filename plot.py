@@ -61,15 +61,16 @@ def grouped(folders):
     return groups
 
 
-def held_out(records):
-    """{step: success of the student} on the first held-out split, at step 0 before any training."""
+def held_out(records, split=None):
+    """{step: success of the student} on a held-out split, the first one unless it is named, at step 0 before
+    any training."""
     points = {}
     for record in records:
         results = record.get("eval", {})
         for who in ("before", "after"):
             if who in results:
-                first = next(iter(results[who].values()))
-                points[record["step"]] = first["success"]
+                each = results[who]
+                points[record["step"]] = each[split or next(iter(each))]["success"]
     return points
 
 

@@ -44,6 +44,8 @@ SMALLEST = [  # name and options; a figure that the output must hold, as a patte
     ("mechanism", NARROW, r"(?m)^\| 0 (\| \d+ ){4}\| 1 \| [+-]\d+\.\d \| [+-]\d+\.\d \|$"),
     ("factors", FACTORS, r"(?m)^\| opd-tokens \| 1 \|.*\| [+-]\d+\.\d \| [+-]\d+\.\d \| [+-]\d+\.\d \|$"),
     ("gains", "", r"(?m)^\| WebShop (\| \d+ ){3}(\| [\d.]+ ){2}(\| [+-][\d.]+ \[.+\] ){3}\|$"),
+    ("curves", f"--out '{BENCHMARKS.parent}/results/alfworld-k1' --level 10",
+     r"(?m)^\| f2b-k1 \| 5 (\| [\d.]+ \(\d+–\d+\) ){6}\| 1\d\d .*\|$"),
     # Of go, go, open and take one does what was done before, two are go; an empty action has no verb.
     ("habits", RUN, r"\| go \|\n.*\n\| 1–2 \| 50 \| 25 \(1.0\) \| 50 \(2.5\) \|\n\| 3–4 \| 100 \| 0 \| 0 \|"),
     ("decode", "--size tiny", r"(?m)^ tiny +4 +64 +\d+\.\d\d .*\n.*the host alone.*\n.*, ratio \d+\.\d\d"),
@@ -160,6 +162,29 @@ def test_gains_are_of_the_seeds_that_both_have(tmp_path):
     assert gains.row(one) == [
         "here", "39", "2", "10", "30.0", "45.0", "+15.0 [-48.5, 78.5]", "+7.5 [-24.3, 39.3]",
         "+15.0 [15.0, 15.0]"]
+
+
+def test_a_curve_between_its_evaluations(tmp_path):
+    """The evaluation after a level was reached given for the place where it was; a mean over fewer seeds than
+    the line has; tokens counted from the evaluation before."""
+    (tmp_path / "results").mkdir()
+    runs = (0, "opd", (0.0, 0.2, 0.4)), (1, "opd", (0.0, 0.4)), (0, "f2b", (0.0, 0.5))
+    for seed, method, success in runs:
+        path = tmp_path / "results" / f"{method}-reverse-{seed}.json"
+        path.write_text(json.dumps(result(seed, *success, method=method)))
+    curves = module("curves")
+    args = curves.Args(out=str(tmp_path), level=30, tokens=50)
+    lines = curves.found(str(tmp_path))
+    # 0, 100 and 300 tokens after 0, 10 and 20 steps.
+    assert curves.figures(lines["opd"][0], "seen", args) == pytest.approx({
+        "0": 0, "10": 20, "20": 40, "over the run": 20, "steps to 30 %": 15, "tokens to 30 %": 200,
+        "after 50 tokens": 10})
+    assert curves.table(lines, "seen", args).splitlines()[2:] == [
+        "| f2b | 1 | 0.0 | 50.0 | 25.0 | 6.0 | 60.0 | 25.0 |",
+        "| opd | 2 | 0.0 (0–0) | 30.0 (20–40) | 20.0 (20–20) | 11.2 (8–15) | 138 (75–200) | 15.0 (10–20) |",
+        "| f2b − opd | 1 | +0.0 | +30.0 | +5.0 |  |  | +15.0 |"]
+    with pytest.raises(UserError, match="no results"):
+        curves.found(str(tmp_path / "none"))
 
 
 def test_a_collection_that_was_cut_short_is_not_taken_for_a_whole_one(paper_table, tmp_path, monkeypatch):
