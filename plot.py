@@ -158,7 +158,8 @@ def draw(groups, smooth):
     for axis in figure.axes:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(handles=names, loc="outside lower center", ncols=min(len(names), 6), frameon=False)
+    lines = -(-len(names) // 5)     # of five names at most, about as many in each
+    figure.legend(handles=names, loc="outside lower center", ncols=-(-len(names) // lines), frameon=False)
     return figure
 
 

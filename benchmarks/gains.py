@@ -41,6 +41,7 @@ COMPARISONS = (  # what is played; the loss; folders of the runs and of the teac
     ("small ALFWorld", "reverse", "mechanism/1/table", "mechanism/1"),
     ("small ALFWorld", "k1", "alfworld-k1", "alfworld-k1"),
     ("WebShop", "reverse", "webshop", "webshop"),
+    ("WebShop", "forward", "webshop", "webshop"),
     ("ScienceWorld", "reverse", "scienceworld", "scienceworld"),
 )
 
