@@ -58,8 +58,8 @@ SMALLEST = [  # name and options; a figure that the output must hold, as a patte
 
 
 SLOW = (
-    "alfworld_experts", "alfworld_levels", "factors", "mechanism", "memory", "plan_pairs", "step_memory",
-    "real_pair", "step_vs_peers")
+    "alfworld_experts", "alfworld_levels", "alfworld_start", "decode", "factors", "mechanism", "memory",
+    "plan_pairs", "play_vs_generate", "real_pair", "scienceworld_step", "step_memory", "step_vs_peers")
 
 
 def start(name, options, folder):
