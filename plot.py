@@ -131,6 +131,12 @@ def curve(axis, colour, series, places=None):
         axis.fill_between(at, lowest, highest, color=colour, alpha=0.15, linewidth=0)
 
 
+def legend(figure, names):
+    """Name the colours below a figure, at most five in a line and about as many in each; names: Line2D."""
+    lines = -(-len(names) // 5)
+    figure.legend(handles=names, loc="outside lower center", ncols=-(-len(names) // lines), frameon=False)
+
+
 def draw(groups, smooth):
     """The figure of {label: the records of each of its runs}."""
     figure = Figure(figsize=(11.5, 6), dpi=125, layout="constrained")
@@ -158,8 +164,7 @@ def draw(groups, smooth):
     for axis in figure.axes:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    lines = -(-len(names) // 5)     # of five names at most, about as many in each
-    figure.legend(handles=names, loc="outside lower center", ncols=-(-len(names) // lines), frameon=False)
+    legend(figure, names)
     return figure
 
 

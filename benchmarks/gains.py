@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
@@ -32,6 +33,7 @@ STUDENT_TURNS = 6   # before the teacher takes over
 MOST_SEEDS = 20     # that are looked for
 COMPARISONS = (  # what is played; the loss; folders of the runs and of the teacher's take-over test
     ("ALFWorld", "reverse", "alfworld-full-narrow", "alfworld-full-narrow"),
+    ("ALFWorld, hard split left out", "reverse", "alfworld-hard", "alfworld-full-narrow"),
     ("ALFWorld", "reverse", "alfworld-full", "alfworld-full"),
     ("small ALFWorld", "reverse", "mechanism/0/table", "mechanism/0"),
     ("small ALFWorld", "reverse", "mechanism/0.01/table", "mechanism/0.01"),
@@ -125,7 +127,7 @@ def table(comparisons):
 
 def draw(folder, comparisons):
     """The figure: what the curriculum gains, over the teacher's support; a hollow point is one seed."""
-    figure = Figure(figsize=(11.5, 3.8), dpi=125, layout="constrained")
+    figure = Figure(figsize=(11.5, 4), dpi=125, layout="constrained")
     colours = {}
     titles = ("over the run", "over the tokens", "end")
     for axis, title in zip(figure.subplots(1, len(titles), sharey=True), titles):
@@ -139,9 +141,9 @@ def draw(folder, comparisons):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.2)
     figure.axes[0].set_ylabel("F2B − OPD, points of success")
-    handles = [figure.axes[0].plot([], [], "o", color=colour)[0] for colour in colours.values()]
-    labels = [label.replace("`", "") for label in colours]
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    plot.legend(figure, [
+        Line2D([], [], marker="o", ls="", color=colour, label=label.replace("`", ""))
+        for label, colour in colours.items()])
     path = os.path.join(folder, "figure.png")
     figure.savefig(path)
     return path
