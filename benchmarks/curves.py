@@ -6,8 +6,8 @@ came so far, and how far it was after so many tokens.
 
 A line is what one method, loss and folder have in common; its seeds are told apart. One table for each
 held-out split: success in %, mean (lowest–highest) of the seeds; "over the run" is the mean from the first
-step to the last; differences to the base are in points, paired by seed, mean and 95 % interval over seeds
-(Student's t). Between evaluations a curve is straight.
+step to the last; differences to the base, in points, steps or tokens, are paired by seed: mean and 95 %
+interval over seeds (Student's t). Between evaluations a curve is straight.
 """
 
 import os
@@ -100,8 +100,9 @@ def cell(values):
 
 
 def difference(ours, theirs):
-    """Of {seed: figure} of two lines, in points."""
-    return interval([(ours[seed] - theirs[seed]) / 100 for seed in ours if seed in theirs])
+    """Of {seed: figure} of two lines, in the figure's unit; a dash where a seed has not come so far."""
+    each = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    return "–" if np.isnan(each).any() else interval([one / 100 for one in each])  # which thinks in points
 
 
 def shared(each):
@@ -132,7 +133,7 @@ def table(lines, split, args):
     for name, runs in each.items():
         both = set(runs) & set(each.get(args.base, {}))
         if name != args.base and both:
-            cells = ["" if " to " in c else difference(of(name, c), of(args.base, c)) for c in columns]
+            cells = [difference(of(name, c), of(args.base, c)) for c in columns]
             text.append(line([f"{name} − {args.base}", str(len(both)), *cells]))
     return "\n".join(text) + "\n"
 

@@ -182,7 +182,7 @@ def test_a_curve_between_its_evaluations(tmp_path):
     assert curves.table(lines, "seen", args).splitlines()[2:] == [
         "| f2b | 1 | 0.0 | 50.0 | 25.0 | 6.0 | 60.0 | 25.0 |",
         "| opd | 2 | 0.0 (0–0) | 30.0 (20–40) | 20.0 (20–20) | 11.2 (8–15) | 138 (75–200) | 15.0 (10–20) |",
-        "| f2b − opd | 1 | +0.0 | +30.0 | +5.0 |  |  | +15.0 |"]
+        "| f2b − opd | 1 | +0.0 | +30.0 | +5.0 | -9.0 | -140.0 | +15.0 |"]
     with pytest.raises(UserError, match="no results"):
         curves.found(str(tmp_path / "none"))
 
