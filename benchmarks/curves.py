@@ -4,10 +4,10 @@ came so far, and how far it was after so many tokens.
     python benchmarks/curves.py --out results/alfworld-full-narrow --level 50
     python benchmarks/curves.py --out results/factors --base f2b --tokens 50000
 
-A line is what one method, loss and folder have in common; its seeds are told apart. One table for each
-held-out split: success in %, mean (lowest–highest) of the seeds; "over the run" is the mean from the first
-step to the last; differences to the base, in points, steps or tokens, are paired by seed: mean and 95 %
-interval over seeds (Student's t). Between evaluations a curve is straight.
+A line is one method by one loss in one folder, all its seeds; all lines must be of the same models and held-
+out games. One table for each held-out split: success in %, mean (lowest–highest) of the seeds; "over the
+run" is the mean from the first step to the last; differences to the base, in points, steps or tokens, are
+paired by seed: mean and 95 % interval over seeds (Student's t). Between evaluations a curve is straight.
 """
 
 import os
@@ -20,7 +20,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
 
 import plot
-from paper_table import interval, last, line, mean_height, read
+from paper_table import check_same, interval, last, line, mean_height, read
 
 from harness.cli import UserError, check_knobs, command, knob
 
@@ -36,27 +36,37 @@ class Args:
 
 # ---- the lines
 
-def label(folder, results, result):
-    """'f2b', 'b2f-forward', 'f2b-eta-4': the comparison's folder where there are several, else method, and
-    loss where it is not the usual one."""
-    place = os.path.relpath(os.path.dirname(results), folder)
-    if place not in (".", ".."):  # the comparison itself, or its results/
-        return place
+def kind(result):
+    """'f2b', 'f2b-forward': the method, and the loss where it is not the usual one."""
     return result["method"] + f"-{result['loss']}" * (result["loss"] not in ("reverse", "nll"))
 
 
+def label(folder, results, kinds, own):
+    """What a line is called: its kind, behind the comparison's folder where there are several; the folder
+    alone where that holds nothing else ('f2b-eta-4')."""
+    place = os.path.relpath(os.path.dirname(results), folder)
+    if place in (".", ".."):    # the comparison itself, or its results/
+        return own
+    return place if len(kinds) == 1 else f"{place}/{own}"
+
+
 def found(folder):
-    """{label: {seed: result}} of all evaluated runs below a folder. Raises UserError where there is none."""
+    """{label: {seed: result}} of all evaluated runs below a folder.
+
+    Raises UserError where there is none, or they were not all made with the same models and held-out games.
+    """
     lines = {}
     for place, _, names in sorted(os.walk(folder)):
-        if os.path.basename(place) != "results":
-            continue
-        for name in sorted(names):
-            result = read(os.path.join(place, name))
-            if last(result):
-                lines.setdefault(label(folder, place, result), {})[result["seed"]] = result
+        if os.path.basename(place) == "results":
+            each = [read(os.path.join(place, name)) for name in sorted(names)]
+            each = [result for result in each if last(result)]
+            kinds = set(map(kind, each))
+            for result in each:
+                name = label(folder, place, kinds, kind(result))
+                lines.setdefault(name, {})[result["seed"]] = result
     if not lines:
         raise UserError(f"{folder} holds no results of evaluated runs")
+    check_same([result for runs in lines.values() for result in runs.values()], folder)
     return lines
 
 

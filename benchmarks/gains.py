@@ -31,16 +31,12 @@ from harness.cli import check_knobs, command, knob
 RESULTS = os.path.join(ROOT, "results")
 STUDENT_TURNS = 6   # before the teacher takes over
 MOST_SEEDS = 20     # that are looked for
+SHARES = ("0", "0.01", "0.03", "0.1", "0.3", "1")   # of mixed play: mechanism.py's teachers
 COMPARISONS = (  # what is played; the loss; folders of the runs and of the teacher's take-over test
     ("ALFWorld", "reverse", "alfworld-full-narrow", "alfworld-full-narrow"),
     ("ALFWorld, hard split left out", "reverse", "alfworld-hard", "alfworld-full-narrow"),
     ("ALFWorld", "reverse", "alfworld-full", "alfworld-full"),
-    ("small ALFWorld", "reverse", "mechanism/0/table", "mechanism/0"),
-    ("small ALFWorld", "reverse", "mechanism/0.01/table", "mechanism/0.01"),
-    ("small ALFWorld", "reverse", "mechanism/0.03/table", "mechanism/0.03"),
-    ("small ALFWorld", "reverse", "mechanism/0.1/table", "mechanism/0.1"),
-    ("small ALFWorld", "reverse", "mechanism/0.3/table", "mechanism/0.3"),
-    ("small ALFWorld", "reverse", "mechanism/1/table", "mechanism/1"),
+    *(("small ALFWorld", "reverse", f"mechanism/{share}/table", f"mechanism/{share}") for share in SHARES),
     ("small ALFWorld", "k1", "alfworld-k1", "alfworld-k1"),
     ("WebShop", "reverse", "webshop", "webshop"),
     ("WebShop", "forward", "webshop", "webshop"),

@@ -254,15 +254,20 @@ def results(args):
     everyone = [result for each in found.values() for result in each]
     if not everyone:
         raise UserError(f"{folder} holds no results of these methods, losses and seeds")
-    first = everyone[0]["fingerprint"]
-    for result in everyone:
+    check_same(everyone, folder)
+    return found
+
+
+def check_same(results, folder):
+    """Raises UserError where results were not all made with the same models and held-out games."""
+    first = results[0]["fingerprint"]
+    for result in results:
         prints = result["fingerprint"]
         wrong = [what for what in first if "training" not in what and prints.get(what) != first[what]]
         if wrong:
             raise UserError(
                 f"the results in {folder} cannot stand in one table: {result['method']} {result['loss']} "
                 f"{result['seed']} had another {', another '.join(wrong)} than the first")
-    return found
 
 
 # ---- the table

@@ -187,6 +187,22 @@ def test_a_curve_between_its_evaluations(tmp_path):
         curves.found(str(tmp_path / "none"))
 
 
+def test_curves_of_several_comparisons(tmp_path):
+    """A method that takes the place of another in the same folder; runs from two teachers in one table."""
+    made = [result(0, 0.0, 0.2), result(0, 0.0, 0.3, method="f2b"), result(0, 0.0, 0.4, method="f2b")]
+    for folder, one in zip(("both", "both", "alone"), made):
+        (tmp_path / folder / "results").mkdir(parents=True, exist_ok=True)
+        path = tmp_path / folder / "results" / f"{one['method']}-reverse-0.json"
+        path.write_text(json.dumps(one))
+    curves = module("curves")
+    lines = curves.found(str(tmp_path))
+    assert lines == {"alone": {0: made[2]}, "both/f2b": {0: made[1]}, "both/opd": {0: made[0]}}
+    assert set(curves.found(str(tmp_path / "both"))) == {"f2b", "opd"}
+    path.write_text(json.dumps({**made[2], "fingerprint": {"teacher": "another"}}))
+    with pytest.raises(UserError, match="had another teacher"):
+        curves.found(str(tmp_path))
+
+
 def test_a_collection_that_was_cut_short_is_not_taken_for_a_whole_one(paper_table, tmp_path, monkeypatch):
     """The teacher's table grows with the collection: that it is there does not say that all was played."""
     (tmp_path / "teacher.json").write_text("{}")
