@@ -1,38 +1,60 @@
 """From played episodes to batches of tensors: Eq. 2's weights, rows cut to what is trained, micro-batches.
 
+Read before this: rollout.py; after it: loss.py.
+
 Notation: B = row, T = token, t = turn, N = trained token of a micro-batch.
 """
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from rollout import Row
+from rollout import Episode, Row
 
 AGGREGATES = ("episode", "token", "turn")
 
 
+# ---- data
+
 class Sample(NamedTuple):
-    """A row to learn from, up to its last trained token, with the weight and the loss of every token."""
-    episode: int            # the episode's place in the list that the samples were made of
+    """A row to learn from, up to its last trained token; the weight and the loss of a turn stand in its
+    episode."""
     row: Row
-    weight: list[float]     # (T,), 0 where nothing is trained
-    loss: list[str]         # (T,), "" where nothing is trained
+    episode: Episode
+    number: int             # the episode's place among those of the step
+    weight: dict            # {turn: what each of its tokens weighs}
+
+
+@dataclass
+class Batch:
+    """A micro-batch; per trained token, in order of (row, position)."""
+    ids: torch.Tensor       # (B, T), right-padded with 0
+    where: torch.Tensor     # (N,) the position before it in the flattened (B · T): its state predicts it
+    token: torch.Tensor     # (N,)
+    sampled_logp: torch.Tensor  # (N,) with which the student sampled it; NaN where it did not
+    weight: torch.Tensor    # (N,) in the loss
+    episode: torch.Tensor   # (N,) its place among those of the step
+    turn: torch.Tensor      # (N,)
+    losses: dict            # {name: which of the N tokens are trained by it}
 
 
 # A rank with nothing to train still takes part in the backward pass.
-EMPTY = Sample(0, Row([0], [-1], [0.0]), [0.0], [""])
+EMPTY = Sample(Row([0], [-1], [0.0]), Episode(None, 0), 0, {})
 
+
+# ---- weights
 
 def count(episodes):
-    """[episodes, trained turns, trained tokens]: summed over the ranks, what the loss is divided by."""
+    """[episodes, turns, tokens] that are trained, with a weight: summed over the ranks, what the loss is
+    divided by."""
     turns = tokens = 0
     for episode in episodes:
         for row in episode.rows:
-            trained = [t for t in row.turn if t >= 0]
-            turns += len(set(trained))
-            tokens += len(trained)
+            weighed = [t for t in row.turn if t >= 0 and episode.turns[t].weight]
+            turns += len(set(weighed))
+            tokens += len(weighed)
     return [len(episodes), turns, tokens]
 
 
@@ -43,7 +65,7 @@ def share(aggregate, totals, length):
     token     1 / tokens
     turn      every turn weighs the same, its tokens share it
     """
-    episodes, turns, tokens = totals
+    episodes, turns, tokens = (max(1, total) for total in totals)
     if aggregate == "episode":
         return 1 / episodes
     return 1 / tokens if aggregate == "token" else 1 / (turns * length)
@@ -55,25 +77,19 @@ def trimmed(row):
     return Row(row.ids[:end], row.turn[:end], row.logp[:end])
 
 
-def samples(episodes, aggregate, totals, loss):
-    """The samples of some episodes: a token weighs its turn's weight times its `share`.
-
-    loss: the name for turns that name none.
-    """
+def samples(episodes, aggregate, totals):
+    """The samples of some episodes: a token weighs its turn's weight times its `share`."""
     found = []
     for e, episode in enumerate(episodes):
         for row in map(trimmed, episode.rows):
-            if not row.ids:
-                continue
             lengths = Counter(t for t in row.turn if t >= 0)
-            weights, losses = [0.0] * len(row.ids), [""] * len(row.ids)
-            for j, t in enumerate(row.turn):
-                if t >= 0:
-                    weights[j] = episode.turns[t]["weight"] * share(aggregate, totals, lengths[t])
-                    losses[j] = episode.turns[t]["loss"] or loss
-            found.append(Sample(e, row, weights, losses))
+            weight = {t: episode.turns[t].weight * share(aggregate, totals, n) for t, n in lengths.items()}
+            if weight:
+                found.append(Sample(row, episode, e, weight))
     return found
 
+
+# ---- tensors
 
 def micro_batches(samples, batch_tokens):
     """Groups of samples whose padded size is at most batch_tokens (a longer row goes alone), similar lengths
@@ -106,37 +122,41 @@ def before(rows, device):
     return torch.tensor(places, dtype=torch.long, device=device)
 
 
-def collate(samples, device):
-    """Samples -> a dict of tensors: ids (B, T) and where (N,) as above; per trained token, in order of (row,
-    position), its token, sampled_logp, weight, episode and turn (N,); and loss, {name: which of the N tokens
-    are trained by it}.
+def collate(samples, loss, device):
+    """Samples -> a Batch. loss: the name for turns that name none.
 
-    >>> row = Row([5, 7, 9, 2], [-1, -1, 0, 0], [0., 0., -.1, -.2])
-    >>> a = Sample(0, row, [0, 0, .5, .5], ["", "", "k1", "k1"])
-    >>> b = Sample(1, Row([5, 8], [-1, 3], [0., -.3]), [0, .5], ["", "nll"])
-    >>> batch = collate([a, b], "cpu")
-    >>> batch["ids"].tolist(), batch["where"].tolist(), batch["token"].tolist()
+    >>> from types import SimpleNamespace as Played
+    >>> turns = [Played(loss="k1"), None, None, Played(loss="")]
+    >>> a = Sample(Row([5, 7, 9, 2], [-1, -1, 0, 0], [0., 0., -.1, -.2]), Played(turns=turns), 0, {0: .5})
+    >>> b = Sample(Row([5, 8], [-1, 3], [0., -.3]), Played(turns=turns), 1, {3: .25})
+    >>> batch = collate([a, b], "nll", "cpu")
+    >>> batch.ids.tolist(), batch.where.tolist(), batch.token.tolist()
     ([[5, 7, 9, 2], [5, 8, 0, 0]], [1, 2, 4], [9, 2, 8])
-    >>> batch["episode"].tolist(), batch["turn"].tolist()
-    ([0, 0, 1], [0, 0, 3])
-    >>> {name: n.tolist() for name, n in batch["loss"].items()}
+    >>> batch.weight.tolist(), batch.episode.tolist(), batch.turn.tolist()
+    ([0.5, 0.5, 0.25], [0, 0, 1], [0, 0, 3])
+    >>> {name: n.tolist() for name, n in batch.losses.items()}
     {'k1': [0, 1], 'nll': [2]}
     """
-    columns = dict(token=[], sampled_logp=[], weight=[], episode=[], turn=[])
+    trained = [
+        (sample, sample.row.ids[j], sample.row.logp[j], t)
+        for sample in samples for j, t in enumerate(sample.row.turn) if t >= 0]
     losses = {}
-    for sample in samples:
-        for j, t in enumerate(sample.row.turn):
-            if t >= 0:
-                losses.setdefault(sample.loss[j], []).append(len(columns["turn"]))
-                columns["token"].append(sample.row.ids[j])
-                columns["sampled_logp"].append(sample.row.logp[j])
-                columns["weight"].append(sample.weight[j])
-                columns["episode"].append(sample.episode)
-                columns["turn"].append(t)
+    for n, (sample, _, _, t) in enumerate(trained):
+        losses.setdefault(sample.episode.turns[t].loss or loss, []).append(n)
+
+    def integers(values):
+        return torch.tensor(values, dtype=torch.long, device=device)  # (N,)
+
+    def numbers(values):
+        return torch.tensor(values, dtype=torch.float32, device=device)  # (N,)
+
     rows = [sample.row for sample in samples]
-    batch = dict(ids=padded(rows, device), where=before(rows, device))
-    for name, values in columns.items():
-        real = name in ("sampled_logp", "weight")
-        batch[name] = torch.tensor(values, dtype=torch.float32 if real else torch.long, device=device)  # (N,)
-    batch["loss"] = {name: torch.tensor(index, device=device) for name, index in losses.items()}
-    return batch
+    return Batch(
+        ids=padded(rows, device),
+        where=before(rows, device),
+        token=integers([token for _, token, _, _ in trained]),
+        sampled_logp=numbers([logp for _, _, logp, _ in trained]),
+        weight=numbers([sample.weight[t] for sample, _, _, t in trained]),
+        episode=integers([sample.number for sample, _, _, _ in trained]),
+        turn=integers([t for _, _, _, t in trained]),
+        losses={name: integers(n) for name, n in losses.items()})

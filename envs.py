@@ -1,48 +1,260 @@
-"""Text games as Gymnasium environments: tasks and splits, replay of expert actions.
+"""What a game is to the code that plays it: a task, and a Gymnasium environment that plays one task after another.
 
     env = make_env("alfworld", split="valid_seen")
     obs, info = env.reset(options={"task": make_tasks("alfworld", "valid_seen")[0]})
     obs, reward, terminated, truncated, info = env.step("go to fridge 1")
 
-An environment plays one game at a time and is used for many by reset(). The horizon is counted by who plays
-(see rollout.py), not here. There is no torch in this file; what a world is stands in worlds/game.py, each
-world in worlds/NAME_env.py.
+A world is a subclass of TextGame in a file of its own, worlds/NAME_env.py, and a line in WORLDS. The horizon
+is counted by the sampler (rollout.py), not here. Read before this: nothing; after it: rollout.py.
 """
 
-import json
-import os
-from pathlib import Path
+import hashlib
+import importlib
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import gymnasium
 
 from harness.cli import UserError
-from worlds.alfworld_env import ALFWorld
-from worlds.game import ReplayError, Task, TextGame, Unplayable, digest, readable  # noqa: F401, found here
-from worlds.scienceworld_env import ScienceWorld
-from worlds.webshop_env import WebShop
+
+MAX_TEXT = 100_000              # characters of an observation or action that the spaces accept
+MAX_REASON = 300                # characters of what is said of a game that cannot be played
+
+
+# ---- data
+
+@dataclass(frozen=True)
+class Task:
+    """One game of a split."""
+    id: str                         # unique and stable
+    kind: str                       # task type: a row of the success table
+    source: Any = None              # what it is loaded from: a path, (name, variation), a goal's index
+    expert: tuple[str, ...] = ()    # actions of an expert's successful episode, replayed; () if none is known
+    responses: tuple[str, ...] = ()  # what the expert said, per action; () where it gave bare actions
+    digest: str = ""                # of the game's content: says which game an id numbers
+    fault: str = ""                 # why it cannot be played, where listing it showed that
+
+
+class Unplayable(UserError):
+    """A task that cannot be played, by the fault of its game's file or of the engine. A run goes on without
+    it (`Episode.unplayable`). reason: the error's text without the task's name."""
+
+    def __init__(self, task, reason):
+        super().__init__(f"{task.id} cannot be played ({reason})")
+        self.reason = reason
+
+
+class ReplayError(Unplayable):
+    """Expert actions ended the game before they were all played: they belong to another game or version."""
+
+
+# ---- text
+
+def digest(content):
+    """12 hex digits that stand for a game's content (bytes)."""
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def readable(text):
+    """A text that can be written and tokenised: half a surrogate pair becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def reason(error):
+    """What an exception says, in a line of bounded length."""
+    return readable(" ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON])
+
+
+def tidy(action):
+    """An action as the engines want it: lower case, single blanks, no quotes around it, no full stop."""
+    return " ".join(action.lower().split()).strip("\"'`. ")
+
+
+class AnyText(gymnasium.spaces.Text):
+    """Any unicode string up to a length (Gymnasium's own Text space wants every character listed)."""
+
+    def contains(self, x):
+        return isinstance(x, str) and len(x) <= self.max_length
+
+
+# ---- a world
+
+class TextGame(gymnasium.Env):
+    """What the worlds share. A world defines the class attributes, `tasks`, and the three methods at the end.
+
+    info: "task" (its text), "kind", "admissible" (list of actions), "won", "lost", "invalid" (the last action
+    was not understood, by the benchmark's own answer), "status" (one short line: the task, and what a player
+    may have lost track of), "carried" (by the player, where a world has such a thing); and where the engine
+    failed, which ends the episode, "crashed" (it died) or "fault" (the reason).
+    Reward is 1 for a game won, else the world's own.
+    """
+    name = ""
+    horizon = 30                    # turns
+    splits: tuple[str, ...] = ()
+    train_split = ""
+    eval_splits: tuple[str, ...] = ()
+    knob_types: dict = {}           # what else can be asked for: keyword of __init__ and tasks() -> its type
+    experts = ""                    # whose episodes `with_experts` and `demonstrate` give, for the screen
+    instructions = ""               # what the game is and how actions are written: opens the "react" prompt
+    restarts = 0                    # how many engines of this process died and were replaced
+
+    def __init__(self, split="", data="", **knobs):
+        self.observation_space = AnyText(MAX_TEXT, min_length=0)
+        self.action_space = AnyText(MAX_TEXT, min_length=0)
+        self.split = split or self.train_split
+        self.data = data
+        self.knobs = knobs
+        self.task = None
+        self._told = {}             # the last info
+        self.check_split(self.split)
+        self.check_knobs(knobs)
+
+    @classmethod
+    def check_split(cls, split):
+        if split not in cls.splits:
+            raise UserError(f"{cls.name} has no split '{split}'; it has {', '.join(cls.splits)}.")
+
+    @classmethod
+    def check_knobs(cls, knobs):
+        """Raises UserError for a knob that this world does not have. knobs: names."""
+        for knob in knobs:
+            if knob not in cls.knob_types:
+                raise cls.no_knob(knob)
+
+    @classmethod
+    def no_knob(cls, written):
+        """The error of a knob that does not exist, or is not written as one."""
+        if not cls.knob_types:
+            return UserError(f"{cls.name} has no knobs, and so no '{written}'.")
+        known = ", ".join(cls.knob_types)
+        usage = f"written as in {next(iter(cls.knob_types))}=VALUE"
+        return UserError(f"{cls.name} has no knob '{written}'; it has {known}, {usage}.")
+
+    @classmethod
+    def tasks(cls, split, data="", **knobs) -> list[Task]:
+        """The games of a split, in an order that never changes."""
+        raise NotImplementedError
+
+    @classmethod
+    def with_experts(cls, tasks, data="", **knobs) -> list[Task]:
+        """The tasks for which an expert's episode is known or can be made, filled in where it is known.
+        Where it is made only when a task is drawn, `demonstrate` does so."""
+        return [task for task in tasks if task.expert]
+
+    def demonstrate(self, task) -> Task:
+        """A task of `with_experts` with its expert's episode, or with a fault where none can be made. It may
+        play the game: the game that was played here before is over."""
+        return task
+
+    def reset(self, *, seed=None, options=None):
+        """options={"task": Task} chooses the game; without it the environment's own generator draws one.
+
+        Raises Unplayable for a game that cannot be played; the environment is as good as before.
+        """
+        super().reset(seed=seed)
+        self.task = (options or {}).get("task") or self._draw()
+        if self.task.fault:
+            raise Unplayable(self.task, self.task.fault)
+        try:
+            obs, self._told = self._start(self.task), self._info()
+        except UserError:           # what the user can mend, as a Java that is missing
+            raise
+        except (Exception, SystemExit) as error:    # ALFWorld's translator leaves the process on bad PDDL
+            raise Unplayable(self.task, reason(error)) from error
+        return readable(obs)[:MAX_TEXT], self._told
+
+    def step(self, action):
+        """-> observation, reward, terminated, truncated (always False), info. No action makes it raise."""
+        try:
+            obs, reward, terminated = self._act(tidy(action))
+            self._told = self._info()
+        except UserError:
+            raise
+        except Exception as error:  # a game whose fault shows only now
+            self._told = {**self._told, "won": False, "lost": False, "fault": reason(error)}
+            obs, reward, terminated = self._told["fault"], 0, True
+        return readable(obs)[:MAX_TEXT], float(reward), terminated, False, self._told
+
+    def _draw(self):
+        tasks = type(self).tasks(self.split, self.data, **self.knobs)
+        return tasks[self.np_random.integers(len(tasks))]
+
+    def _start(self, task) -> str:
+        raise NotImplementedError
+
+    def _act(self, action) -> tuple[str, float, bool]:
+        raise NotImplementedError
+
+    def _info(self) -> dict:
+        raise NotImplementedError
+
+
+def replay(env, actions):
+    """Play expert actions from the state after reset(), each when the caller asks for its turn; yields
+    (obs, terminated, info) per action.
+
+    A crash is the world's fault, not the expert's: it is yielded and ends the replay, and the episode counts
+    as lost. Raises ReplayError if the game ends while the expert's episode does not.
+    """
+    length = max(len(actions), len(env.task.expert))
+    for number, action in enumerate(actions, 1):
+        obs, _, terminated, _, info = env.step(action)
+        crashed = info.get("crashed") or info.get("fault")
+        if terminated and number < length and not crashed:
+            raise ReplayError(env.task, f"the game ended after {number} of the expert's {length} actions")
+        yield obs, terminated, info
+        if crashed:
+            return
 
 
 # ---- the worlds by their names
 
-ENVS = {"alfworld": ALFWorld, "webshop": WebShop, "scienceworld": ScienceWorld}
-for _game in ENVS.values():
-    gymnasium.register(
-        f"tcod/{_game.__name__}-v0", entry_point=f"envs:{_game.__name__}", max_episode_steps=_game.horizon)
+class World(NamedTuple):
+    """Where a world's class is, and what --help says of it. Only the world that is named is imported."""
+    entry: str                      # module:class
+    data: str                       # what --data means
+    knobs: str = ""                 # its knobs, as they are written
 
 
-def _help(attribute):
-    return "; ".join(f"{name}: {getattr(game, attribute)}" for name, game in ENVS.items())
-
-
-DATA_HELP = f"where the games come from; {_help('data_help')}"
-KNOBS_HELP = f"the environment's own knobs, as NAME=VALUE separated by blanks; {_help('knobs_help')}"
+WORLDS = {
+    "alfworld": World(
+        "worlds.alfworld_env:ALFWorld",
+        "the folder that alfworld-download made, which holds json_2.1.1, or generated for games made offline "
+        "(empty: where the benchmark puts it, else, and with the tiny pair, generated)"),
+    "webshop": World(
+        "worlds.webshop_env:WebShop",
+        "the folder of the benchmark's files (empty: a catalogue made offline)",
+        "goals=synthetic|human, seed=N, most=N"),
+    "scienceworld": World(
+        "worlds.scienceworld_env:ScienceWorld",
+        "no folder, but task types by commas, or short (empty: all 30; with the tiny pair short)",
+        "simplification=easy, or none (=) or some by commas")}
 
 
 def game_type(name):
-    """The environment class of that name in ENVS. Raises UserError for any other name."""
-    if name not in ENVS:
-        raise UserError(f"There is no environment '{name}'; there are {', '.join(ENVS)}.")
-    return ENVS[name]
+    """The environment class of that name in WORLDS. Raises UserError for any other name."""
+    if name not in WORLDS:
+        raise UserError(f"There is no environment '{name}'; there are {', '.join(WORLDS)}.")
+    module, kind = WORLDS[name].entry.split(":")
+    return getattr(importlib.import_module(module), kind)
+
+
+def make_env(name, **kw):
+    """An environment by its name in WORLDS. Raises UserError for a name, split or knob that does not
+    exist."""
+    return game_type(name)(**kw)
+
+
+def make_tasks(name, split, data="", **knobs):
+    """The tasks of a split. Raises UserError as make_env does, and for a split without tasks."""
+    game = game_type(name)
+    game.check_knobs(knobs)
+    tasks = game.tasks(split, data, **knobs)
+    if not tasks:
+        raise UserError(
+            f"{name}'s split '{split}' has no tasks with --data '{data}': name another split or other data.")
+    return tasks
 
 
 def parse_knobs(name, text):
@@ -59,135 +271,11 @@ def parse_knobs(name, text):
     return knobs
 
 
-def make_env(name, **kw):
-    """An environment by its name in ENVS. Raises UserError for a name, split or knob that does not exist."""
-    return game_type(name)(**kw)
+def within_horizon(name, **kw):
+    """`make_env`, and an episode is truncated at its horizon: what gymnasium.make gives."""
+    env = make_env(name, **kw)
+    return gymnasium.wrappers.TimeLimit(env, env.horizon)
 
 
-def make_tasks(name, split, data="", **knobs):
-    """The tasks of a split of the environment of that name, or those that a file of task ids names.
-
-    Raises UserError as make_env does, for a file without ids, and for ids that are of no task.
-    """
-    game = game_type(name)
-    game.check_knobs(knobs)
-    if split not in game.splits and os.path.isfile(split):
-        return _listed_tasks(game, split, data, knobs)
-    tasks = game.tasks(split, data, **knobs)
-    if not tasks:
-        raise UserError(
-            f"{name}'s split '{split}' has no tasks with --data '{data}': name another split or other data.")
-    return tasks
-
-
-def _listed_tasks(game, path, data, knobs):
-    """The tasks that a file names, looked for in the splits that their ids begin with, else in all."""
-    wanted = read_ids(path)
-    named = [split for split in game.splits if any(id.startswith(split + "/") for id in wanted)]
-    found = {}
-    for split in named or game.splits:
-        found.update((task.id, task) for task in game.tasks(split, data, **knobs))
-    strange = [id for id in wanted if id not in found]
-    if strange:
-        raise UserError(
-            f"{len(strange)} of the {len(wanted)} ids in {path} are of no {game.name} task with --data "
-            f"'{data}', the first one is '{strange[0]}'.")
-    tasks = [found[id] for id in wanted]
-    check_digests(tasks, wanted, path)
-    return tasks
-
-
-def read_ids(path):
-    """{task id: its digest, or "" where none is given} of a file with a task a line: an id, or JSON as
-    eval.py --save-hard and --save-expert write it; a line that begins with # says nothing.
-
-    Raises UserError for a file that cannot be read or names none.
-    """
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-        said = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-        entries = [json.loads(line) if line.startswith("{") else dict(task=line) for line in said]
-        ids = {entry["task"]: entry.get("digest", "") for entry in entries}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a file of task ids, one a line ({error}).") from None
-    if not ids:
-        raise UserError(f"{path} names no task: a file of task ids has one a line.")
-    return ids
-
-
-def check_digests(tasks, ids, path):
-    """Raises UserError where a file, {task id: digest}, speaks of other games than these tasks."""
-    strange = [task.id for task in tasks if ids.get(task.id) and ids[task.id] != task.digest]
-    if strange:
-        raise UserError(
-            f"{len(strange)} of the tasks in {path} are other games here, the first one {strange[0]}: it "
-            "belongs to another --data.")
-
-
-def named_splits(name, text):
-    """{label: split or file of task ids} of an option, as in 'valid_seen,hard=FILE'; empty: the world's own.
-
-    A split is its own label; a file without one is called by its name. Raises UserError for what is neither,
-    and for two of one label.
-    """
-    game, found = game_type(name), {}
-    for part in text.split(",") if text else game.eval_splits:
-        label, given, split = (word.strip() for word in part.partition("="))
-        split = check_split(name, split if given else label)
-        if not given and split not in game.splits:
-            label = Path(split).stem
-        if not label or label in found:
-            raise UserError(
-                f"'{text}' has two splits called '{label}', or one without a name: write NAME=FILE.")
-        found[label] = split
-    return found
-
-
-def check_split(name, split):
-    """The split of that name, or the path of a file of task ids; raises UserError for anything else."""
-    game, path = game_type(name), os.path.expanduser(split)
-    if split in game.splits:
-        return split
-    if not os.path.isfile(path):
-        raise UserError(
-            f"{name} has no split '{split}', nor is there such a file of task ids; it has "
-            f"{', '.join(game.splits)}.")
-    read_ids(path)
-    return path
-
-
-def without(tasks, path):
-    """The tasks but those that a file of task ids names. Raises UserError where it names none, or all."""
-    ids = read_ids(path)
-    left = [task for task in tasks if task.id not in ids]
-    check_digests(tasks, ids, path)
-    if not left or len(left) == len(tasks):
-        raise UserError(
-            f"{path} names {len(tasks) - len(left)} of the {len(tasks)} training tasks: a file of tasks to "
-            "leave out names some, and not all.")
-    return left
-
-
-def fingerprint(tasks):
-    """12 hex digits that stand for a list of tasks: their ids and what their games are."""
-    return digest("\n".join(f"{task.id} {task.digest}" for task in tasks).encode())
-
-
-# ---- replay
-
-def replay(env, actions):
-    """Play expert actions from the state after reset(), each when the caller asks for its turn; yields
-    (obs, terminated, info) per action.
-
-    A crash is the world's fault, not the expert's: it is yielded and ends the replay, and whoever plays
-    counts the episode as lost. Raises ReplayError if the game ends while the expert's episode does not.
-    """
-    length = max(len(actions), len(env.task.expert))
-    for number, action in enumerate(actions, 1):
-        obs, _, terminated, _, info = env.step(action)
-        crashed = info.get("crashed") or info.get("fault")
-        if terminated and number < length and not crashed:
-            raise ReplayError(env.task, f"the game ended after {number} of the expert's {length} actions")
-        yield obs, terminated, info
-        if crashed:
-            return
+for _name, _world in WORLDS.items():
+    gymnasium.register(f"tcod/{_world.entry.split(':')[1]}-v0", partial(within_horizon, _name))

@@ -2,7 +2,7 @@
 
 A loss is a function of log-probabilities to a value per token; autograd forms its gradient. `chunked` runs
 one over hidden states, a chunk of tokens at a time, so that no [tokens × vocabulary] tensor lives beyond its
-chunk. Nothing here knows of episodes.
+chunk. Nothing here knows of episodes. Read before this: batch.py; after it: tcod.py.
 
 Notation: θ student, φ teacher; n = token of a chunk, N = trained token of a micro-batch, V = vocabulary,
 D = width. logq (n, V) = log p_θ and logp (n, V) = log p_φ, both fp32 at the sampling temperature; token (n,):
@@ -18,6 +18,9 @@ import model as lm
 # A logit of −inf (an id that is excluded) becomes this: what both exclude then adds 0 · 0 to a divergence and
 # not 0 · (inf − inf).
 LOWEST = torch.finfo(torch.float32).min / 4
+# Tokens whose distributions are in memory at once: at most so many, and so many numbers in one [n, V].
+CHUNK, LOGITS = 1024, 2**26
+LOGGED = ("loss", "kl", "logp", "entropy", "mismatch")  # of every trained token, see `chunked`
 
 
 # ---- the losses: each is called as (logq, logp, token, beta) and takes what it needs
@@ -25,6 +28,11 @@ LOWEST = torch.finfo(torch.float32).min / 4
 def at(logs, token):
     """The entry of `token` in every row: (n, V), (n,) -> (n,)."""
     return logs.gather(-1, token[:, None])[:, 0]
+
+
+def entropy(logp):
+    """−Σ_v p log p: (n, V) -> (n,)."""
+    return -(logp.exp() * logp).sum(-1)
 
 
 def reverse(logq, logp, *_):
@@ -69,12 +77,42 @@ def explained():
     return "; ".join(f"{name}: {loss.__doc__.splitlines()[0].rstrip('.')}" for name, loss in LOSSES.items())
 
 
-# ---- the gradient, a chunk at a time
+# ---- distributions
 
 def at_temperature(logits, temperature):
     """Logits divided by the temperature, −inf made finite (see LOWEST); in the same memory."""
     return logits.div_(temperature).clamp_(min=LOWEST)
 
+
+def distributions(states, head, vocabulary, temperature):
+    """Log-probabilities (n, V) over the ids of `vocabulary` behind hidden states (n, D); head (V', D)."""
+    logits = vocabulary.among(lm.logits(states, head))  # (n, V)
+    return torch.log_softmax(at_temperature(logits, temperature), -1)
+
+
+def pieces(vocabulary):
+    """How many tokens a chunk has."""
+    return min(CHUNK, max(1, LOGITS // vocabulary.size))
+
+
+@torch.no_grad()
+def judgement(student, teacher, ids, vocabulary, temperature):
+    """What the teacher says of n tokens, means in nats: (log p of them, its entropy, KL(θ‖φ)).
+
+    student, teacher: (states before the tokens (n, D), head (V', D)). A greedy sampler's distributions are
+    compared at temperature 1.
+    """
+    token = torch.tensor(ids, device=teacher[0].device)  # (n,)
+    sums = 0
+    for n in torch.arange(len(ids)).split(pieces(vocabulary)):
+        logq, logp = (
+            distributions(states[n], head, vocabulary, temperature or 1.0)
+            for states, head in (student, teacher))
+        sums = sums + torch.stack([at(logp, token[n]), entropy(logp), reverse(logq, logp)]).sum(1)  # (3,)
+    return (sums / len(ids)).tolist()
+
+
+# ---- the gradient, a chunk at a time
 
 def gradients(hidden, head, weight, value, chunks, vocabulary, temperature):
     """Σ_n weight_n · value_n, and its gradients with respect to hidden (N, D) and head (V', D).
@@ -113,35 +151,34 @@ class Chunked(torch.autograd.Function):
         return d_hidden * d_total, d_head * d_total, None, None, None, None, None
 
 
-def chunked(student, teacher, batch, *, beta, temperature, vocabulary, chunk):
+def chunked(student, teacher, batch, *, beta, temperature, vocabulary):
     """The loss of a micro-batch's trained tokens, and what the log says of each.
 
     student   (hidden (N, D), head (V', D))
     teacher   the same of the teacher, widths of its own; None where no loss asks for it
-    batch     token, sampled_logp, weight (N,); loss {name: indices (n,)}: a chunk holds tokens of one loss
+    batch     a Batch: a chunk holds tokens of one loss
     Only the ids of `vocabulary` are compared, since checkpoints pad their heads differently. Returns Σ
-    weight · value (), and for the log (3, N), not differentiable: the value; KL(θ‖φ) in nats, NaN without a
-    teacher; |log q − log q_sampled|, the mismatch of the learner and who played, NaN where the student did
-    not play.
+    weight · value (), and for the log (5, N), not differentiable, by LOGGED: the value; KL(θ‖φ), log p of what
+    was said and the entropy of φ in nats, NaN without a teacher; |log q − log q_sampled|, the mismatch of the
+    learner and the player, NaN where the student did not play.
     """
     hidden, head = student
-    logged = torch.full((3, len(hidden)), torch.nan, device=hidden.device)
-
-    def teachers(n):
-        with torch.no_grad():
-            logits = vocabulary.among(lm.logits(teacher[0][n], teacher[1]))  # (n, V)
-            return torch.log_softmax(at_temperature(logits, temperature), -1)  # (n, V)
+    logged = torch.full((len(LOGGED), len(hidden)), torch.nan, device=hidden.device)
 
     def value(name, n, logits):
-        token, logq = batch["token"][n], torch.log_softmax(logits, -1)  # (n, V)
-        logp = None if teacher is None else teachers(n)
+        token, logq = batch.token[n], torch.log_softmax(logits, -1)  # (n, V)
+        logp = None
+        if teacher is not None:
+            with torch.no_grad():
+                logp = distributions(teacher[0][n], teacher[1], vocabulary, temperature)  # (n, V)
         found = LOSSES[name](logq, logp, token, beta)
         logged[0, n], logq = found.detach(), logq.detach()
         if logp is not None:
             logged[1, n] = logged[0, n] if name == "reverse" else reverse(logq, logp)
-        logged[2, n] = (at(logq, token) - batch["sampled_logp"][n]).abs()
+            logged[2, n], logged[3, n] = at(logp, token), entropy(logp)
+        logged[4, n] = (at(logq, token) - batch.sampled_logp[n]).abs()
         return found
 
-    chunks = [(name, n) for name, index in batch["loss"].items() for n in index.split(chunk)]
-    total = Chunked.apply(hidden, head, batch["weight"], value, chunks, vocabulary, temperature)
+    chunks = [(name, n) for name, index in batch.losses.items() for n in index.split(pieces(vocabulary))]
+    total = Chunked.apply(hidden, head, batch.weight, value, chunks, vocabulary, temperature)
     return total, logged

@@ -1,30 +1,35 @@
 """The sampler: B episodes are played at once, in plain PyTorch, and the KV cache is kept from turn to turn.
 
 One append-only token row per episode: the history h_t of Eq. 1 is literally the row's prefix. Two verbs write
-it: what is only read (`Row.say`) and what was answered in a turn (`Row.respond`); a sampled token is never
+it: `Row.say`, what is only read, and `Row.respond`, what was answered in a turn; a sampled token is never
 tokenised again. Every turn, each model that acts is fed only the tokens that its cache has not seen; finished
-episodes leave the batch.
+episodes leave the batch. Where a method asks for it, the teacher reads the student's answers before the game
+hears them.
 
 Left out on purpose: asynchronous rollouts, a serving engine, top-p and top-k (they would change the
-distribution that is distilled).
+distribution that is distilled). Read before this: curriculum.py, envs.py; after it: batch.py.
 
-B = episode, T = token, t = turn, V = vocabulary.
+B = episode, T = token, t = turn, V = vocabulary, D = width of the hidden states.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 import envs
+import loss as losses
 import model as lm
-from template import Chat  # noqa: F401, who plays finds it here
+from curriculum import Judgement, NextTurn, Role
 
 LOOK = {"cpu": 1, "cuda": 8}  # tokens decoded between two looks at whether all have ended; each look waits
 
+
+# ---- data
 
 @dataclass
 class Row:
@@ -47,6 +52,24 @@ class Row:
 
 
 @dataclass
+class Turn:
+    """One turn as it was played."""
+    who: str                # "student", "teacher" or "expert"
+    weight: float           # of its tokens in the loss; the method may change it when the episode is over
+    loss: str               # a name in loss.LOSSES; "": the one that --loss names
+    observation: str        # the prompt's text
+    response: str
+    ids: list[int]          # the response's tokens, and the token that ends it
+    action: str             # "" where the response has none
+    missing: bool           # no action in the response
+    invalid: bool           # the game did not understand or allow it
+    cut: bool               # the response was too long
+    repeats: bool           # the action of the turn before, again
+    judgement: Judgement = None     # of the student's answer, where it was asked for, also of a dropped one
+    taught: torch.Tensor = None     # (n, D') the teacher's states before the n tokens that were drawn
+
+
+@dataclass(eq=False)
 class Episode:
     """One game as it was played. `rows` holds one row (history "full"), or one per turn ("window:N")."""
     task: envs.Task
@@ -54,10 +77,11 @@ class Episode:
     env: Any = field(default=None, repr=False)
     expert: Iterator = field(default=None, repr=False)  # replays the recorded episode, a turn at a time
     rows: list[Row] = field(default_factory=list)
-    turns: list[dict] = field(default_factory=list)  # see `close_turn`
+    turns: list[Turn] = field(default_factory=list)
     played: int = 0            # turns that a model played
-    role: Any = None           # who acts in the turn to come (curriculum.Role)
-    observation: str = ""      # the prompt's text of the turn to come
+    ahead: NextTurn = None     # what the method sees before the turn to come
+    role: Role = None          # who acts in it
+    observation: str = ""      # the prompt's text of it
     opening: str = ""          # the prompt's text of the first turn
     done: bool = False
     won: bool = False
@@ -79,6 +103,22 @@ class Episode:
     def give_up(self, reason):
         """End the episode: its task cannot be played."""
         self.unplayable, self.done = reason, True
+
+
+class Answer(NamedTuple):
+    """A response before the game has heard it."""
+    ids: list[int]
+    logp: list[float]               # of each token when it was drawn
+    states: torch.Tensor = None     # (n, D) what each token was drawn from, by the model that answers
+    taught: torch.Tensor = None     # (n, D') the same by the teacher
+    judgement: Judgement = None
+
+
+@dataclass
+class Player:
+    """A model that acts or judges, and the cache of what it has read of every running episode."""
+    model: torch.nn.Module
+    cache: lm.RaggedCache
 
 
 @dataclass(frozen=True)
@@ -112,12 +152,12 @@ def open_row(episode, chat, keep):
     """
     shown = episode.turns[-keep:]
     first = len(episode.turns) - len(shown)
-    said = [turn["observation"] for turn in shown] + [episode.observation]
+    said = [turn.observation for turn in shown] + [episode.observation]
     episode.rows.append(Row())
     opening = said[0] if first == 0 else f"{episode.opening}\n\n{said[0]}"
     episode.row.say(chat.encode_observation(opening, True))
     for turn, answer in zip(shown, said[1:]):
-        episode.row.say(turn["ids"])
+        episode.row.say(turn.ids)
         episode.row.say(chat.encode_observation(answer, False))
 
 
@@ -145,15 +185,18 @@ def open_turn(episode, room, chat, limits):
     episode.filled = not episode.played
 
 
-def close_turn(episode, ids, response, action, cut, step, chat):
-    """Note one turn, and what the game answered: step = (obs, terminated, info)."""
+def close_turn(episode, ids, response, action, step, chat, cut=False, answer=None):
+    """Note one turn, and what the game said to it: step = (obs, terminated, info)."""
     obs, terminated, info = step
-    role = episode.role
-    episode.turns.append(dict(
-        who=role.who, weight=role.weight, loss=role.loss,
-        observation=episode.observation, response=response, ids=ids, action=action or "",
-        missing=action is None, invalid=bool(info["invalid"]) or action is None, cut=cut))
-    episode.played += role.who != "expert"
+    said = action or ""
+    turn = Turn(
+        *episode.role, episode.observation, response, ids, said, missing=action is None,
+        invalid=bool(info["invalid"]) or action is None, cut=cut,
+        repeats=bool(episode.turns) and said == episode.turns[-1].action)
+    if answer:
+        turn.judgement, turn.taught = answer.judgement, answer.taught
+    episode.turns.append(turn)
+    episode.played += episode.role.who != "expert"
     episode.won, episode.lost = bool(info["won"]), bool(info["lost"])
     episode.crashed, episode.unplayable = bool(info.get("crashed")), info.get("fault", "")
     episode.done = terminated or episode.crashed
@@ -161,19 +204,19 @@ def close_turn(episode, ids, response, action, cut, step, chat):
     episode.observation = "" if episode.done else chat.prompt.write(episode.env, obs, info, number)
 
 
-def answer(episode, ids, logp, chat, limits):
-    """A model's response: append it, act in the game."""
-    role, turn, cut = episode.role, len(episode.turns), ids[-1] not in chat.stop
+def act(episode, answer, chat):
+    """A model's response: append it to the row, act in the game."""
+    role, turn, ids, logp = episode.role, len(episode.turns), answer.ids, answer.logp
     if role.who != "student":
         logp = [math.nan] * len(ids)
     episode.row.respond(ids, turn if role.weight else -1, logp)
+    cut = ids[-1] not in chat.stop
     if ids[-1] != chat.end:
         episode.row.say([chat.end])  # cut off, or stopped with another token: the template needs it
         ids = ids + [chat.end]
-    response = chat.decode_response(ids)
-    action = chat.prompt.action(response)
+    response, action = chat.decode(ids)
     obs, _, terminated, _, info = episode.env.step(action or "")
-    close_turn(episode, ids, response, action, cut, (obs, terminated, info), chat)
+    close_turn(episode, ids, response, action, (obs, terminated, info), chat, cut, answer)
 
 
 def replay(episode, chat, limits):
@@ -192,15 +235,14 @@ def replay(episode, chat, limits):
     except envs.ReplayError as error:
         episode.give_up(error.reason)
         return
-    close_turn(episode, ids, response, action, False, answered, chat)
+    close_turn(episode, ids, response, action, answered, chat)
 
 
-def to_model(episode, plan, seed, chat, limits):
+def to_model(episode, rules, seed, chat, limits):
     """Replay the expert's turns up to the next one that a model plays. False where there is none."""
     while not episode.done:
-        turn = len(episode.turns)
-        coin = generator(seed, episode, 1).random()
-        episode.role = plan(turn, len(episode.task.expert), episode.played, coin)
+        episode.ahead = rules.ahead(episode, partial(coin, seed, episode))
+        episode.role = rules.act(episode, episode.ahead)
         if episode.role is None:
             episode.done = True
         elif episode.role.who == "expert":
@@ -211,12 +253,20 @@ def to_model(episode, plan, seed, chat, limits):
     return False
 
 
-# ---- all episodes: draw, decode, play
+# ---- all episodes: draw, decode, judge, play
 
 def generator(seed, episode, *stream):
     """Numbers for this turn of this episode: a function of (seed, step, episode, turn) alone, whoever else is
-    in the batch."""
+    in the batch. Streams: none, the tokens; 1, the turn's coin; 2, the tokens of an answer that takes a
+    dropped one's place."""
     return np.random.default_rng((*seed, episode.index, len(episode.turns), *stream))
+
+
+def coin(seed, episode, stream):
+    """A number in [0, 1) for this turn ("turn"), or for this whole episode ("episode")."""
+    if stream == "turn":
+        return generator(seed, episode, 1).random()
+    return np.random.default_rng((*seed, episode.index, 0, 3)).random()
 
 
 def sample(logits, temperature, u):
@@ -240,60 +290,110 @@ def decode(model, cache, rows, acts, u, chat, limits):
     """One response per row that acts: feed what the cache has not seen, then decode until all have ended or
     the limit is reached.
 
-    rows: B lists of ids; acts: B bools; u (B, max_response) -> list of B pairs (ids, log-probabilities). A
-    row that does not act, or has ended, is carried along: what it says then is dropped, and its cache is as
-    long afterwards as if it had not. Meanwhile all stays on the device, but for a look now and then at
+    rows: B lists of ids; acts: B bools; u (B, max_response) -> list of B Answers, None where a row does not
+    act. Such a row, or one that has ended, is carried along: what it says then is dropped, and its cache is
+    as long afterwards as if it had not. Meanwhile all stays on the device, but for a look now and then at
     whether all have ended.
     """
     device, seen = model.device, cache.length
     look, vocabulary = LOOK[device.type], chat.vocabulary.on(device)
     stop = torch.tensor(list(chat.stop), device=device)
     ended = torch.tensor([not act for act in acts], device=device)  # (B,)
-    logits = lm.extend(model, cache, [ids[n:] if act else [0] for ids, n, act in zip(rows, seen, acts)])
-    tokens, logps = [], []
+    state = lm.extend(model, cache, [ids[n:] if act else [0] for ids, n, act in zip(rows, seen, acts)])
+    states, tokens, logps = [], [], []
     for j in range(limits.max_response):
         if j:
-            logits = lm.step(model, cache, tokens[-1])  # (B, V)
-        token, logp = sample(vocabulary.among(logits), limits.temperature, u[:, j])  # (B,), (B,)
+            state = lm.step(model, cache, tokens[-1])  # (B, D)
+        logits = vocabulary.among(lm.logits(state, cache.head))  # (B, V)
+        token, logp = sample(logits, limits.temperature, u[:, j])  # (B,), (B,)
+        states.append(state)
         tokens.append(token)
         logps.append(logp)
         ended |= (token[:, None] == stop).any(-1)
         if (j + 1) % look == 0 and ended.all():
             break
-    drawn = zip(torch.stack(tokens, 1).tolist(), torch.stack(logps, 1).tolist(), acts)
-    said = [until_stop(ids, logp, chat.stop) if act else ([], []) for ids, logp, act in drawn]
+    states = torch.stack(states, 1)  # (B, t, D)
+    drawn = zip(torch.stack(tokens, 1).tolist(), torch.stack(logps, 1).tolist(), states, acts)
+    said = [until_stop(*parts, chat.stop) if act else None for *parts, act in drawn]
     # A response's last token is fed in the turn to come, whether or not it was fed here.
     cache.length = [
-        len(row) + len(ids) - 1 if act else n for row, (ids, _), act, n in zip(rows, said, acts, seen)]
+        n if answer is None else len(row) + len(answer.ids) - 1 for row, answer, n in zip(rows, said, seen)]
     return said
 
 
-def until_stop(ids, logp, stop):
-    """What was said up to the first token that ends a response: (ids, log-probabilities)."""
+def until_stop(ids, logp, states, stop):
+    """The Answer up to the first token that ends a response."""
     end = next((j + 1 for j, i in enumerate(ids) if i in stop), len(ids))
-    return ids[:end], logp[:end]
+    return Answer(ids[:end], logp[:end], states[:end])
 
 
-def respond_all(model, cache, who, going, seed, chat, limits):
-    """A turn of every running episode in which `who` acts, played by `model`."""
+def respond(player, going, acting, seed, stream, chat, limits):
+    """{episode: Answer} of the `acting` ones among all running episodes, by this player."""
+    player.cache.select(going)
+    draws = [generator(seed, episode, *stream).random(limits.max_response) for episode in going]
+    u = torch.tensor(np.stack(draws), device=player.model.device)  # (B, max_response)
+    acts, rows = [episode in acting for episode in going], [episode.row.ids for episode in going]
+    answers = decode(player.model, player.cache, rows, acts, u, chat, limits)
+    return {episode: answer for episode, answer in zip(going, answers) if answer}
+
+
+def judge(teacher, student, going, said, chat, limits):
+    """The student's Answers {episode: Answer} with the teacher's judgement, before the game hears them.
+
+    The states that predict an answer's tokens all come from the pass that fills the teacher's cache, the
+    first of them from what stands before it: that token was not fed before.
+    """
+    cache, vocabulary = teacher.cache, chat.vocabulary.on(teacher.model.device)
     cache.select(going)
-    if limits.history != "full":  # every turn is a row of its own
-        cache.length = [0] * len(going)
-    u = np.stack([generator(seed, episode).random(limits.max_response) for episode in going])
-    u = torch.tensor(u, device=model.device)  # (B, max_response)
-    acts = [episode.role.who == who for episode in going]
-    responses = decode(model, cache, [episode.row.ids for episode in going], acts, u, chat, limits)
-    return [(e, *response) for e, act, response in zip(going, acts, responses) if act]
+    seen = cache.length
+    new = [e.row.ids[n:] + said[e].ids if e in said else [0] for e, n in zip(going, seen)]
+    hidden, _ = lm.read(teacher.model, cache, new)  # (B, T, D')
+    cache.length = [n + len(ids) if e in said else n for e, ids, n in zip(going, new, seen)]
+    judged = {}
+    for episode, ids, behind in zip(going, new, hidden):
+        if episode in said:
+            answer = said[episode]
+            before = behind[len(ids) - len(answer.ids) - 1: len(ids) - 1]  # (n, D')
+            means = losses.judgement(
+                (answer.states, student.cache.head), (before, cache.head), answer.ids, vocabulary,
+                limits.temperature)
+            judged[episode] = answer._replace(taught=before, judgement=Judgement(*means))
+    return judged
+
+
+def revise(rules, teacher, student, going, said, seed, chat, limits):
+    """Judge the student's Answers; where the method drops one, the teacher answers in its place.
+
+    A dropped answer leaves no trace: both caches end one token before the row, since what predicts the next
+    token has to come from the next pass.
+    """
+    said = judge(teacher, student, going, said, chat, limits)
+    if not rules.method.revise:
+        return said
+    dropped = {}
+    for episode, answer in said.items():
+        role = rules.method.revise(episode.ahead, answer.judgement)
+        if role:
+            episode.role, dropped[episode] = role, answer.judgement
+    if dropped:
+        for player in (student, teacher):
+            player.cache.length = [
+                len(episode.row.ids) - 1 if episode in dropped else n
+                for episode, n in zip(going, player.cache.length)]
+        instead = respond(teacher, going, dropped, seed, (2,), chat, limits)
+        for episode, answer in instead.items():
+            said[episode] = answer._replace(taught=answer.states, judgement=dropped[episode])
+    return said
 
 
 @torch.no_grad()
-def play(actors, chat, games, tasks, plan, limits, *,
+def play(actors, chat, games, tasks, rules, limits, *,
          seed=(0,), step=0, first_index=0, stride=1, progress=None):
     """Play one episode per task, all at once, and return them in order.
 
-    actors    {"student": model, "teacher": model}: those that act
+    actors    {"student": model, "teacher": model}: those that act or judge
     games     at least as many environments as tasks; they are reset and used again
-    plan      who acts in which turn, from `curriculum.plan`
+    rules     who acts in which turn: curriculum.Rules
     seed      tuple of ints; with step and the episode's index (first_index + i · stride) it seeds every draw
     progress  called once a turn with the number of episodes still going
     """
@@ -302,16 +402,28 @@ def play(actors, chat, games, tasks, plan, limits, *,
     episodes = [Episode(task, first_index + i * stride) for i, task in enumerate(tasks)]
     for episode, game in zip(episodes, games):
         begin(episode, game, chat)
-    seed, caches, going = (*seed, step), {}, episodes
-    while going := [e for e in going if to_model(e, plan, seed, chat, limits)]:
-        answers = []
-        for who in dict.fromkeys(episode.role.who for episode in going):
-            model = actors[who]
-            if who not in caches:
-                caches[who] = lm.RaggedCache(model, going, limits.max_context)
-            answers += respond_all(model, caches[who], who, going, seed, chat, limits)
-        for episode, ids, logp in answers:
-            answer(episode, ids, logp, chat, limits)
+    seed, players, going = (*seed, step), {}, episodes
+    while going := [e for e in going if to_model(e, rules, seed, chat, limits)]:
+        acting, answers = {}, {}
+        for episode in going:
+            acting.setdefault(episode.role.who, {})[episode] = True
+        for who in [*acting, *["teacher"] * rules.judged]:
+            if who not in players:
+                players[who] = Player(
+                    actors[who], lm.RaggedCache(actors[who], going, limits.max_context))
+        if limits.history != "full":  # every turn is a row of its own
+            for player in players.values():
+                player.cache.length = [0] * len(player.cache.owners)
+        for who, own in acting.items():
+            said = respond(players[who], going, own, seed, (), chat, limits)
+            if rules.judged and who == "student":
+                said = revise(
+                    rules, players["teacher"], players["student"], going, said, seed, chat, limits)
+            elif rules.judged:
+                said = {e: answer._replace(taught=answer.states) for e, answer in said.items()}
+            answers.update(said)
+        for episode, answer in answers.items():
+            act(episode, answer, chat)
         if progress:
             progress(len(going))
     return episodes

@@ -72,6 +72,11 @@ def hold(file, what):
     except BlockingIOError:
         file.close()
         raise UserError(LOCKED.format(what)) from None
+    except OSError as error:  # some network disks have no locks
+        file.close()
+        raise UserError(
+            f"{what} lies where files cannot be locked ({error.strerror}): choose a place on another disk"
+        ) from None
 
 
 def claim(folder):
@@ -150,6 +155,11 @@ def rewind(path, last):
     write_lines(path, read_log(path, last))
 
 
+def differing(before, now):
+    """In which of its entries one dictionary differs from another: their names, sorted."""
+    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+
+
 class Journal:
     """What a long evaluation has done so far: JSON lines, added to as it goes; the first one says of what.
 
@@ -171,10 +181,10 @@ class Journal:
         if os.path.getsize(path) == 0:
             self.begin(head, products)
         found, length = self.read()
-        differing = ", ".join(sorted(key for key in {*head, *found} if head.get(key) != found.get(key)))
-        if differing:
+        changed = ", ".join(differing(found, head))
+        if changed:
             raise UserError(
-                f"{path} is of another evaluation (it differs in {differing}): go on with the same, or name "
+                f"{path} is of another evaluation (it differs in {changed}): go on with the same, or name "
                 "another file")
         self.file.truncate(length)  # what a kill cut short
 
@@ -238,10 +248,13 @@ def read_args(folder):
     return saved
 
 
+def holds_run(folder):
+    """Whether a run was begun in it."""
+    return bool(folder) and os.path.exists(os.path.join(folder, "args.json"))
+
+
 def free_folder(out, name):
     """Make the run folder: `out`, or the first free runs/NAME-N, also when two runs start at once."""
-    if out and os.path.exists(os.path.join(out, "args.json")):
-        raise UserError(f"{out} holds a run already: continue it with --resume {out} or choose another --out")
     if out:
         with writing(out):
             os.makedirs(out, exist_ok=True)
@@ -265,16 +278,15 @@ def launch():
     return f"torchrun {name} {os.getppid()}" if name else ""
 
 
-def left_by_restart(out, name):
+def left_by_restart(name):
     """The run folder of the attempt that torchrun restarts with this process, "" where there is none.
 
     torchrun starts its processes again with the same command: the run that they were in is told by its lock.
     """
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         return ""
-    for folder in [out] if out else glob.glob(os.path.join("runs", f"{name}-*")):
+    for folder in glob.glob(os.path.join("runs", f"{name}-*")):
         lock = Path(folder, "lock")
-        if lock.is_file() and lock.read_text(encoding="utf-8") == launch():
-            if os.path.exists(os.path.join(folder, "args.json")):
-                return folder
+        if lock.is_file() and lock.read_text(encoding="utf-8") == launch() and holds_run(folder):
+            return folder
     return ""

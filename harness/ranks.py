@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-import model as lm
 from harness.cli import UserError
 
 BEAT = 5  # seconds between two signs of life
@@ -24,6 +23,13 @@ SILENCE = 300  # seconds without one, after which a rank counts as lost
 LEAVING = 60  # seconds that a rank which has lost another has to leave in good order
 COMING = 300  # seconds within which all ranks have to be there
 LOOK = 0.2  # seconds between two looks for a word, at most
+
+
+def device():
+    """This process's GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
 
 
 class Lost(UserError):
@@ -120,7 +126,7 @@ class Ranks:
     def __init__(self):
         self.rank, self.world = place()
         if torch.cuda.is_available():
-            torch.cuda.set_device(lm.device())
+            torch.cuda.set_device(device())
         if self.world > 1:
             hosted = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
             self.store, self.meetings = connect(hosted), 0
@@ -189,6 +195,10 @@ class Ranks:
     def sum(self, numbers):
         """Element-wise sum over ranks of a list of numbers."""
         return [sum(column) for column in zip(*self.gather([numbers]))]
+
+    def any(self, flag):
+        """Whether it is so on some rank."""
+        return bool(self.sum([int(flag)])[0])
 
     def broadcast(self, make):
         """What `make()` returns on the first rank, on all of them; the others do not call it."""

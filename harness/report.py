@@ -7,6 +7,8 @@ A figure of success always stands beside the number of games and its 95 % interv
 import math
 from statistics import median
 
+import numpy as np
+
 from harness.cli import UserError
 
 CONTEXT_WARNING = 0.02  # share of episodes that the context ended, above which the table says so
@@ -17,6 +19,7 @@ LEFT_OUT = "left out, since it cannot be played"
 NO_ROOM = (
     "left out, since the replayed expert leaves no room in the context (raise --max-context, or use "
     "--history window:N)")
+COUNTED = ("invalid", "missing", "cut", "repeats")  # of the turns that models played (rollout.Turn)
 NAMED = 3               # tasks that the screen names; a log names all
 
 
@@ -44,15 +47,15 @@ def rate(won, games):
 def outcome(episode):
     """What a table or a log needs of a played episode, as plain JSON values. Counts are over the turns that
     models played."""
-    models = [turn for turn in episode.turns if turn["who"] != "expert"]
-    counts = {what: sum(turn[what] for turn in models) for what in ("invalid", "missing", "cut")}
+    models = [turn for turn in episode.turns if turn.who != "expert"]
+    counts = {what: sum(getattr(turn, what) for turn in models) for what in COUNTED}
     return dict(
         task=episode.task.id, kind=episode.task.kind, index=episode.index,
         rounds=len(episode.turns), played=len(models), won=episode.won, lost=episode.lost, **counts,
         context_cut=episode.context_cut, crashed=episode.crashed,
         filled=episode.filled, unplayable=episode.unplayable,
-        who="".join(turn["who"][0] for turn in episode.turns),  # a letter a turn: student, teacher, expert
-        actions=[turn["action"] for turn in episode.turns])
+        who="".join(turn.who[0] for turn in episode.turns),  # a letter a turn: student, teacher, expert
+        actions=[turn.action for turn in episode.turns])
 
 
 def total(records, name):
@@ -111,9 +114,7 @@ def summarise(outcomes):
     return dict(
         **success(outcomes),
         rounds=total(outcomes, "rounds") / max(1, len(outcomes)),
-        invalid=total(outcomes, "invalid") / turns,
-        missing=total(outcomes, "missing") / turns,
-        cut=total(outcomes, "cut") / turns,
+        **{what: total(outcomes, what) / turns for what in COUNTED},
         context_cut=total(outcomes, "context_cut"),
         crashed=total(outcomes, "crashed"),
         pass_at_k=rate(len(solved), len(tasks)),
@@ -128,30 +129,51 @@ def known(number):
     return float(number) if math.isfinite(number) else None
 
 
-def episode_record(n, episode, tokens, values, kls, mismatches):
+def episode_record(n, episode, turn, tokens):
     """An episode's line in the log of step n.
 
-    The four lists have an entry per turn, summed over the turn's trained tokens: how many they are, their
-    loss before weights, KL(θ‖φ) in nats (NaN: no teacher), |log q − log q_sampled| (NaN: not the student's).
+    turn (N,): of each trained token; tokens: {name: values (N,)}, by loss.LOGGED: its loss before weights;
+    KL(θ‖φ), log p of it and the entropy of φ in nats (NaN: no teacher); |log q − log q_sampled| (NaN: not the
+    student's). By turn: the sum of the KL, the means of the teacher's log p and entropy; judged: what it said
+    of the student's answers while the episode was played, where a method asks for it.
     """
     rounds = len(episode.turns)
-    trained = [t for t in range(rounds) if tokens[t]]
-    sampled = [t for t in trained if not math.isnan(mismatches[t])]
-    return dict(
-        step=n, **outcome(episode), trained=len(trained), response_tokens=int(sum(tokens)),
+    number = np.bincount(turn, minlength=rounds)  # of trained tokens, by turn
+    sums = {name: np.bincount(turn, values, rounds) for name, values in tokens.items()}
+    sampled = ~np.isnan(tokens["mismatch"])
+
+    def by_turn(values):
+        return [known(value) if count else None for value, count in zip(values, number)]
+
+    record = dict(
+        step=n, **outcome(episode), trained=int((number > 0).sum()), response_tokens=int(number.sum()),
         row_tokens=sum(len(row.ids) for row in episode.rows),
-        loss=sum(values[t] for t in trained),
-        kl=known(sum(kls[t] for t in trained)),
-        kl_turn=[known(kls[t]) if tokens[t] else None for t in range(rounds)],
-        mismatch=sum(mismatches[t] for t in sampled),
-        sampled_tokens=int(sum(tokens[t] for t in sampled)))
+        loss=float(sums["loss"].sum()),
+        kl=known(sums["kl"].sum()),
+        kl_turn=by_turn(sums["kl"]),
+        logp_turn=by_turn(sums["logp"] / np.maximum(number, 1)),
+        entropy_turn=by_turn(sums["entropy"] / np.maximum(number, 1)),
+        mismatch=float(tokens["mismatch"][sampled].sum()),
+        sampled_tokens=int(sampled.sum()))
+    judged = [turn.judgement and turn.judgement._asdict() for turn in episode.turns]
+    return {**record, "judged": judged} if any(judged) else record
 
 
-def mean_per_turn(records):
-    """KL per turn, over the episodes that were trained at that turn; None where none was."""
+def episode_records(n, episodes, tokens):
+    """The lines of step n; tokens: of all its trained tokens, with the "episode" and "turn" of each."""
+    records = []
+    for e, episode in enumerate(episodes):
+        own = tokens["episode"] == e
+        values = {name: tokens[name][own] for name in tokens if name not in ("episode", "turn")}
+        records.append(episode_record(n, episode, tokens["turn"][own].astype(int), values))
+    return records
+
+
+def mean_per_turn(records, name):
+    """A figure per turn, over the episodes that were trained at that turn; None where none was."""
     means = []
     for t in range(max((r["rounds"] for r in records), default=0)):
-        values = [r["kl_turn"][t] for r in records if t < r["rounds"] and r["kl_turn"][t] is not None]
+        values = [r[name][t] for r in records if t < r["rounds"] and r[name][t] is not None]
         means.append(sum(values) / len(values) if values else None)
     return means
 
@@ -170,12 +192,12 @@ def step_record(n, k, loss, norm, clip, records, lost, restarts, seconds):
     tokens, turns = total(records, "response_tokens"), total(records, "trained")
     kls = [r["kl"] for r in records]
     kl = math.nan if None in kls else sum(kls)
-    shown = ("games", "success", "rounds", "invalid", "missing", "cut", "context_cut")
+    shown = ("games", "success", "rounds", *COUNTED, "context_cut")
     return dict(
         step=n, k=k, loss=loss, grad_norm=norm, clipped=norm > clip,
         kl=known(kl / games),
         kl_token=known(kl / max(1, tokens)),
-        kl_turn=mean_per_turn(records),
+        **{name: mean_per_turn(records, name) for name in ("kl_turn", "logp_turn", "entropy_turn")},
         mismatch=total(records, "mismatch") / max(1, total(records, "sampled_tokens")),
         **{name: summary[name] for name in shown},
         crashed=total(lost, "crashed"),
@@ -224,7 +246,7 @@ def status(record, results):
     kl = "–" if record["kl"] is None else f"{record['kl'] / max(record['turns'], 1e-9):.3g}"
     speed = record["tokens"] / sum(record["seconds"].values())
     lost = record["crashed"] + len(record["filled"]) + len(record["unplayable"])
-    text = (f"k {record['k']} loss {record['loss']:.3g} KL/turn {kl} won {record['success']:.0%} "
+    text = (f"k {record['k']:.3g} loss {record['loss']:.3g} KL/turn {kl} won {record['success']:.0%} "
             f"rounds {record['rounds']:.1f} held-out {held_out} tok/s {speed:.0f}")
     return text + f" left out {lost}" * bool(lost)
 

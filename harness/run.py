@@ -1,6 +1,8 @@
-"""A training run on disk: its folder with arguments, log and checkpoint, and what going on with it asks for.
+"""A training run on disk: its folder with arguments, log and checkpoint, and how a run goes on.
 
-Nothing is lost by a kill at any moment: the log is cut back to the checkpoint's step when a run goes on.
+There is one way of going on. A folder that holds a run is gone on with where its checkpoint stands: the one
+that --resume names, the one that --out names when the same command is given again, the one that torchrun's
+restart had begun. Nothing is lost by a kill at any moment: the log is cut back to the checkpoint's step.
 """
 
 import os
@@ -11,55 +13,87 @@ import torch
 
 from harness.cli import UserError
 from harness.folder import (
-    EPISODES, LOG, append, claim, free_folder, read_args, read_log, replacing, rewind, write_json,
-    write_lines)
-from harness.stops import Stopped, whole
+    EPISODES, LOG, append, claim, differing, free_folder, holds_run, left_by_restart, read_args, read_log,
+    replacing, rewind, write_json, write_lines)
+from harness.stops import Stopped
+
+OPEN = (None, "")  # what a preset is that the user left open
 
 
 # ---- the arguments of a run to go on with
 
-def resumed(args):
-    """The arguments of the run that --resume names, for as many steps as it had, or more.
+def begun(args, name):
+    """The folder of the run to go on with, "" for a new one; name: of a run folder without --out."""
+    if args.resume:
+        return args.resume
+    return args.out if holds_run(args.out) else left_by_restart(name)
 
-    args: of an entry point, a dataclass with `resume` and `steps`. Raises UserError where the run cannot go
-    on with them.
+
+def going_on(args, folder, paced):
+    """The arguments of the run in `folder`, for as many steps as it had, or more.
+
+    args: of an entry point, a dataclass with `resume`, `out` and `steps`; paced: method -> whether it depends
+    on the number of steps. Raises UserError where the run cannot go on.
     """
     known = type(args)
-    if args != known(resume=args.resume, steps=args.steps):
+    if args.resume and args != known(resume=args.resume, steps=args.steps):
         raise UserError(
             "--resume takes everything else from the run's own args.json: give it alone, or with more "
             "--steps")
-    saved = read_args(args.resume)
+    saved = arguments(folder, known)
+    if not args.resume:
+        check_asked(folder, saved, args)
+    if args.steps is not None:
+        lengthen(saved, args.steps, paced)
+    return known(**{**saved, "resume": folder, "out": folder})
+
+
+def arguments(folder, known):
+    """The arguments in a run's folder; raises UserError where `known`, a dataclass, has no such ones."""
+    saved = read_args(folder)
     saved.pop("fingerprint", None)
     strange = sorted(set(saved) - {f.name for f in fields(known)})
     if strange:
         raise UserError(
-            f"{args.resume}/args.json has arguments that this version does not know ({', '.join(strange)}): "
+            f"{folder}/args.json has arguments that this version does not know ({', '.join(strange)}): "
             "go on with the version that began the run")
     for f in fields(known):
         value = saved.get(f.name, f.default)
         if value is not None and not isinstance(value, (int, float) if f.type is float else f.type):
-            raise UserError(f"{args.resume}/args.json has {f.name} {value!r}, which is no {f.type.__name__}")
-    if args.steps is not None:
-        lengthen(saved, args.steps)
-    return known(**{**saved, "resume": args.resume, "out": args.resume})
+            raise UserError(f"{folder}/args.json has {f.name} {value!r}, which is no {f.type.__name__}")
+    return saved
 
 
-def lengthen(saved, steps):
+def check_asked(folder, saved, args):
+    """Raises UserError where the run in a folder was begun with other arguments than are asked for now."""
+    asked = {
+        f.name: getattr(args, f.name) for f in fields(args)
+        if not ("paper" in f.metadata and getattr(args, f.name) in OPEN)}
+    for name in ("resume", "out", "steps"):
+        asked.pop(name, None)
+    changed = differing({name: saved.get(name, asked[name]) for name in asked}, asked)
+    if changed:
+        raise UserError(
+            f"{folder} holds a run that was begun with another {', another '.join(changed)}: give the same "
+            "arguments to go on, or choose another --out")
+
+
+def lengthen(saved, steps, paced):
     """Give the arguments of a run more steps; raises UserError where it would not be the run that it is."""
     if steps < saved["steps"]:
         raise UserError(f"--steps {steps} is less than the {saved['steps']} that the run was begun for")
-    if saved["method"] == "guided" and steps > saved["steps"]:
+    if steps > saved["steps"] and paced(saved["method"]):
         raise UserError(
-            "a guided run cannot be made longer: the teacher's share beta(n) depends on the number of steps")
+            f"a {saved['method']} run cannot be made longer: what its method does depends on the number of "
+            "steps")
     saved["steps"] = steps
 
 
 def check_same(folder, prints):
     """Raises UserError where a run to go on with had another model or other games than those at hand."""
-    before = read_args(folder).get("fingerprint", prints)
+    before = read_args(folder).get("fingerprint", {})
     # What an older version did not note was as it is by default.
-    changed = [what for what in prints if before.get(what, prints[what]) != prints[what]]
+    changed = differing({what: before.get(what, prints[what]) for what in prints}, prints)
     if changed:
         raise UserError(
             f"{folder} was begun with another {', another '.join(changed)}: bring back the --data, "
@@ -69,7 +103,7 @@ def check_same(folder, prints):
 # ---- the checkpoint
 
 class Checkpoint:
-    """What --resume goes on from, `checkpoint.pt` in the run folder. No generator: draws are seeded by step.
+    """Where a run goes on, `checkpoint.pt` in its folder. No generator: draws are seeded by step.
 
     step: the last whole step, whose weights and moments are in memory; None in the middle of one.
     saved: the step that the file holds, 0 without one.
@@ -120,21 +154,22 @@ class Checkpoint:
     def advancing(self, n):
         """Around what makes step n: between the first change and the last line of the log there is no step to
         go on from."""
-        with whole():
-            self.step = None
-            yield
-            self.step = n
+        self.step = None
+        yield
+        self.step = n
 
     @contextmanager
     def kept(self):
         """Around the loop: however it ends, the last whole step is kept, and a signal's sentence says so.
 
-        With shared moments it is the last step saved: to put them together, all processes would have to come.
+        A signal ends all ranks behind the same step. An error may be of one rank alone: where each holds a
+        part of the moments, what was saved last is kept then.
         """
         try:
             yield
         except BaseException as error:
-            if self.step not in (None, self.saved) and not self.sharded:
+            together = isinstance(error, Stopped) or not self.sharded
+            if self.step not in (None, self.saved) and together:
                 self.save()
             if isinstance(error, Stopped):
                 error.kept = f"step {self.saved} is kept, go on with --resume {self.folder}"
@@ -146,7 +181,7 @@ class Checkpoint:
 class Run:
     """A run's folder, held by this process: its checkpoint, loaded, and its log up to that step.
 
-    history: the log's records, the same on every rank.
+    history: the log's records, the same on every rank; in memory each has its "episodes" too.
     """
 
     def __init__(self, args, name, student, optimizer, prints, ranks):
@@ -166,23 +201,34 @@ class Run:
                 rewind(self.path(log), self.checkpoint.step)
             saved = {**asdict(args), "resume": "", "out": self.folder, "fingerprint": prints}
             write_json(self.path("args.json"), saved)
-        self.history = ranks.broadcast(lambda: read_log(self.path(LOG)))
+        self.history = ranks.broadcast(self.read)
 
     def path(self, name):
         """Of a file of the run."""
         return os.path.join(self.folder, name)
 
+    def read(self):
+        """The log's records, each with its episodes."""
+        history = read_log(self.path(LOG))
+        records = {record["step"]: record for record in history}
+        for record in history:
+            record["episodes"] = []
+        for episode in read_log(self.path(EPISODES), self.checkpoint.step):
+            records[episode["step"]]["episodes"].append(episode)
+        return history
+
     def add(self, record, episodes):
         """A step's line in the log, and its episodes'."""
-        self.history.append(record)
+        self.history.append({**record, "episodes": episodes})
         if self.first:
-            append(self.path(LOG), [record])
             append(self.path(EPISODES), episodes)
+            append(self.path(LOG), [record])
 
     def rewrite(self):
         """Write the log anew, all of it or nothing: a line has got an evaluation."""
         if self.first:
-            write_lines(self.path(LOG), self.history)
+            own = [{key: value for key, value in r.items() if key != "episodes"} for r in self.history]
+            write_lines(self.path(LOG), own)
 
     def close(self):
         """Give the folder free."""

@@ -26,7 +26,7 @@ A pair is made of one class, a Play:
 class Play:
     """What most pairs have in common."""
     defaults = dict(
-        max_response=16, max_context=2048, lr=1e-3, steps=120, eval_every=40, recompute=False)
+        max_response=16, max_context=2048, lr=1e-3, steps=120, eval_every=40)
     prefix = ""
     decoder = None
     alike = ()

@@ -8,7 +8,7 @@ from harness.cli import UserError
 from worlds.alfworld import Engine
 from worlds.alfworld_data import data_folder, list_games
 from worlds.alfworld_games import cached_splits, demonstration, named_level
-from worlds.game import Task, TextGame, reason
+from envs import Task, TextGame, reason
 
 PUT = "move (object) to (place)"    # in the instructions; a game of an older release has other words
 NO_EFFECT = "Nothing happens."      # the answer to whatever the engine does not understand or allow
@@ -28,10 +28,6 @@ class ALFWorld(TextGame):
     train_split = "train"
     eval_splits = ("valid_seen", "valid_unseen")
     knob_types = {"level": str}
-    data_help = (
-        "the folder that alfworld-download made, which holds json_2.1.1, or generated for games made offline "
-        "(empty: where the benchmark puts it, else, and with the tiny pair, generated)")
-    knobs_help = "level=small|full of generated games"
     experts = "the text expert's, and where it loses the game's own walkthrough"
     instructions = (
         "You are a household robot in a text game. Solve the task by giving one command at a time.\n"

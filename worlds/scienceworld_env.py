@@ -4,7 +4,7 @@ import functools
 import json
 from dataclasses import replace
 
-from worlds.game import Task, TextGame, digest
+from envs import Task, TextGame, digest
 from worlds.scienceworld import REFUSALS, SHORT_TURNS, EngineDied, EpisodeLost, Game, Jvm, World
 
 
@@ -23,8 +23,6 @@ class ScienceWorld(TextGame):
     train_split = "train"
     eval_splits = ("dev", "test")
     knob_types = {"simplification": str}
-    data_help = "no folder, but task types by commas, or short (empty: all 30; with the tiny pair short)"
-    knobs_help = "simplification=easy, or none (=) or some by commas"
     experts = "the simulator's own solutions, and the text expert's of the short tasks"
     instructions = (
         "You are in a house with laboratories, in a text game about school science. Solve the task by giving "

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from harness.cli import UserError
-from worlds.game import Task, TextGame, digest
+from envs import Task, TextGame, digest
 from worlds.webshop import Session, open_shop
 from worlds.webshop_catalogue import default_folder
 
@@ -23,8 +23,6 @@ class WebShop(TextGame):
     train_split = "train"
     eval_splits = ("test",)
     knob_types = {"goals": str, "seed": int, "most": int}
-    data_help = "the folder of the benchmark's files (empty: a catalogue made offline)"
-    knobs_help = "goals=synthetic|human, seed=N, most=N"
     experts = "the scripted shopper's, where they earn reward 1"
     instructions = (
         "You are a visitor of a web shop, shown as text. Buy what the instruction asks for: the right kind "

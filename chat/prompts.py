@@ -41,7 +41,7 @@ def explained():
 
 
 def values(env, obs, info, turn):
-    """{field: text}, None where there is none; obs and info of an environment of envs.py, turn from 1."""
+    """{field: text}, None where there is none; obs and info of an environment (envs.py), turn from 1."""
     task = info["task"]
     return {
         "instructions": env.instructions,

@@ -10,10 +10,12 @@ from itertools import pairwise
 
 import jinja2
 
-import envs
-import model as lm
-import prompts
+import load
+from chat import prompts
+from envs import readable
 from harness.cli import UserError
+
+DAY = datetime.date(2026, 1, 1)  # the present day of templates that write one: a run must not depend on it
 
 OBSERVATIONS = ("<first observation>", "<next observation>", "<last observation>")
 RESPONSES = ("<first response>", "<next response>")
@@ -33,14 +35,6 @@ def control_tokens(tokenizer, stop):
     return special - unknown, markup - unknown
 
 
-def parse_date(text):
-    """The day that is meant by --date; today for an empty one. Raises UserError for what is no date."""
-    try:
-        return datetime.date.fromisoformat(text) if text else datetime.date.today()
-    except ValueError:
-        raise UserError(f"--date wants a day, as in 2026-01-31, not {text!r}") from None
-
-
 # ---- the template's text
 
 def messages(said, parts, system):
@@ -57,9 +51,9 @@ def messages(said, parts, system):
     return talk
 
 
-def dated(text, date):
-    """A chat template that writes this day wherever it writes the present one."""
-    return re.sub(r"strftime_now\((['\"])(.*?)\1\)", lambda call: repr(date.strftime(call[2])), text)
+def dated(text):
+    """A chat template that writes DAY wherever it writes the present one."""
+    return re.sub(r"strftime_now\((['\"])(.*?)\1\)", lambda call: repr(DAY.strftime(call[2])), text)
 
 
 def pieces(text, said):
@@ -83,13 +77,13 @@ class Chat:
     sampled, the exact on-policy prefix.
     """
 
-    def __init__(self, tokenizer, stop=(), vocabulary=None, date="", prompt=""):
-        """stop: ids that end a response besides the tokenizer's end token (`lm.end_tokens`); vocabulary: the
-        ids that may be sampled (`lm.vocabulary`), by default all of the tokenizer's; date: of templates that
-        write one (--date); prompt: a file (--prompt), by default what the tokenizer wants."""
-        self.tokenizer, self.date = tokenizer, parse_date(date)
-        self.prompt = prompts.load(prompt or lm.style(tokenizer))
-        self.vocabulary = vocabulary or lm.vocabulary(tokenizer)
+    def __init__(self, tokenizer, stop=(), vocabulary=None, prompt=""):
+        """stop: ids that end a response besides the tokenizer's end token (`load.end_tokens`); vocabulary:
+        the ids that may be sampled (`load.vocabulary`), by default all of the tokenizer's; prompt: a file
+        (--prompt), by default the one that the tokenizer wants."""
+        self.tokenizer = tokenizer
+        self.prompt = prompts.load(prompt or load.style(tokenizer))
+        self.vocabulary = vocabulary or load.vocabulary(tokenizer)
         if not getattr(tokenizer, "is_fast", False):
             raise self.refused(
                 "its tokenizer does not say which letters a token stands for, so that a game's text could "
@@ -109,7 +103,7 @@ class Chat:
         """The template's text, ready for the model to answer. Hybrid reasoning models answer without their
         thinking block."""
         return self.tokenizer.apply_chat_template(
-            messages(said, parts, system), chat_template=dated(self.tokenizer.get_chat_template(), self.date),
+            messages(said, parts, system), chat_template=dated(self.tokenizer.get_chat_template()),
             tokenize=False, add_generation_prompt=True, enable_thinking=False)
 
     def cut(self):
@@ -121,7 +115,7 @@ class Chat:
         """
         first, second, third = OBSERVATIONS
         said = [first, RESPONSES[0], second, RESPONSES[1], third]
-        if "strftime_now(" in dated(str(self.tokenizer.chat_template), self.date):
+        if "strftime_now(" in dated(str(self.tokenizer.chat_template)):
             raise self.refused("it writes the present time in a way that cannot be held fast")
         reason = ""
         for system in (False, True):
@@ -201,27 +195,27 @@ class Chat:
         anchor = "" if first else self.tokenizer.convert_ids_to_tokens(self.end)
         before = self.before if first else self.between
         end = len(before) + len(text)
-        return self.encode(before + text + self.behind, self.control, len(before), end, anchor)
+        return self.tokens(before + text + self.behind, self.control, len(before), end, anchor)
 
     def encode_response(self, text):
         """Token ids of an expert's response, with the end token; it may use markup such as <think>."""
         text = self.lead + text
-        return self.encode(text + self.tail, self.special, 0, len(text), self.behind) + [self.end]
+        return self.tokens(text + self.tail, self.special, 0, len(text), self.behind) + [self.end]
 
-    def encode(self, text, control, start, stop, anchor=""):
+    def tokens(self, text, control, start, stop, anchor=""):
         """Token ids of a text whose characters from `start` up to `stop` are plain.
 
         anchor: what stands before the text in its row, since some tokenizers mark the beginning of whatever
         they are given. Where the tokenizer finds a token of `control` in the plain part, the text is cut
         behind that token's first character, and the pieces are encoded each on its own.
         """
-        text = envs.readable(text)  # as long as before
+        text = readable(text)  # as long as before
         ids, places = self.behind_anchor(text, anchor)
         cuts = [a + 1 for i, (a, b) in zip(ids, places) if i in control and start <= a < b - 1 < stop]
         if not cuts:
             return ids
         parts = pairwise([0, *cuts, len(text)])
-        return [i for a, b in parts for i in self.encode(text[a:b], control, max(start - a, 0), stop - a)]
+        return [i for a, b in parts for i in self.tokens(text[a:b], control, max(start - a, 0), stop - a)]
 
     def behind_anchor(self, text, anchor):
         """(token ids, their places as (start, stop) characters) of a text that stands behind another; of the
@@ -235,7 +229,9 @@ class Chat:
         shift = len(prefix)
         return ids[n:], [(a - shift, b - shift) for a, b in places[n:]]
 
-    def decode_response(self, ids):
-        """What a sampled response says, without its end token."""
+    def decode(self, ids):
+        """(response, action) of sampled ids: what they say without the end token, and the action in it, None
+        if it has none."""
         said = [i for i in ids if i not in self.stop]
-        return self.tokenizer.decode(said, skip_special_tokens=True).strip()
+        response = self.tokenizer.decode(said, skip_special_tokens=True).strip()
+        return response, self.prompt.action(response)

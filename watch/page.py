@@ -1,9 +1,9 @@
 """One episode to read: on the screen turn by turn, or as a page that shades every token of the student's by
 how far the student is from the teacher there.
 
-    python eval.py --model tiny-student --teacher tiny-teacher --watch --html episode.html
+    python eval.py --model tiny-student --teacher tiny-teacher --watch episode.html
 
-The page is one file that opens from disk: watch.html with its blanks filled. Whatever a game or a model says
+The page is one file that opens from disk: page.html with its blanks filled. Whatever a game or a model says
 is escaped, and the page forbids the browser any script but its own. The figures are those of a training step:
 KL(student ‖ teacher) where each token was sampled, over the whole vocabulary, at the sampling temperature.
 """
@@ -21,9 +21,9 @@ from typing import NamedTuple
 import torch
 
 import batch as batches
-import envs
 import loss as losses
 import model as lm
+from envs import readable
 from harness.folder import replacing
 
 CHUNK = 256                             # tokens whose distributions are in memory at once
@@ -49,16 +49,16 @@ def ending(episode):
 def faults(turn):
     """What went wrong in a turn, a list of words."""
     words = {"missing": "no action", "invalid": "invalid", "cut": "cut"}
-    return [word for key, word in words.items() if turn[key]]
+    return [word for key, word in words.items() if getattr(turn, key)]
 
 
 def transcript(episode):
     """Print an episode turn by turn."""
     print(episode.opening)
-    answers = [turn["observation"] for turn in episode.turns[1:]] + [""]
+    answers = [turn.observation for turn in episode.turns[1:]] + [""]
     for i, (turn, answer) in enumerate(zip(episode.turns, answers), 1):
         note = "".join(f" [{word}]" for word in faults(turn))
-        print(f"\n--- turn {i}{note}\n> {turn['response']}\n{answer}")
+        print(f"\n--- turn {i}{note}\n> {turn.response}\n{answer}")
     print(f"\n=== {ending(episode)}")
 
 
@@ -95,10 +95,8 @@ def judge_row(row, models, vocabulary, temperature):
     both = [states(model, row) for model in models]
     tokens = []
     for first in range(0, len(ids), CHUNK):
-        chunk, logs = slice(first, first + CHUNK), []
-        for hidden, head in both:
-            logits = vocabulary.among(lm.logits(hidden[chunk], head))  # (n, V)
-            logs.append(torch.log_softmax(losses.at_temperature(logits, temperature), -1))
+        chunk = slice(first, first + CHUNK)
+        logs = [losses.distributions(hidden[chunk], head, vocabulary, temperature) for hidden, head in both]
         tokens += compare(ids[chunk], logs)
     return tokens
 
@@ -107,7 +105,7 @@ def judge_row(row, models, vocabulary, temperature):
 def judge(episode, student, teacher, vocabulary, temperature):
     """The Tokens of every turn of an episode: a list of lists.
 
-    vocabulary: the ids that are compared (`lm.vocabulary`); temperature: of the sampler; where it is 0, and
+    vocabulary: the ids that are compared (`load.vocabulary`); temperature: of the sampler; where it is 0, and
     the sampler greedy, distributions are compared at 1.
     """
     turns = [[] for _ in episode.turns]
@@ -156,7 +154,7 @@ def name(tokenizer, token):
 
 def shown(text):
     """A text as the content of a page: nothing in it is markup."""
-    return html.escape(envs.readable(text).translate(PICTURES))
+    return html.escape(readable(text).translate(PICTURES))
 
 
 def element(tag, content, **attributes):
@@ -222,7 +220,7 @@ def turn_html(number, turn, tokens, tokenizer):
     answer = "".join(token_html(tokenizer, token, text) for token, text in zip(tokens, pieces))
     answer = element("p", answer, class_="said", role="group", aria_label=f"the student in turn {number}")
     return element(
-        "section", element("h2", head) + game_html(turn["observation"]) + answer,
+        "section", element("h2", head) + game_html(turn.observation) + answer,
         id=f"turn-{number}", class_="turn" + " wrong" * bool(faults(turn)))
 
 
@@ -249,7 +247,7 @@ def legend_html():
     return "".join(element("li", text, class_=f"k{i}") for i, text in enumerate(names))
 
 
-def page(episode, turns, tokenizer, facts):
+def render(episode, turns, tokenizer, facts):
     """The page of an episode. turns: from `judge`; facts: {name: value}, who played and how."""
     kl, tokens, played = sum(map(total, turns)), sum(map(len, turns)), len(turns)
     highest = max(map(total, turns), default=0.0)
@@ -257,9 +255,9 @@ def page(episode, turns, tokenizer, facts):
         **facts,
         "KL of the trajectory": f"{nats(kl)} nats over {tokens} tokens",
         "mean, highest turn": f"{nats(kl / max(1, played))}, {nats(highest)} nats",
-        "invalid actions": f"{sum(turn['invalid'] for turn in episode.turns)} in {played} turns"}
+        "invalid actions": f"{sum(turn.invalid for turn in episode.turns)} in {played} turns"}
     numbered = list(zip(range(1, played + 1), episode.turns, turns))
-    template = Path(__file__).with_name("watch.html").read_text(encoding="utf-8")
+    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     script = re.search("<script>(.*?)</script>", template, re.DOTALL)[1]
     return Template(template).substitute(
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -270,8 +268,8 @@ def page(episode, turns, tokenizer, facts):
         last=game_html(episode.observation) if episode.observation else "")
 
 
-def write_page(path, episode, actors, chat, temperature, facts):
+def write(path, episode, actors, chat, temperature, facts):
     """Judge an episode and write its page to `path`; actors: {"student": model, "teacher": model}."""
     turns = judge(episode, actors["student"], actors["teacher"], chat.vocabulary, temperature)
     with replacing(path) as file:
-        file.write(page(episode, turns, chat.tokenizer, facts))
+        file.write(render(episode, turns, chat.tokenizer, facts))
