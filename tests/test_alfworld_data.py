@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import envs
-import prompts
+from chat import prompts
 from harness.cli import UserError
 from worlds import alfworld_data, alfworld_games as games
 from worlds.alfworld_data import list_games

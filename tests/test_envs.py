@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import pytest
 
 import envs
-import prompts
+from chat import prompts
 from harness.cli import UserError
 from worlds.game import tidy
 
@@ -148,9 +148,9 @@ def test_lines_of_eval_are_ids_of_the_same_games(data, ids_file):
     train = envs.make_tasks("alfworld", "train", data)
     lines = [json.dumps(dict(task=task.id, digest=task.digest)) for task in train[:2]]
     assert envs.make_tasks("alfworld", ids_file(*lines), data) == train[:2]
-    assert envs.without(train, ids_file(*lines)) == train[2:]
+    assert tasks.without(train, ids_file(*lines)) == train[2:]
     other = ids_file(lines[0], json.dumps(dict(task=train[1].id, digest="0123456789ab")))
-    for read in (lambda: envs.make_tasks("alfworld", other, data), lambda: envs.without(train, other)):
+    for read in (lambda: envs.make_tasks("alfworld", other, data), lambda: tasks.without(train, other)):
         with pytest.raises(UserError, match=f"1 of the tasks .* are other games here, .*{train[1].id}"):
             read()
 
@@ -165,9 +165,9 @@ def test_ids_without_a_split_are_looked_for_in_all(ids_file):
 def test_named_splits(ids_file, tmp_path):
     """A label that is lost, so that two files share a row of the table."""
     path = ids_file("x", name="hard.ids")
-    named = envs.named_splits("alfworld", f"valid_seen, lost={path},{path}")
+    named = tasks.named_splits("alfworld", f"valid_seen, lost={path},{path}")
     assert named == {"valid_seen": "valid_seen", "lost": path, "hard": path}
-    assert list(envs.named_splits("alfworld", "")) == ["valid_seen", "valid_unseen"]
+    assert list(tasks.named_splits("alfworld", "")) == ["valid_seen", "valid_unseen"]
 
 
 @pytest.mark.parametrize("text, words", [
@@ -178,7 +178,7 @@ def test_named_splits(ids_file, tmp_path):
 def test_what_is_no_split_is_said(text, words):
     """A traceback after minutes of loading, or an evaluation that is left out."""
     with pytest.raises(UserError, match=words):
-        envs.named_splits("alfworld", text)
+        tasks.named_splits("alfworld", text)
 
 
 def test_files_that_hold_no_ids(data, ids_file, tmp_path):
@@ -197,8 +197,8 @@ def test_files_that_hold_no_ids(data, ids_file, tmp_path):
 def test_tasks_are_left_out(data, ids_file):
     """--without that leaves nothing out, or everything."""
     tasks = envs.make_tasks("alfworld", "train", data)
-    left = envs.without(tasks, ids_file(tasks[3].id, "valid_seen/another"))
+    left = tasks.without(tasks, ids_file(tasks[3].id, "valid_seen/another"))
     assert left == tasks[:3] + tasks[4:]
     for path in (ids_file("valid_seen/another"), ids_file(*(task.id for task in tasks), name="all")):
         with pytest.raises(UserError, match="names (0|8) of the 8 training tasks"):
-            envs.without(tasks, path)
+            tasks.without(tasks, path)

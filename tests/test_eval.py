@@ -11,7 +11,7 @@ from conftest import two_ranks
 
 import envs
 import eval as evaluation
-import prompts
+from chat import prompts
 import tcod
 from eval import Args
 from experts import give_experts, read_experts

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 import envs
-import prompts
+from chat import prompts
 from experts import expert_line, give_experts, keep_shortest, read_experts
 from harness.cli import UserError
 from harness.folder import write_lines

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 import envs
-import prompts
+from chat import prompts
 from harness.cli import UserError
 
 TAGS = "<action>{action}</action>"

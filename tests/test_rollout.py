@@ -20,7 +20,7 @@ import model as lm
 import rollout
 from curriculum import METHODS, plan
 from rollout import Limits, decode, play, sample
-from template import Chat
+from chat.template import Chat
 
 LIMITS = Limits(max_response=5, max_context=2000, temperature=1.0)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import harness.run
 import model as lm
-import prompts
+from chat import prompts
 import tcod
 from harness.cli import UserError
 from harness.folder import append, read_args, read_log, write_json

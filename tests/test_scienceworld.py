@@ -17,7 +17,7 @@ from conftest import ROOT, launch
 from gymnasium.utils.env_checker import check_env
 
 import envs
-import prompts
+from chat import prompts
 import tcod
 from harness.cli import UserError
 from harness.folder import read_log

@@ -9,9 +9,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import model as lm
-import template
+from chat import template
 from harness.cli import UserError
-from template import Chat
+from chat.template import Chat
 
 
 def test_the_templates_own_end_token_ends_a_response():

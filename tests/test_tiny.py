@@ -12,7 +12,7 @@ from torch.nn.utils import parameters_to_vector
 import curriculum
 import envs
 import model as lm
-import prompts
+from chat import prompts
 import rollout
 from harness.cli import UserError
 from play import spread
