@@ -136,8 +136,8 @@ def score(teacher, samples):
     head; in order of (row, position).
 
     What it has read while the episodes were played is not read again. A fork that shows the teacher another
-    opening than the student (a hint, a solution) does it here: other rows, the same trained tokens; each
-    sample knows its episode.
+    opening than the student (a hint, a solution) does it here: other rows, the same trained tokens. Each
+    sample knows its episode, and the episode its chat (docs/forking.md has one).
     """
     known = [[sample.episode.turns[t].taught for t in sample.weight] for sample in samples]
     if all(states is not None for row in known for states in row):
