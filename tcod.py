@@ -95,21 +95,26 @@ class Args(evaluation.PlayArgs):
         "or with more --steps",
         path=True)
 
+    def own(self):
+        """{knob: value}: the defaults that the student's checkpoint brings, and the method's loss."""
+        loss = curriculum.METHODS.get(self.method, curriculum.Method).loss
+        brought = load.defaults(load.resolve(self.student, self.env))
+        return {**brought, "loss": loss} if loss else brought
+
 
 def resolve(args):
     """Fill in the defaults that depend on models and method; returns what to say of them on the screen.
 
     Raises UserError where the student's own ones name a knob that does not exist.
     """
-    own = load.defaults(load.resolve(args.student, args.env))
+    own = args.own()
     strange = sorted(set(own) - {f.name for f in fields(Args) if "paper" in f.metadata})
     if strange:
         raise UserError(f"{args.student}'s own defaults name what has none: {', '.join(strange)}")
-    whose = f"{args.student}'s own defaults" if own else "the paper's defaults"
-    loss = curriculum.METHODS.get(args.method, curriculum.Method).loss
-    if loss:
-        own = {**own, "loss": loss}
-    return ", ".join([whose, *evaluation.fill(args, own, args.student, args.teacher)])
+    told = evaluation.fill(args, own, args.student, args.teacher)
+    brought = ", ".join(f"{name} {getattr(args, name)}" for name in own)
+    whose = f"{args.student}'s own defaults ({brought})" if own else "the paper's defaults"
+    return ", ".join([whose, *told])
 
 
 def check(args, world):
