@@ -234,7 +234,8 @@ def collect(args):
             return []
     import envs  # the engines: not for --draw
 
-    return ["--without", hard, "--eval-splits", ",".join([*envs.game_type(args.env).eval_splits, f"hard={hard}"])]
+    splits = [*envs.game_type(args.env).eval_splits, f"hard={hard}"]
+    return ["--without", hard, "--eval-splits", ",".join(splits)]
 
 
 def short(value):
@@ -363,8 +364,8 @@ def found(folder):
             wrong = differing(first, result)
             if wrong:
                 raise UserError(
-                    f"the results in {folder} cannot stand in one table: {label} {result['seed']} had another "
-                    f"{', another '.join(wrong)} than the first")
+                    f"the results in {folder} cannot stand in one table: {label} {result['seed']} had "
+                    f"another {', another '.join(wrong)} than the first")
             lines.setdefault(label, []).append(result)
     if not lines:
         raise UserError(f"{folder} holds no results of evaluated runs")
