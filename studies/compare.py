@@ -559,6 +559,8 @@ def gain(out, label, loss, runs, test):
     lines = found(os.path.join(out, runs))
     opd, f2b = (lines.get(called(method, loss), []) for method in ("opd", "f2b"))
     both = paired(opd, f2b)
+    if not both:
+        raise UserError(f"{os.path.join(out, runs)} holds no seed of both OPD and F2B by {loss}")
     tested = read(os.path.join(out, test, TEST))["take_over"]
     return Gain(label, {row["n"]: row["success"] for row in tested}, *map(list, zip(*both)))
 

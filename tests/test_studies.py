@@ -256,6 +256,8 @@ def test_gains_are_of_the_seeds_that_both_have(tmp_path):
     assert list(compare.gain_cells(one, "games").values()) == [
         "here", "39", "2", "10", "30.0", "45.0", "+15.0 [-48.5, 78.5]", "+7.5 [-24.3, 39.3]",
         "+15.0 [15.0, 15.0]"]
+    with pytest.raises(UserError, match="no seed of both OPD and F2B by k1"):
+        compare.gain(str(tmp_path), "here", "k1", "a", ".")
 
 
 def test_a_curve_between_its_evaluations(tmp_path):
