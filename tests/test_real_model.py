@@ -1,5 +1,5 @@
 """A real pre-trained model through the whole path, where the pip packages that carry one are installed (see
-benchmarks/real_pair.py). Everything else here is made at random."""
+studies/smollm2.py). Everything else here is made at random."""
 
 import importlib.util
 import os
@@ -22,11 +22,11 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.joi
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The package's model as an ordinary checkpoint."""
-    sys.path.insert(0, os.path.join(ROOT, "benchmarks"))
-    import real_pair
-    sys.path.remove(os.path.join(ROOT, "benchmarks"))
+    sys.path.insert(0, os.path.join(ROOT, "studies"))
+    import smollm2
+    sys.path.remove(os.path.join(ROOT, "studies"))
     path = str(tmp_path_factory.mktemp("real") / "zero-shot")
-    real_pair.convert(path)
+    smollm2.convert(path)
     return path
 
 
@@ -58,7 +58,7 @@ def test_a_step_with_itself_as_its_teacher(folder, data, tmp_path):
     sampled is not what is scored."""
     args = arguments(
         tmp_path, data, tmp_path / "run", student=folder, teacher=folder, method="opd", steps=1, episodes=1,
-        eval_every=0, max_turns=2, max_response=8, max_context=2048, lr=1e-5, moments="whole")
+        eval_every=0, max_turns=2, max_response=8, max_context=2048, lr=1e-5)
     tcod.main(args)
     step, = read_log(tmp_path / "run" / LOG)
     assert step["tokens"] > 0
