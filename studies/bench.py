@@ -33,11 +33,13 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 # Last, so that PYTHONPATH may name another version's folder.
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import load
 import model as lm
 import rollout
 import tcod
 from harness.cli import UserError, check_knobs, command, fill_presets, knob
 from harness.ranks import Ranks
+from training import Student
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -149,7 +151,7 @@ class Ours:
         u = torch.rand(len(rows), count, device=DEVICE, dtype=torch.float64)
         limits = rollout.Limits(max_response=count, max_context=ROOM)
         said = rollout.decode(self.model, self.cache, rows, [True] * len(rows), u, self.chat, limits)
-        return [ids for ids, _ in said]
+        return [answer.ids for answer in said]
 
 
 class Theirs:
@@ -218,11 +220,12 @@ def measure_token(args):
 def episodes(tokens, length, vocabulary):
     """Two micro-batches of played episodes, rows of `length` tokens: an observation, a response as long."""
     draw, found = random.Random(0), []
+    turn = SimpleNamespace(weight=1.0, loss="", taught=None)
     for i in range(max(1, 2 * tokens // length)):
         row = rollout.Row()
         row.say(draw.choices(range(vocabulary), k=length - length // 2))
         row.respond(draw.choices(range(vocabulary), k=length // 2), 0, [-1.0] * (length // 2))
-        found.append(rollout.Episode(None, i, rows=[row], turns=[dict(weight=1.0, loss="")]))
+        found.append(rollout.Episode(None, i, rows=[row], turns=[turn]))
     return found
 
 
@@ -230,23 +233,24 @@ def measure_step(args):
     """Print what is held and used, in GB, and the seconds."""
     run, ranks, size = tcod.Args(batch_tokens=args.batch_tokens), Ranks(), SIZES[args.student]
     fill_presets(run)
+    run.precision = load.precision(run.precision)
     start, rows = held(), []
 
     def note(what, should):
         rows.append((what, should, held() - start - sum(found for _, _, found in rows)))
 
     model = make_model(size, torch.float32)
-    count, dtype = model.num_parameters(), lm.play_dtype()
+    count, dtype = model.num_parameters(), load.play_dtype(run.precision)
     note("student's weights, fp32", 4 * count)
     teacher = make_model(SIZES[args.teacher], dtype)
     note("teacher's weights", dtype.itemsize * teacher.num_parameters())
-    student = tcod.Student(model, lm.Vocabulary(size.known, []), run, ranks)
+    student = Student(model, lm.Vocabulary(size.known, []), run, ranks)
     played, took = episodes(args.batch_tokens, args.length, size.known), []
     student.learns()
     note("playing copy, given up", 0)
 
     def learn():
-        tcod.backward(student.distiller, teacher, played, run, ranks)
+        tcod.backward(student, teacher, played, run, ranks)
 
     learn()
     note("gradients", 4 * count)

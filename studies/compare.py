@@ -43,7 +43,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 import plot
-from curriculum import NEEDS_EXPERT
+from curriculum import METHODS
 from harness.cli import UserError, check_knobs, command, knob
 from harness.folder import LOG, read_args, read_log, write_lines
 from harness.report import wilson
@@ -295,7 +295,8 @@ def run_all(args, lines):
         for seed in parse_seeds(args.seeds):
             for label, own in lines.items():
                 flags = [*common, *own, "--seed", seed]
-                if args.experts == "teacher" and set(own) & set(NEEDS_EXPERT):
+                expert = any(METHODS[word].expert for word in own if word in METHODS)
+                if args.experts == "teacher" and expert:
                     flags += ["--experts", os.path.join(args.out, "experts.jsonl")]
                 made[label, seed] = pool.submit(run, args, label, flags, seed, made)
         for future in made.values():

