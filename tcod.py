@@ -155,8 +155,8 @@ def score(teacher, samples):
 def backward(student, teacher, episodes, args, ranks):
     """Accumulate the gradient of Eq. 2 over this rank's episodes.
 
-    Returns this rank's part of the loss, and of every trained token {name: (N,)}: its episode and turn, and
-    what `loss.chunked` says of it.
+    Returns this rank's part of the loss, and of every trained token {name: (N,)}: its episode, turn and
+    weight, and what `loss.chunked` says of it.
 
     The normalisers are summed over all ranks before the first backward. Ranks may have different numbers of
     micro-batches: only the last one of each rank synchronises, and a rank without any runs an empty one.
@@ -178,10 +178,11 @@ def backward(student, teacher, episodes, args, ranks):
                 value, tokens = distiller(batch, judged)
                 (value * ranks.world).backward()  # DDP averages over ranks; Eq. 2 is a sum
         loss += value.item()
-        found.append(torch.cat([torch.stack([batch.episode, batch.turn]).float(), tokens]))  # (2 + 5, N)
+        own = torch.stack([batch.episode, batch.turn, batch.weight])  # (3, N)
+        found.append(torch.cat([own, tokens]))  # (8, N)
     distiller.eval()
     columns = torch.cat(found, 1).double().cpu().numpy()
-    return loss, dict(zip(("episode", "turn", *losses.LOGGED), columns))
+    return loss, dict(zip(("episode", "turn", "weight", *losses.LOGGED), columns))
 
 
 def plan(args, ranks):
