@@ -149,7 +149,7 @@ def test_a_fact_is_the_librarys_proposition():
 
 
 def _keep_often(value):
-    for _ in range(100):
+    for _ in range(30):
         keep("shared/value", value)
         assert kept("shared/value") == value
 

@@ -1,6 +1,5 @@
 """Which ALFWorld games there are: the data set's folder, the games of a split by the benchmark's rules."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -8,9 +7,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from harness.cli import UserError
+from worlds.game import digest, reason
 
 RELEASE = "json_2.1.1"          # the folder of the data set's splits, as alfworld-download names it
-MAX_FAULT = 300                 # characters of what is said of a game that cannot be read
 GAME, TRAJECTORY, EXPERT = "game.tw-pddl", "traj_data.json", "expert.json"
 
 
@@ -74,16 +73,11 @@ def _find(split):
     """The folders that hold a game and what is known of its task, also behind links, but not around a loop of
     them."""
     for place, folders, files in os.walk(split, followlinks=True):
-        here = os.path.realpath(place)
-        folders[:] = [name for name in folders if not _above(os.path.join(place, name), here)]
+        here = Path(place).resolve()
+        inner = [Path(place, name) for name in folders]
+        folders[:] = [path.name for path in inner if not here.is_relative_to(path.resolve())]
         if GAME in files and TRAJECTORY in files:
             yield place
-
-
-def _above(link, here):
-    """Whether it is a link to a folder in which `here` lies."""
-    there = os.path.realpath(link)
-    return os.path.islink(link) and os.path.commonpath([there, here]) == there
 
 
 def _read(place):
@@ -95,8 +89,7 @@ def _read(place):
         kind = json.loads(Path(place, TRAJECTORY).read_text())["task_type"]
         actions = json.loads(expert.read_text()) if expert.exists() else []
     except Exception as error:          # whatever a damaged file holds: one does not hide a split
-        fault = " ".join(f"{type(error).__name__}: {error}".split())
-        return dict(kind="unreadable", expert=[], digest="", fault=fault[:MAX_FAULT])
+        return dict(kind="unreadable", expert=[], digest="", fault=reason(error))
     if not solvable:
         return {}
-    return dict(kind=kind, expert=actions, digest=hashlib.sha256(content).hexdigest()[:12], fault="")
+    return dict(kind=kind, expert=actions, digest=digest(content), fault="")

@@ -200,16 +200,12 @@ class Jvm:
             raise EngineDied(f"ScienceWorld's JVM died ({type(error).__name__})") from error
 
 
-def _not_of_py4j(record):
-    return "py4j" not in record.pathname
-
-
 atexit.register(Jvm.leave)
 if hasattr(os, "register_at_fork"):     # where processes fork
     os.register_at_fork(after_in_child=Jvm.forget)
 # py4j logs tracebacks when a JVM dies, some through the root logger; Jvm.get() says it in a line.
 logging.getLogger("py4j").setLevel(logging.CRITICAL)
-logging.getLogger().addFilter(_not_of_py4j)
+logging.getLogger().addFilter(lambda record: "py4j" not in record.pathname)
 
 
 # ---- one game
@@ -537,10 +533,6 @@ class TextExpert:
         self.thing = next((thing for thing in self.wanted if _names(named, thing)), name)
         self.at.setdefault(self.thing, self.place)
 
-    def _candidates(self, text):
-        """Everything in a list that would do, in the list's order."""
-        return sorted((name for name in self.wanted if _names(text, name)), key=text.index)
-
     def act(self):
         """The action to play now."""
         if self.asked:
@@ -549,7 +541,8 @@ class TextExpert:
             return self._focus()
         if self.at[self.thing] == "inventory":
             return self._go(self.goal) or f"move {self.thing} to {self.box}"
-        return self._go(self.at[self.thing]) or self._take()
+        take = f"move {self.thing} to {self.box}" if self.place == self.goal else f"pick up {self.thing}"
+        return self._go(self.at[self.thing]) or take
 
     def _focus(self):
         carried = [thing for thing, where in self.at.items() if where == "inventory"]
@@ -562,11 +555,9 @@ class TextExpert:
         return "" if self.place == room else f"go to {next_room(self.place, room)}"
 
     def _choose(self):
-        found = self._candidates(self.listed.get(self.place, ""))
-        return f"focus on {found[0]}" if found else "look around"
-
-    def _take(self):
-        return f"move {self.thing} to {self.box}" if self.place == self.goal else f"pick up {self.thing}"
+        listed = self.listed.get(self.place, "")
+        found = [name for name in self.wanted if _names(listed, name)]
+        return f"focus on {min(found, key=listed.index)}" if found else "look around"
 
 
 def _names(text, thing):
