@@ -14,7 +14,7 @@ import pytest
 import envs
 from chat import prompts
 from harness.cli import UserError
-from worlds.game import tidy
+from envs import tidy
 
 
 @pytest.mark.parametrize("action, engine", [
