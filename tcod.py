@@ -155,8 +155,8 @@ def score(teacher, samples):
 def backward(student, teacher, episodes, args, ranks):
     """Accumulate the gradient of Eq. 2 over this rank's episodes.
 
-    Returns this rank's part of the loss, and of every trained token {name: (N,)}: its episode, turn and
-    weight, and what `loss.chunked` says of it.
+    Returns the loss, the same on every rank, and of this rank's trained tokens {name: (N,)}: episode, turn
+    and weight, and what `loss.chunked` says of them.
 
     The normalisers are summed over all ranks before the first backward. Ranks may have different numbers of
     micro-batches: only the last one of each rank synchronises, and a rank without any runs an empty one.
@@ -182,6 +182,7 @@ def backward(student, teacher, episodes, args, ranks):
         found.append(torch.cat([own, tokens]))  # (8, N)
     distiller.eval()
     columns = torch.cat(found, 1).double().cpu().numpy()
+    loss, = ranks.sum([loss])
     return loss, dict(zip(("episode", "turn", "weight", *losses.LOGGED), columns))
 
 
@@ -205,16 +206,16 @@ def train(on):
     """on: a Training."""
     student, run = on.student, on.run
     for n in on.steps():
-        rules = curriculum.Rules.at(n, on.method, on.args, run.history, on.turns)  # k(n), Eq. 4: who acts
-        episodes, lost = on.play(n, rules)                                  # rows o_0 a_0 o_1 a_1 …
+        rules = curriculum.Rules.at(n, on.method, on.args, run.history, on.turns)  # k(n), Eq. 4
+        episodes, lost = on.play(n, rules)  # rows o_0 a_0 o_1 a_1 …; the method says who acts
         student.learns()
         loss, tokens = backward(student, on.teacher, episodes, on.args, on.ranks)  # Eq. 2
-        loss, norm = on.ranks.sum([loss])[0], student.clipped()
+        norm = student.clipped()
         records = on.records(n, episodes, tokens, loss, norm)
         with run.checkpoint.advancing(n):
             if records:  # else AdamW's momentum alone would move the weights
                 student.optimizer.step()
-            student.plays()
+            student.plays()  # the copy that plays has the weights of now
             on.log(n, rules, records, lost, loss, norm)
 
 
