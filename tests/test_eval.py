@@ -11,31 +11,40 @@ from conftest import two_ranks
 
 import envs
 import eval as evaluation
-from chat import prompts
+import load
+import rollout
 import tcod
+from chat import prompts
+from chat.template import Chat
 from eval import Args
-from experts import give_experts, read_experts
 from harness.cli import UserError
 from harness.folder import Journal
 from harness.ranks import Ranks
 from harness.stops import Stopped
+from tasks import give_experts, read_experts
 
 
 def arguments(checkpoints, folder, **more):
     """A few games of random models."""
     known = dict(
         model=str(checkpoints / "student"), teacher=str(checkpoints / "teacher"), data=folder,
-        games=4, max_turns=5, max_response=4, batch=3)
+        games=4, max_turns=5, max_response=4)
     return Args(**{**known, **more})
 
 
-def test_table_on_screen_and_in_a_file(checkpoints, data, tmp_path, capsys):
-    """Batches that do not divide the number of games; the same seed must give the same episodes whatever the
-    batch."""
+@pytest.fixture(autouse=True)
+def three_at_once(monkeypatch):
+    """Batches that do not divide the number of games."""
+    monkeypatch.setattr(evaluation, "SMALL_AT_ONCE", 3)
+
+
+def test_table_on_screen_and_in_a_file(checkpoints, data, tmp_path, capsys, monkeypatch):
+    """The same seed must give the same episodes however many are played at once."""
     summaries = []
-    for batch in (3, 4):
-        out = tmp_path / f"{batch}.json"
-        evaluation.main(arguments(checkpoints, data, out=str(out), batch=batch))
+    for number in (3, 4):
+        monkeypatch.setattr(evaluation, "SMALL_AT_ONCE", number)
+        out = tmp_path / f"{number}.json"
+        evaluation.main(arguments(checkpoints, data, out=str(out)))
         written = json.loads(out.read_text())
         summaries.append(written["summary"])
         assert written["split"] == "valid_seen"
@@ -91,11 +100,11 @@ def test_samples_are_episodes_of_their_own(checkpoints, data, capsys, monkeypatc
 
     note = evaluation.note_expert
     monkeypatch.setattr(evaluation, "note_expert", seen)
-    evaluation.main(arguments(checkpoints, data, games=2, samples=2, batch=3))
+    evaluation.main(arguments(checkpoints, data, games=2, samples=2))
     assert [episode.index for episode in played] == [0, 1, 2, 3]
     names = [episode.task.id for episode in played]
     assert names[0] == names[1] != names[2] == names[3]
-    assert played[0].turns[0]["ids"] != played[1].turns[0]["ids"]
+    assert played[0].turns[0].ids != played[1].turns[0].ids
     assert "of 2 tasks" in capsys.readouterr().out
 
 
@@ -112,20 +121,32 @@ def test_take_over_counts_the_teachers_turns_only(checkpoints, data, tmp_path):
 
 def test_invalid_actions_are_those_of_the_teacher():
     """The student's wanderings blamed on the teacher, whoever of both had the later turns."""
-    turns = []
-    for who in ("student", "teacher", "student", "teacher"):
-        turns.append(dict(who=who, invalid=who == "student", missing=False, cut=False, action="x"))
-    turns[3]["invalid"] = True
+    turns = [
+        SimpleNamespace(who=who, invalid=invalid, missing=False, cut=False, repeats=False, action="x")
+        for who, invalid in (("student", True), ("teacher", False), ("student", True), ("teacher", True))]
     episode = SimpleNamespace(
         task=envs.Task("a", "heat"), index=0, turns=turns, won=False, lost=False, context_cut=False,
         crashed=False, filled=False, unplayable="")
-    def play(plan, note, begin):
-        assert begin == 0
+
+    def play(rules, note, begin):
+        assert begin == 0 and rules.k == 1
         yield [note(episode)]
 
     row = evaluation.take_over(play, 1, 4, Journal("", {}), Ranks())
     assert row["teacher_invalid"] == 0.5
     assert (row["n"], row["games"], row["won"]) == (1, 1, 0)
+
+
+def test_hard_tasks_are_those_lost_in_all_tries():
+    """A task of which a try is still to come, that could not be played, or whose engine died: it was not
+    lost."""
+    def record(task, won=False, crashed=False, unplayable=""):
+        return dict(task=task, digest="d", won=won, crashed=crashed, unplayable=unplayable)
+
+    records = [
+        *[record("lost")] * 2, record("once"), record("once", won=True), record("soon"),
+        record("died"), record("died", crashed=True), *[record("bad", unplayable="no goal")] * 2]
+    assert evaluation.hard(records, 2) == [dict(task="lost", digest="d")]
 
 
 def test_what_was_won_is_replayed(checkpoints, data, tmp_path, monkeypatch):
@@ -213,14 +234,32 @@ def test_a_stopped_evaluation_goes_on(checkpoints, data, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="e.jsonl is there already, and no .*e.jsonl.played says of what"):
         evaluation.main(args(part, out="", save_hard=f"{part}/h2.jsonl"))
     monkeypatch.setattr(evaluation.rollout, "play", stopping(0))
-    evaluation.main(args(part, batch=2))
+    monkeypatch.setattr(evaluation, "SMALL_AT_ONCE", 2)
+    evaluation.main(args(part))
     done = files(part)
-    assert done["t.json"].count('"batch": 2') == 1
-    assert {**done, "t.json": done["t.json"].replace('"batch": 2', '"batch": 3')} == files(whole)
+    assert done == files(whole)
     assert [len(done[name].splitlines()) for name in ("e.jsonl", "h.jsonl", "t.json.played")] == [2, 2, 9]
     monkeypatch.setattr(evaluation.rollout, "play", stopping(1))
-    evaluation.main(args(part, batch=2))  # nothing is left to play
+    evaluation.main(args(part))  # nothing is left to play
     assert files(part) == done
+
+
+def test_ranks_play_what_one_process_plays(checkpoints, data):
+    """Episodes that depend on who plays them, or are left out where the ranks do not divide the games."""
+    model = load.load_model(str(checkpoints / "student"))
+    chat, limits = Chat(load.load_tokenizer(str(checkpoints / "student"))), rollout.Limits(4, 2048)
+    tasks = envs.make_tasks("alfworld", "valid_seen", data)[:3]
+    games = [envs.make_env("alfworld", data=data) for _ in range(2)]
+
+    def played(rank, world):
+        ranks = SimpleNamespace(
+            rank=rank, world=world, first=rank == 0, any=bool, share=lambda items: items[rank::world])
+        return evaluation.evaluate(model, chat, games, tasks, 3, limits, ranks, seed=5)
+
+    alone, first, second = played(0, 1), played(0, 2), played(1, 2)
+    assert [o["index"] for o in alone] == [0, 1, 2] and alone[0]["actions"] != alone[1]["actions"]
+    assert (first, second) == ([alone[0], alone[2]], [alone[1]])
+    assert [evaluation.at_once(model, number, 2) for number in (1, 4, 9)] == [1, 2, 3]
 
 
 def test_two_processes_evaluate_as_one(checkpoints, data, tmp_path):
@@ -228,7 +267,7 @@ def test_two_processes_evaluate_as_one(checkpoints, data, tmp_path):
     alone, both = tmp_path / "alone", tmp_path / "both"
     for folder in (alone, both):
         folder.mkdir()
-    shared = dict(games=3, samples=3, batch=2, max_turns=2)
+    shared = dict(games=3, samples=3, max_turns=2)
     evaluation.main(arguments(checkpoints, data, save_hard=f"{alone}/h.jsonl", **shared))
     args = arguments(checkpoints, data, save_hard=f"{both}/h.jsonl", **shared)
     for process in two_ranks(evaluation.main, args):
@@ -256,8 +295,10 @@ def test_two_processes_evaluate_as_one(checkpoints, data, tmp_path):
     (dict(history="window:0"), "--history"),
     (dict(history="window:²"), "--history"),
     (dict(history="window"), "--history"),
-    (dict(watch=True, take_over="0"), "choose one"),
-    (dict(watch=True, out="x.json"), "--out is for a table"),
+    (dict(watch="-", take_over="0"), "choose one"),
+    (dict(watch="-", out="x.json"), "--out is for a table"),
+    (dict(save_hard="x", save_expert="./x"), "a file of its own"),
+    (dict(take_over="0,6"), "beyond the 5 turns"),
     (dict(max_context=10**6), "4096 positions"),
     (dict(out="/nowhere/x.json"), "no folder /nowhere"),
     (dict(save_expert="/nowhere/x.jsonl"), "no folder /nowhere"),
