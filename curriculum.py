@@ -11,6 +11,7 @@ two answers in which it differs:
 No torch, no environment: plain numbers. Read before this: the loop at the end of tcod.py; after it: envs.py.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -183,8 +184,8 @@ METHODS = {"opd": Method, "f2b": F2B, "b2f": B2F, "sft": SFT, "guided": Guided}
 
 def explained():
     """What --help says of the methods: the first sentence of each."""
-    first = {name: " ".join(method.__doc__.split()).split(". ")[0] for name, method in METHODS.items()}
-    return "; ".join(f"{name}: {text.rstrip('.')}" for name, text in first.items())
+    said = {name: " ".join(inspect.getdoc(method).split()) for name, method in METHODS.items()}
+    return "; ".join(f"{name}: {text.split('. ')[0].rstrip('.')}" for name, text in said.items())
 
 
 # ---- a method at one training step

@@ -105,6 +105,10 @@ class Args(PlayArgs):
         "shaded by its KL to --teacher", path=True)
     out: str = knob("", "write the table to this JSON file, as it grows", path=True)
 
+    def own(self):
+        """{knob: value}: the defaults that the checkpoint brings."""
+        return load.defaults(load.resolve(self.model, self.env))
+
 
 def check_play(args):
     """Every knob within its bounds, presets included, and the world's own ones known; raises UserError."""
@@ -481,7 +485,7 @@ def main(args):
     name = load.resolve(args.model, args.env)
     envs.game_type(args.env)
     tokenizer = load.load_tokenizer(name)
-    told = fill(args, load.defaults(name), args.model, *[args.teacher] * bool(args.take_over))
+    told = fill(args, args.own(), args.model, *[args.teacher] * bool(args.take_over))
     check(args)
     for sentence in told:
         ranks.print(sentence)

@@ -2,12 +2,12 @@
 
     python plot.py --runs runs/alfworld-opd-1 runs/alfworld-f2b-1 --out compare.png
 
-Six panels, in the manner of the paper's Figures 2 and 4: held-out success over the steps and over the
-trained tokens; of the training episodes, invalid actions, trajectory KL and mean rounds over the steps, and
-the KL of each turn over the turn index (early steps dashed, late steps solid). Runs that differ in nothing
-but the seed share a colour and are drawn as their mean with a band from the lowest to the highest; in what
-else runs differ (the loss, the schedule, the splits …) stands in their labels. A run without a teacher's
-forward (sft by nll) has no KL, and none is drawn.
+Panels in the manner of the paper's Figures 2 and 4: held-out success over the steps and over the trained
+tokens; of the training episodes, invalid actions, turns that repeat the one before (where a log has them),
+trajectory KL and mean rounds over the steps, and the KL of each turn over the turn index (early steps dashed,
+late steps solid). Runs that differ in nothing but the seed share a colour and are drawn as their mean with a
+band from the lowest to the highest; in what else runs differ (the loss, the schedule, the splits …) stands in
+their labels. A run without a teacher's forward (sft by nll) has no KL, and none is drawn.
 
 No torch here. The figure is made through its object, not through pyplot: a notebook keeps its own backend.
 """
@@ -26,9 +26,10 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 from harness.cli import UserError, check_knobs, command, knob
 from harness.folder import LOG, check_place, read_args, read_log
 
-
 # Arguments that may differ between two seeds of one experiment: they change no figure, or only by chance.
 SAME_RUN = ("seed", "out", "resume", "fingerprint", "save_every", "batch_tokens", "chunk", "recompute")
+COLOURS, MARKS = 10, ("", "o", "^", "s", "x", "D")  # of matplotlib's cycle; of each ten lines
+MARKED = 0.12   # of an axis, between two marks of a line
 
 
 @dataclass
@@ -114,7 +115,12 @@ def turn_profile(runs, part):
 
 # ---- drawing
 
-def curve(axis, colour, series, places=None):
+def look(i):
+    """How the i-th line is drawn: after ten the colours come again, with marks."""
+    return dict(color=f"C{i % COLOURS}", marker=MARKS[i // COLOURS % len(MARKS)], ms=4, markevery=MARKED)
+
+
+def curve(axis, look, series, places=None):
     """The mean over runs with a band from lowest to highest.
 
     series: {step: value} of each run. Only steps that all runs have are drawn, since a mean over fewer seeds
@@ -125,43 +131,49 @@ def curve(axis, colour, series, places=None):
     steps = sorted(set.intersection(*(set(series[i]) for i in known))) if known else []
     if steps:
         values = np.array([[series[i][step] for step in steps] for i in known])  # (runs, steps)
-        lowest, highest = values.min(0), values.max(0)
         at = np.mean([[places[i][step] for step in steps] for i in known], 0) if places else steps
-        axis.plot(at, values.mean(0), color=colour)
-        axis.fill_between(at, lowest, highest, color=colour, alpha=0.15, linewidth=0)
+        axis.plot(at, values.mean(0), **look)
+        axis.fill_between(at, values.min(0), values.max(0), color=look["color"], alpha=0.15, linewidth=0)
 
 
 def legend(figure, names):
-    """Name the colours below a figure, at most five in a line and about as many in each; names: Line2D."""
+    """Name the lines below a figure, at most five in a line and about as many in each; names: Line2D."""
     lines = -(-len(names) // 5)
     figure.legend(handles=names, loc="outside lower center", ncols=-(-len(names) // lines), frameon=False)
 
 
+PANELS = {  # of a training step: key: title
+    "invalid": "invalid actions", "repeats": "turns that repeat the one before",
+    "kl": "KL per trajectory (nats)", "rounds": "rounds per episode"}
+LAYOUT = [["success", "tokens", "invalid"], ["kl", "rounds", "turns"]]
+WITH_REPEATS = [["success", "tokens", "invalid", "repeats"], ["kl", "rounds", "turns", "turns"]]
+
+
 def draw(groups, smooth):
     """The figure of {label: the records of each of its runs}."""
-    figure = Figure(figsize=(11.5, 6), dpi=125, layout="constrained")
-    (success, tokens, invalid), (kl, rounds, turns) = figure.subplots(2, 3)
-    names = []
+    repeats = any(record.get("repeats") is not None for runs in groups.values() for r in runs for record in r)
+    figure = Figure(figsize=(14 if repeats else 11.5, 6), dpi=125, layout="constrained")
+    panels, names = figure.subplot_mosaic(WITH_REPEATS if repeats else LAYOUT), []
     for i, (label, runs) in enumerate(groups.items()):
-        colour = f"C{i}"
         of = f", {len(runs)} runs" * (len(runs) > 1)  # a band's
-        names.append(Line2D([], [], color=colour, label=label + of))
-        curve(success, colour, [held_out(records) for records in runs])
-        curve(tokens, colour, [held_out(records) for records in runs], [tokens_until(r) for r in runs])
-        for axis, key in ((invalid, "invalid"), (kl, "kl"), (rounds, "rounds")):
-            curve(axis, colour, [smoothed(records, key, smooth) for records in runs])
+        names.append(Line2D([], [], **look(i), label=label + of))
+        success = [held_out(records) for records in runs]
+        curve(panels["success"], look(i), success)
+        curve(panels["tokens"], look(i), success, [tokens_until(records) for records in runs])
+        for key in PANELS.keys() & panels.keys():
+            curve(panels[key], look(i), [smoothed(records, key, smooth) for records in runs])
         for part, style in (("early", "--"), ("late", "-")):
-            turns.plot(turn_profile(runs, part), style, color=colour)
-    success.set(title="held-out success", xlabel="step", ylim=(0, 1))
-    tokens.set(title="held-out success", xlabel="trained tokens", ylim=(0, 1))
-    tokens.xaxis.set_major_formatter(EngFormatter(sep=""))
-    invalid.set(title="invalid actions", xlabel="step", ylim=(0, 1))
-    kl.set(title="KL per trajectory (nats)", xlabel="step")
-    rounds.set(title="rounds per episode", xlabel="step")
-    turns.set(title="KL per turn (nats)", xlabel="turn (dashed: early steps, solid: late)")
-    for axis in (success, tokens, invalid):
-        axis.yaxis.set_major_formatter(PercentFormatter(1))
-    for axis in figure.axes:
+            panels["turns"].plot(turn_profile(runs, part), style, **look(i))
+    panels["success"].set(title="held-out success", xlabel="step")
+    panels["tokens"].set(title="held-out success", xlabel="trained tokens")
+    panels["tokens"].xaxis.set_major_formatter(EngFormatter(sep=""))
+    panels["turns"].set(title="KL per turn (nats)", xlabel="turn (dashed: early steps, solid: late)")
+    for name, axis in panels.items():
+        if name in PANELS:
+            axis.set(title=PANELS[name], xlabel="step")
+        if name in ("success", "tokens", "invalid", "repeats"):
+            axis.set_ylim(0, 1)
+            axis.yaxis.set_major_formatter(PercentFormatter(1))
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     legend(figure, names)

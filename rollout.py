@@ -75,6 +75,7 @@ class Episode:
     task: envs.Task
     index: int                 # its number within the step, over all ranks: seeds its draws
     env: Any = field(default=None, repr=False)
+    chat: Any = field(default=None, repr=False)         # chat.template.Chat, by which its rows are written
     expert: Iterator = field(default=None, repr=False)  # replays the recorded episode, a turn at a time
     rows: list[Row] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
@@ -134,7 +135,7 @@ class Limits:
 
 def begin(episode, game, chat):
     """Reset the environment in which the episode is played; a game that cannot be played ends it here."""
-    episode.env = game
+    episode.env, episode.chat = game, chat
     try:
         obs, info = episode.env.reset(options={"task": episode.task})
     except envs.Unplayable as error:
@@ -144,13 +145,13 @@ def begin(episode, game, chat):
     episode.expert = envs.replay(episode.env, episode.task.expert)
 
 
-def open_row(episode, chat, keep):
+def open_row(episode, keep):
     """The row of a turn with history "window:N", N = keep.
 
     The opening, the last N (observation, response) pairs in their order, the observation of now. The opening
     and the first kept observation are one message: many templates want users and assistants to alternate.
     """
-    shown = episode.turns[-keep:]
+    chat, shown = episode.chat, episode.turns[-keep:]
     first = len(episode.turns) - len(shown)
     said = [turn.observation for turn in shown] + [episode.observation]
     episode.rows.append(Row())
@@ -161,19 +162,19 @@ def open_row(episode, chat, keep):
         episode.row.say(chat.encode_observation(answer, False))
 
 
-def open_turn(episode, room, chat, limits):
+def open_turn(episode, room, limits):
     """Write what the game said; the episode is cut where `room` more tokens, the response, would not fit.
 
     Not even the first response fits: then the task cannot be played. The expert's turns alone were too long:
     then there is nothing that the student did, nor a whole episode to imitate.
     """
     if limits.history != "full":
-        open_row(episode, chat, keep=int(limits.history.split(":")[1]))
-    elif episode.rows:
-        episode.row.say(chat.encode_observation(episode.observation, False))
+        open_row(episode, keep=int(limits.history.split(":")[1]))
     else:
-        episode.rows.append(Row())
-        episode.row.say(chat.encode_observation(episode.observation, True))
+        first = not episode.rows
+        if first:
+            episode.rows.append(Row())
+        episode.row.say(episode.chat.encode_observation(episode.observation, first))
     if len(episode.row.ids) + room <= limits.max_context:
         return
     if not episode.turns:
@@ -185,7 +186,7 @@ def open_turn(episode, room, chat, limits):
     episode.filled = not episode.played
 
 
-def close_turn(episode, ids, response, action, step, chat, cut=False, answer=None):
+def close_turn(episode, ids, response, action, step, cut=False, answer=None):
     """Note one turn, and what the game said to it: step = (obs, terminated, info)."""
     obs, terminated, info = step
     said = action or ""
@@ -200,13 +201,14 @@ def close_turn(episode, ids, response, action, step, chat, cut=False, answer=Non
     episode.won, episode.lost = bool(info["won"]), bool(info["lost"])
     episode.crashed, episode.unplayable = bool(info.get("crashed")), info.get("fault", "")
     episode.done = terminated or episode.crashed
-    number = len(episode.turns) + 1  # of the turn to come
-    episode.observation = "" if episode.done else chat.prompt.write(episode.env, obs, info, number)
+    write, number = episode.chat.prompt.write, len(episode.turns) + 1  # of the turn to come
+    episode.observation = "" if episode.done else write(episode.env, obs, info, number)
 
 
-def act(episode, answer, chat):
+def act(episode, answer):
     """A model's response: append it to the row, act in the game."""
-    role, turn, ids, logp = episode.role, len(episode.turns), answer.ids, answer.logp
+    role, turn, chat = episode.role, len(episode.turns), episode.chat
+    ids, logp = answer.ids, answer.logp
     if role.who != "student":
         logp = [math.nan] * len(ids)
     episode.row.respond(ids, turn if role.weight else -1, logp)
@@ -216,17 +218,17 @@ def act(episode, answer, chat):
         ids = ids + [chat.end]
     response, action = chat.decode(ids)
     obs, _, terminated, _, info = episode.env.step(action or "")
-    close_turn(episode, ids, response, action, (obs, terminated, info), chat, cut, answer)
+    close_turn(episode, ids, response, action, (obs, terminated, info), cut, answer)
 
 
-def replay(episode, chat, limits):
+def replay(episode, limits):
     """The expert's recorded response, whole: reasoning and action; where a script gave it, the action
     alone."""
     task, turn = episode.task, len(episode.turns)
     action = task.expert[turn]
-    response = task.responses[turn] if task.responses else chat.prompt.response(action)
-    ids = chat.encode_response(response)
-    open_turn(episode, len(ids), chat, limits)
+    response = task.responses[turn] if task.responses else episode.chat.prompt.response(action)
+    ids = episode.chat.encode_response(response)
+    open_turn(episode, len(ids), limits)
     if episode.done:
         return
     episode.row.respond(ids, turn if episode.role.weight else -1, [math.nan] * len(ids))
@@ -235,10 +237,10 @@ def replay(episode, chat, limits):
     except envs.ReplayError as error:
         episode.give_up(error.reason)
         return
-    close_turn(episode, ids, response, action, answered, chat)
+    close_turn(episode, ids, response, action, answered)
 
 
-def to_model(episode, rules, seed, chat, limits):
+def to_model(episode, rules, seed, limits):
     """Replay the expert's turns up to the next one that a model plays. False where there is none."""
     while not episode.done:
         episode.ahead = rules.ahead(episode, partial(coin, seed, episode))
@@ -246,9 +248,9 @@ def to_model(episode, rules, seed, chat, limits):
         if episode.role is None:
             episode.done = True
         elif episode.role.who == "expert":
-            replay(episode, chat, limits)
+            replay(episode, limits)
         else:
-            open_turn(episode, limits.max_response, chat, limits)
+            open_turn(episode, limits.max_response, limits)
             return not episode.done
     return False
 
@@ -403,7 +405,7 @@ def play(actors, chat, games, tasks, rules, limits, *,
     for episode, game in zip(episodes, games):
         begin(episode, game, chat)
     seed, players, going = (*seed, step), {}, episodes
-    while going := [e for e in going if to_model(e, rules, seed, chat, limits)]:
+    while going := [e for e in going if to_model(e, rules, seed, limits)]:
         acting, answers = {}, {}
         for episode in going:
             acting.setdefault(episode.role.who, {})[episode] = True
@@ -423,7 +425,7 @@ def play(actors, chat, games, tasks, rules, limits, *,
                 said = {e: answer._replace(taught=answer.states) for e, answer in said.items()}
             answers.update(said)
         for episode, answer in answers.items():
-            act(episode, answer, chat)
+            act(episode, answer)
         if progress:
             progress(len(going))
     return episodes

@@ -95,21 +95,26 @@ class Args(evaluation.PlayArgs):
         "or with more --steps",
         path=True)
 
+    def own(self):
+        """{knob: value}: the defaults that the student's checkpoint brings, and the method's loss."""
+        loss = curriculum.METHODS.get(self.method, curriculum.Method).loss
+        brought = load.defaults(load.resolve(self.student, self.env))
+        return {**brought, "loss": loss} if loss else brought
+
 
 def resolve(args):
     """Fill in the defaults that depend on models and method; returns what to say of them on the screen.
 
     Raises UserError where the student's own ones name a knob that does not exist.
     """
-    own = load.defaults(load.resolve(args.student, args.env))
+    own = args.own()
     strange = sorted(set(own) - {f.name for f in fields(Args) if "paper" in f.metadata})
     if strange:
         raise UserError(f"{args.student}'s own defaults name what has none: {', '.join(strange)}")
-    whose = f"{args.student}'s own defaults" if own else "the paper's defaults"
-    loss = curriculum.METHODS.get(args.method, curriculum.Method).loss
-    if loss:
-        own = {**own, "loss": loss}
-    return ", ".join([whose, *evaluation.fill(args, own, args.student, args.teacher)])
+    told = evaluation.fill(args, own, args.student, args.teacher)
+    brought = ", ".join(f"{name} {getattr(args, name)}" for name in own)
+    whose = f"{args.student}'s own defaults ({brought})" if own else "the paper's defaults"
+    return ", ".join([whose, *told])
 
 
 def check(args, world):
@@ -136,8 +141,8 @@ def score(teacher, samples):
     head; in order of (row, position).
 
     What it has read while the episodes were played is not read again. A fork that shows the teacher another
-    opening than the student (a hint, a solution) does it here: other rows, the same trained tokens; each
-    sample knows its episode.
+    opening than the student (a hint, a solution) does it here: other rows, the same trained tokens. Each
+    sample knows its episode, and the episode its chat (docs/forking.md has one).
     """
     known = [[sample.episode.turns[t].taught for t in sample.weight] for sample in samples]
     if all(states is not None for row in known for states in row):
@@ -150,8 +155,8 @@ def score(teacher, samples):
 def backward(student, teacher, episodes, args, ranks):
     """Accumulate the gradient of Eq. 2 over this rank's episodes.
 
-    Returns this rank's part of the loss, and of every trained token {name: (N,)}: its episode and turn, and
-    what `loss.chunked` says of it.
+    Returns this rank's part of the loss, and of every trained token {name: (N,)}: its episode, turn and
+    weight, and what `loss.chunked` says of it.
 
     The normalisers are summed over all ranks before the first backward. Ranks may have different numbers of
     micro-batches: only the last one of each rank synchronises, and a rank without any runs an empty one.
@@ -173,10 +178,11 @@ def backward(student, teacher, episodes, args, ranks):
                 value, tokens = distiller(batch, judged)
                 (value * ranks.world).backward()  # DDP averages over ranks; Eq. 2 is a sum
         loss += value.item()
-        found.append(torch.cat([torch.stack([batch.episode, batch.turn]).float(), tokens]))  # (2 + 5, N)
+        own = torch.stack([batch.episode, batch.turn, batch.weight])  # (3, N)
+        found.append(torch.cat([own, tokens]))  # (8, N)
     distiller.eval()
     columns = torch.cat(found, 1).double().cpu().numpy()
-    return loss, dict(zip(("episode", "turn", *losses.LOGGED), columns))
+    return loss, dict(zip(("episode", "turn", "weight", *losses.LOGGED), columns))
 
 
 def plan(args, ranks):

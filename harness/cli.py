@@ -30,9 +30,7 @@ def knob(default, text, **bounds):
 
 def preset(paper, text, **bounds):
     """A knob whose default is the paper's, unless the checkpoint brings its own (see `fill_presets`)."""
-    shown = f"{paper}, or" if paper != "" else "none, or"
-    metadata = dict(help=f"{text} (default: {shown} the checkpoint's own)", paper=paper, **bounds)
-    return field(default=None, metadata=metadata)
+    return field(default=None, metadata=dict(help=text, paper=paper, **bounds))
 
 
 def fits(value, kind):
@@ -98,10 +96,24 @@ def home_path(text):
     return path
 
 
-def parse(args_type, argv=None, description=None):
-    """argv -> args_type(...): a field `k_start` is the option --k-start or --k_start, a bool is a switch."""
+def explained(f, own):
+    """What --help says of a field: of a preset the value that a run will have, and whose it is."""
+    text = f.metadata["help"]
+    if "paper" not in f.metadata:
+        return text
+    value = own.get(f.name, f.metadata["paper"])
+    if value == "":
+        return text
+    return f"{text} (default: {value}, {'the checkpoint' if f.name in own else 'the paper'}'s)"
+
+
+def parser(args_type, description=None, own=()):
+    """A parser of args_type: a field `k_start` is the option --k-start or --k_start, a bool is a switch.
+
+    own: {knob: value} that the checkpoint brings, for --help.
+    """
     layout = argparse.RawDescriptionHelpFormatter  # the description's own lines
-    parser = Parser(description=description, formatter_class=layout, allow_abbrev=False)
+    made = Parser(description=description, formatter_class=layout, allow_abbrev=False)
     for f in fields(args_type):
         how = dict(type=f.type, metavar=f.type.__name__.upper())
         if f.type is bool:
@@ -111,11 +123,21 @@ def parse(args_type, argv=None, description=None):
         if f.metadata.get("path"):
             how["type"] = home_path
         default = f.default if f.default is not MISSING else None
-        text = f.metadata["help"].replace("%", "%%")
-        parser.add_argument("--" + f.name.replace("_", "-"), default=default, help=text, **how)
+        text = explained(f, dict(own)).replace("%", "%%")
+        made.add_argument("--" + f.name.replace("_", "-"), default=default, help=text, **how)
         if "_" in f.name:
-            parser.add_argument(f"--{f.name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **how)
-    return args_type(**vars(parser.parse_args(argv)))
+            made.add_argument(f"--{f.name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **how)
+    return made
+
+
+def parse(args_type, argv=None, description=None):
+    """argv -> args_type(...). --help shows the values that a run with the other options would have: by
+    args_type's `own`, where it has one, a method that returns what the checkpoint brings."""
+    argv = sys.argv[1:] if argv is None else argv
+    own, rest = {}, [word for word in argv if word not in ("-h", "--help")]
+    if len(rest) < len(argv) and hasattr(args_type, "own"):
+        own = args_type(**vars(parser(args_type).parse_args(rest))).own()
+    return args_type(**vars(parser(args_type, description, own).parse_args(argv)))
 
 
 def plain_signs():

@@ -164,8 +164,8 @@ def episode_records(n, episodes, tokens):
     records = []
     for e, episode in enumerate(episodes):
         own = tokens["episode"] == e
-        values = {name: tokens[name][own] for name in tokens if name not in ("episode", "turn")}
-        records.append(episode_record(n, episode, tokens["turn"][own].astype(int), values))
+        values = {name: column[own] for name, column in tokens.items()}
+        records.append(episode_record(n, episode, values.pop("turn").astype(int), values))
     return records
 
 

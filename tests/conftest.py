@@ -169,7 +169,7 @@ def checkpoints(tmp_path_factory):
 def data(tmp_path_factory):
     """A data folder of real ALFWorld games in the data set's layout: 8 train, 4 seen, 4 unseen."""
     folder = tmp_path_factory.mktemp("alfworld")
-    write_splits(folder, "small", {"train": 8, "valid_seen": 4, "valid_unseen": 4})
+    write_splits(folder, {"train": 8, "valid_seen": 4, "valid_unseen": 4})
     return str(folder)
 
 

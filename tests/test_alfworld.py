@@ -27,8 +27,14 @@ from worlds.alfworld_env import NO_EFFECT
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_GAME = ROOT.parent / "shared" / "alfworld_one_game"  # a game like the data set's, where there is one
-SMALL, FULL = games.LEVELS["small"], games.LEVELS["full"]
+SMALL = games.SMALL
+ALL = games.Level(
+    tasks=games.TASKS, rooms=tuple(games.ROOMS), receptacles=12, per_class=3, objects=(3, 8), classes=(),
+    horizon=30)
 TRAIN = games.SCENES["train"]
+needs_stock_engine = pytest.mark.skipif(
+    sys.version_info >= (3, 13),
+    reason="the unmodified textworld updates locals() for eval, which Python 3.13 does not see any more")
 SIMPLE = "pick_and_place_simple"
 HEAT = "pick_heat_then_place_in_recep"
 LIGHT = "look_at_obj_in_light"
@@ -47,7 +53,7 @@ def engine():
 def folder(tmp_path_factory):
     """A small data set in the real layout."""
     root = tmp_path_factory.mktemp("alfworld")
-    games.write_splits(root, "small", {"train": 4, "valid_seen": 4, "valid_unseen": 4})
+    games.write_splits(root, {"train": 4, "valid_seen": 4, "valid_unseen": 4})
     return str(root)
 
 
@@ -69,7 +75,8 @@ def start(env, task):
 
 # ---- the engine
 
-@pytest.mark.parametrize("level, kind", [(SMALL, HEAT), (SMALL, SIMPLE), (FULL, LIGHT)])
+@needs_stock_engine
+@pytest.mark.parametrize("level, kind", [(SMALL, HEAT), (SMALL, SIMPLE), (ALL, LIGHT)])
 def test_traces_equal_the_unmodified_engine(tmp_path, engine, level, kind):
     """A cache that goes stale: commands or text of an operator, a state shared by two games of a process."""
     level = dataclasses.replace(level, objects=(3, 8))
@@ -165,7 +172,7 @@ def test_place_and_carried_follow_the_game(engine):
 @pytest.mark.parametrize("kind", games.TASKS)
 def test_all_six_task_types_are_solvable(engine, kind):
     """A task type whose goal, station or lamp the generator forgets."""
-    game = games.make_game(f"kind-{kind}", FULL, games.SCENES["valid_unseen"], engine, kind)
+    game = games.make_game(f"kind-{kind}", ALL, games.SCENES["valid_unseen"], engine, kind)
     engine.load(game.data)
     assert not engine.reset()["won"]
     ends = [engine.step(action)[2] for action in game.expert]
@@ -177,7 +184,8 @@ def test_a_game_is_the_same_in_every_process():
     """Sets and hash() in the generator: their order changes from process to process."""
     code = (
         "import hashlib, json; from worlds.alfworld_games import *\n"
-        "game = make_game('same', LEVELS['full'], SCENES['train'], Engine())\n"
+        "level = Level(tasks=TASKS, rooms=tuple(ROOMS), receptacles=20, per_class=5, classes=())\n"
+        "game = make_game('same', level, SCENES['train'], Engine())\n"
         "print(hashlib.sha256(json.dumps(game).encode()).hexdigest())")
     made = set()
     for seed in ("1", "2"):
@@ -188,32 +196,14 @@ def test_a_game_is_the_same_in_every_process():
     assert len(made) == 1
 
 
-def test_level_small_gives_the_games_that_it_gave(engine):
+def test_seeds_give_the_games_that_they_gave(engine):
     """A draw more or in another order, and the shipped pairs are measured on games that they never saw."""
     made = [games.make_game(f"train-{n}", SMALL, TRAIN, engine, SMALL.tasks[n]) for n in range(4)]
     content = json.dumps([[game.data["pddl_problem"], game.traj, game.expert] for game in made])
     assert envs.digest(content.encode()) == "fd2e6daef759"
 
 
-def test_level_full_is_as_the_data_set_is(engine):
-    """Goals that nobody sets there, a receptacle that cannot be reached, a game that is won at its start."""
-    shared = at_goal = 0
-    for number, kind in enumerate(FULL.tasks[:12]):
-        game = games.make_game(f"like-{number}", FULL, games.scenes_of(FULL, "train"), engine, kind)
-        wanted, scene = game.traj["pddl_params"], game.traj["scene"]["scene_num"]
-        goal = wanted["object_target"], wanted["parent_target"] or wanted["toggle_target"]
-        assert goal in search.goals(kind, search.ROOMS[scene // 100])
-        assert scene not in games.HELD_OUT
-        assert len(game.expert) > 1
-        places, things = search.lying_in(game.data["pddl_problem"])
-        facts = game.data["pddl_problem"].split("receptacleAtLocation")[1:]
-        shared += len(places) - len({fact.split()[1] for fact in facts})
-        at_goal += (goal[0].lower(), goal[1].lower()) in {(kind, places[place]) for kind, place in things}
-    assert 5 <= shared <= 50 and at_goal
-    assert games.scenes_of(FULL, "valid_unseen") == (10, 219, 308, 424)
-
-
-def test_level_small_is_the_measured_world(engine):
+def test_small_games_are_the_measured_world(engine):
     """Another size of world than that in which a tiny teacher was measured to learn the game."""
     allowed = {thing.lower() for thing in SMALL.classes}
     for number in range(8):
@@ -392,11 +382,9 @@ def test_expert_of_a_game_is_made_when_it_is_drawn(folder, tmp_path):
 
 
 @pytest.mark.parametrize("revisit", [False, True])
-@pytest.mark.parametrize("name, limit, count", [("full", 120, 6), ("small", 20, 12)])
-def test_expert_wins_from_every_state(engine, name, limit, count, revisit):
-    """Labels for states that students reach: after any play the expert wins, without an invalid action, but
-    for the way to a place that turns out to be reached already."""
-    level = dataclasses.replace(games.LEVELS[name], objects=(3, 6))
+@pytest.mark.parametrize("level, limit, count", [(ALL, 120, 6), (SMALL, 20, 12)])
+def test_expert_wins_from_every_state(engine, level, limit, count, revisit):
+    """Labels for states that students reach: after any play the expert wins, without an invalid action."""
     for number in range(count):
         kind = level.tasks[number % len(level.tasks)]
         game = games.make_game(f"recover-{number}", level, TRAIN, engine, kind)
@@ -410,8 +398,7 @@ def test_expert_wins_from_every_state(engine, name, limit, count, revisit):
                     break
                 action = wander(rng, state) if turn < turns else expert.act()
                 state, _, _ = engine.step(action)
-                understood = state.feedback != NO_EFFECT
-                assert turn < turns or understood or level.counted and action.startswith("go to")
+                assert turn < turns or state.feedback != NO_EFFECT
                 expert.observe(action, state.feedback)
             assert state["won"], (number, turns)
 
@@ -540,16 +527,15 @@ def test_mistakes_end_in_one_sentence(folder, tmp_path):
     assert "valid_seen" in message(envs.make_tasks, "alfworld", "test", folder)
     assert "valid_seen" in message(envs.make_env, "alfworld", split="test", data=folder)
     assert "alfworld-download" in message(envs.make_tasks, "alfworld", "train", str(tmp_path))
-    assert "full" in message(envs.make_tasks, "alfworld", "train", level="huge")
 
 
 def test_a_knob_that_does_not_exist_is_refused_everywhere():
     """A misspelt knob that is read and never used, or that surfaces as a TypeError."""
-    says = "alfworld has no knob '{}'; it has level, written as in level=VALUE."
-    assert message(envs.make_env, "alfworld", levl="small") == says.format("levl")
-    assert message(envs.make_tasks, "alfworld", "train", levl="small") == says.format("levl")
-    assert message(envs.parse_knobs, "alfworld", "levl=small") == says.format("levl=small")
-    assert message(envs.parse_knobs, "alfworld", "level") == says.format("level")
+    assert "no knob 'level'" in message(envs.make_env, "alfworld", level="small")
+    assert "no knob 'level'" in message(envs.make_tasks, "alfworld", "train", level="small")
+    assert "no knob 'level=small'" in message(envs.parse_knobs, "alfworld", "level=small")
+    says = "webshop has no knob 'gaols'; it has goals, seed, most, written as in goals=VALUE."
+    assert message(envs.parse_knobs, "webshop", "gaols") == says
 
 
 def test_the_help_names_every_environment_and_knob():
@@ -617,13 +603,13 @@ def test_no_data_set_means_generated_games(monkeypatch, tmp_path):
 def _generate(cache):
     os.environ["TCOD_CACHE"] = str(cache)
 
-    def write(folder, level):                           # stands for the 40 seconds of writing real games
+    def write(folder):                                  # stands for the 40 seconds of writing real games
         (cache / f"written-by-{os.getpid()}").touch()
         time.sleep(0.3)
         (Path(folder) / "json_2.1.1").mkdir()
 
     games.write_splits = write
-    assert (games.cached_splits("small") / "json_2.1.1").is_dir()
+    assert (games.cached_splits() / "json_2.1.1").is_dir()
 
 
 def test_two_processes_generate_once(tmp_path):
@@ -634,7 +620,7 @@ def test_two_processes_generate_once(tmp_path):
         rank.start()
     for rank in ranks:
         rank.join()
-    name = f"alfworld-small-{SMALL.version}"
+    name = f"alfworld-small-{games.VERSION}"
     assert [rank.exitcode for rank in ranks] == [0, 0]
     assert len(list(tmp_path.glob("written-by-*"))) == 1
     assert sorted(path.name for path in tmp_path.glob("alfworld-*")) == [name, f"{name}.lock"]
@@ -644,14 +630,14 @@ def test_what_a_killed_process_left_is_made_again(tmp_path, monkeypatch):
     """Half of the games, written by a process that was killed, taken for all, or in the way for ever."""
     monkeypatch.setenv("TCOD_CACHE", str(tmp_path))
 
-    def write(folder, level):
+    def write(folder):
         (Path(folder) / "whole").touch()
 
     monkeypatch.setattr(games, "write_splits", write)
-    half = tmp_path / f"alfworld-small-{SMALL.version}.new"
+    half = tmp_path / f"alfworld-small-{games.VERSION}.new"
     half.mkdir()
     (half / "half").touch()
-    folder = games.cached_splits.__wrapped__("small")
+    folder = games.cached_splits.__wrapped__()
     assert [path.name for path in folder.iterdir()] == ["whole"]
     assert not half.exists()
 

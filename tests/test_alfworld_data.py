@@ -1,10 +1,7 @@
-"""The data set's folder and its splits: which folder is meant, which games count, what is kept of a list."""
+"""The data set's folder and its splits: which folder is meant, which games count."""
 
 import json
-import os
 import re
-import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -12,18 +9,10 @@ import pytest
 import envs
 from chat import prompts
 from harness.cli import UserError
-from worlds import alfworld_data, alfworld_games as games
+from worlds import alfworld_games as games
 from worlds.alfworld_data import list_games
 
 KIND = "pick_and_place_simple"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """An empty cache; the age under which stamps are not trusted is taken away."""
-    monkeypatch.setenv("TCOD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(alfworld_data, "RACY", 0)
-    return tmp_path / "cache" / "alfworld-lists"
 
 
 @pytest.fixture
@@ -34,139 +23,12 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
-@pytest.fixture
-def reads(monkeypatch):
-    """The folders of games that are read from now on, by their names."""
-    found, read = [], alfworld_data._read
-
-    def counted(place):
-        found.append(os.path.basename(os.path.dirname(place)))
-        return read(place)
-
-    monkeypatch.setattr(alfworld_data, "_read", counted)
-    return found
-
-
 def write(data, name, split="train", solvable=True, **more):
     place = data / "json_2.1.1" / split / name / "trial"
     place.mkdir(parents=True, exist_ok=True)
     (place / "game.tw-pddl").write_text(json.dumps(dict(solvable=solvable, **more)))
     (place / "traj_data.json").write_text(json.dumps(dict(task_type=KIND)))
     return place
-
-
-def digests(data, split="train"):
-    time.sleep(0.02)                                    # beyond the resolution of a file's time
-    return {game["id"].split("/")[1]: game["digest"] for game in list_games(data, split)}
-
-
-# ---- what is kept of a list
-
-def test_a_second_start_reads_no_game(data, reads):
-    """14 seconds of reading 3,553 games to say their names; an unsolvable one read again every time."""
-    write(data, "unsolvable", solvable=False)
-    first = digests(data)
-    assert sorted(first) == ["a", "b", "c"] and sorted(reads) == ["a", "b", "c", "unsolvable"]
-    reads.clear()
-    assert digests(data) == first and not reads
-
-
-def changed(place):
-    """Same size, same time of writing: as unpacking another archive leaves it."""
-    game = place / "game.tw-pddl"
-    stat = game.stat()
-    game.write_text(game.read_text().replace(": ", " :"))
-    os.utime(game, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-
-def replaced(place):
-    """Another file moved into place, which is as old as the first."""
-    game, other = place / "game.tw-pddl", place / "other"
-    stat = game.stat()
-    other.write_text(game.read_text().replace(": ", " :"))
-    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    os.replace(other, game)
-
-
-def solved(place):
-    (place / "expert.json").write_text('["look"]')
-
-
-def of_another_kind(place):
-    (place / "traj_data.json").write_text('{"task_type": "other"}')
-
-
-@pytest.mark.parametrize("change", [changed, replaced, solved, of_another_kind])
-def test_a_changed_game_is_read_again(data, reads, change):
-    """A list that goes stale: digests, experts and types of games that are not there any more."""
-    digests(data)
-    reads.clear()
-    change(data / "json_2.1.1" / "train" / "b" / "trial")
-    time.sleep(0.02)
-    found = {game["id"]: game for game in list_games(data, "train")}
-    assert reads == ["b"]
-    shutil.rmtree(os.environ["TCOD_CACHE"])
-    assert found == {game["id"]: game for game in list_games(data, "train")}
-
-
-def test_games_that_come_and_go(data, reads):
-    """A list of what was there once."""
-    digests(data)
-    reads.clear()
-    write(data, "d")
-    shutil.rmtree(data / "json_2.1.1" / "train" / "a")
-    assert sorted(digests(data)) == ["b", "c", "d"] and reads == ["d"]
-    swap = data / "json_2.1.1" / "train"
-    os.rename(swap / "b", swap / "x")
-    os.rename(swap / "c", swap / "b")
-    os.rename(swap / "x", swap / "c")
-    reads.clear()
-    digests(data)
-    assert sorted(reads) == ["b", "c"]
-
-
-def test_links_and_copies(data, reads, tmp_path):
-    """A link that points elsewhere by now; a copy that stands where another folder stood; a link taken for
-    games of its own."""
-    write(tmp_path / "other", "a", comment="another game")
-    link = tmp_path / "link"
-    link.symlink_to(data)
-    first = digests(link)
-    reads.clear()
-    assert digests(data) == first and not reads         # the same folder, whatever it is called
-    link.unlink()
-    link.symlink_to(tmp_path / "other")
-    other = digests(link)
-    assert list(other) == ["a"] and other["a"] != first["a"]
-    shutil.rmtree(data)
-    shutil.copytree(tmp_path / "other", data)           # with the times of the copied files
-    assert digests(data) == other
-
-
-def test_files_written_just_now_are_not_trusted(data, reads, monkeypatch):
-    """A game that is written twice within the resolution of a file's time."""
-    monkeypatch.setattr(alfworld_data, "RACY", 1.0)
-    digests(data)
-    reads.clear()
-    digests(data)
-    assert sorted(reads) == ["a", "b", "c"]
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 1}', b'{"version": 1, "games": 3}'])
-def test_a_broken_list_is_made_again(data, reads, cache, content):
-    """A list that was cut short, or is something else, ends every start."""
-    first = digests(data)
-    one, = cache.iterdir()
-    whole = one.read_bytes()
-    one.write_bytes(content)
-    assert digests(data) == first and one.read_bytes() == whole
-
-
-def test_a_list_that_cannot_be_kept(data, tmp_path, monkeypatch):
-    """A home that is read-only, which ends a run."""
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("TCOD_CACHE", str(tmp_path / "file"))
-    assert sorted(digests(data)) == ["a", "b", "c"]
 
 
 # ---- which folder, which split, which knob
@@ -203,14 +65,6 @@ def test_valid_train_is_a_split(data):
     assert "valid_train" not in envs.ALFWorld.eval_splits
 
 
-def test_a_level_beside_real_games_is_refused(data):
-    """A knob that is read and does nothing: a run of level full that is played on other games."""
-    for call in (envs.make_tasks, envs.make_env):
-        args = ("alfworld", "train") if call is envs.make_tasks else ("alfworld",)
-        assert "level is of generated games" in said(call, *args, data=str(data), level="small")
-        assert "no level 'huge'" in said(call, *args, data=str(data), level="huge")
-
-
 # ---- games of an older release
 
 OLDER = {  # text of the grammar now: what it was before
@@ -220,7 +74,7 @@ OLDER = {  # text of the grammar now: what it was before
 
 def test_the_instructions_use_the_games_verb(tmp_path):
     """A prompt that asks for "move" where the game knows "put"; and the other way round in the next game."""
-    games.write_splits(tmp_path, "small", {"train": 2})
+    games.write_splits(tmp_path, {"train": 2})
     new, old = envs.make_tasks("alfworld", "train", str(tmp_path))
     path = Path(old.source)
     content = json.loads(path.read_text())

@@ -85,12 +85,12 @@ def test_seeds_become_a_mean_with_a_band():
     """Seeds of different length or rhythm that are averaged across different steps."""
     axis = matplotlib.figure.Figure().subplots()
     seeds = [{0: 1.0, 5: 2.0, 10: 3.0}, {0: 3.0, 10: 4.0}, {}]
-    plot.curve(axis, "C0", seeds)
+    plot.curve(axis, plot.look(0), seeds)
     assert drawn(axis) == [([0, 10], [2.0, 3.5])]
     band = axis.collections[0].get_paths()[0].vertices
     assert {tuple(point) for point in band} >= {(0, 1), (0, 3), (10, 3), (10, 4)}
-    plot.curve(axis, "C0", [{}, {}])
-    plot.curve(axis, "C0", [{1: 1.0}, {2: 1.0}])
+    plot.curve(axis, plot.look(0), [{}, {}])
+    plot.curve(axis, plot.look(0), [{1: 1.0}, {2: 1.0}])
     assert len(axis.lines) == 1
 
 
@@ -101,7 +101,8 @@ def test_success_over_tokens_lies_at_the_seeds_mean():
     logs = [[dict(step=0), dict(step=1, tokens=10), dict(step=2, tokens=20)],
             [dict(step=0), dict(step=1, tokens=30), dict(step=2, tokens=40)]]
     assert [plot.tokens_until(log) for log in logs] == [{0: 0, 1: 10, 2: 30}, {0: 0, 1: 30, 2: 70}]
-    plot.curve(axis, "C0", [{0: 0.0, 2: 0.5}, {0: 0.0, 2: 1.0}], [plot.tokens_until(log) for log in logs])
+    places = [plot.tokens_until(log) for log in logs]
+    plot.curve(axis, plot.look(0), [{0: 0.0, 2: 0.5}, {0: 0.0, 2: 1.0}], places)
     assert drawn(axis) == [([0, 50], [0.0, 0.75])]
 
 
@@ -127,6 +128,26 @@ def test_each_group_is_one_curve():
         ([1, 2], [1, 2]),
         ([1], [1])]
     assert len(drawn(turns)) == 6  # first and last steps of three groups
+
+
+def test_turns_that_repeat_have_a_panel_where_logs_have_them():
+    """An empty panel in figures of older runs; a run without the field drawn as one that never repeats."""
+    older, newer = records([3.0, 2.0]), records([3.0, 2.0])
+    for record, share in zip(newer[1:], (0.5, 0.25)):
+        record["repeats"] = share
+    assert len(plot.draw({"f2b": [older]}, smooth=1).axes) == 6
+    figure = plot.draw({"f2b": [newer], "opd": [older]}, smooth=1)
+    axis, = [axis for axis in figure.axes if "repeat" in axis.get_title()]
+    assert drawn(axis) == [([1, 2], [0.5, 0.25])]
+
+
+def test_no_line_looks_like_another():
+    """The eleventh line in the first one's colour and in nothing else."""
+    looks = [tuple(plot.look(i).values()) for i in range(25)]
+    assert len(set(looks)) == 25
+    names = plot.draw({str(i): [records([1.0])] for i in range(11)}, smooth=1).legends[0].legend_handles
+    first, eleventh = names[0], names[10]
+    assert first.get_color() == eleventh.get_color() and first.get_marker() != eleventh.get_marker()
 
 
 def test_picture_of_run_folders(tmp_path, capsys):

@@ -5,7 +5,6 @@ obvious scoring of every document, bad input, the adapter and the scripted shopp
 """
 
 import collections
-import io
 import json
 import math
 import os
@@ -18,7 +17,6 @@ import time
 from pathlib import Path
 
 import gymnasium
-import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
@@ -27,7 +25,6 @@ sys.path.insert(0, str(ROOT))
 
 import envs
 from harness.cli import UserError
-from harness.folder import cache_home
 from worlds import webshop, webshop_catalogue, webshop_data, webshop_search
 from worlds.webshop import Session, Shop, Shopper
 from worlds.webshop_data import Catalogue, DataError
@@ -125,10 +122,6 @@ def default():
     return webshop.open_shop(str(webshop_catalogue.default_folder()))
 
 
-def products(catalogue):
-    return [catalogue.product(i) for i in range(len(catalogue))]
-
-
 def goals(shop):
     return [shop.goal(i) for i in range(len(shop))]
 
@@ -141,7 +134,7 @@ def goal_with(shop, options):
 def visit(shop, asin, index=None, options=None):
     """A session on that product's page, for goal `index`, else for one of its own (with these options)."""
     catalogue = shop.catalogue
-    product = next(product for product in products(catalogue) if product["asin"] == asin)
+    product = next(product for product in catalogue.products if product["asin"] == asin)
     if index is None:
         own = [goal for goal in goals(shop) if goal.product["asin"] == asin]
         index = next(goal.index for goal in own if options in (None, goal.options))
@@ -187,16 +180,13 @@ def tagged_nouns(title):
 
 @pytest.mark.skipif(not OFFICIAL.is_dir(), reason="no recordings of the official engine beside the checkout")
 @pytest.mark.parametrize("kind", ["synthetic", "human"])
-def test_official_recordings(kind, tmp_path):
+def test_official_recordings(kind):
     """Goals, renderings, available actions or rewards that are not the official engine's, given its draws."""
-    for file in OFFICIAL.glob("items_*.json"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
     recorded = json.loads((OFFICIAL / "recordings.json").read_text())[kind]
-    shop = Shop(Catalogue(tmp_path), kind, nouns=tagged_nouns)
-    shop.prices[:] = [recorded["prices"][product["asin"]] for product in products(shop.catalogue)]
-    for i, goal in enumerate(recorded["goals"]):
-        family = np.searchsorted(shop.first, shop.order[i], "right") - 1
-        shop.caps[family] = goal["price_upper"]
+    shop = Shop(Catalogue(OFFICIAL), kind, nouns=tagged_nouns)
+    shop.prices = [recorded["prices"][product["asin"]] for product in shop.catalogue.products]
+    for (wish, _), goal in zip(shop.order, recorded["goals"]):
+        shop.caps[wish] = goal["price_upper"]
     assert [as_recorded(goal) for goal in goals(shop)] == recorded["goals"]
     assert_replays(shop, recorded["sessions"])
 
@@ -206,7 +196,7 @@ def test_our_recordings(shop):
     The prices and caps are recorded, so the test does not hang on Python's generator."""
     recorded = json.loads(OURS.read_text())
     shop = Shop(shop.catalogue)
-    shop.prices[:], shop.caps[:] = recorded["prices"], recorded["caps"]
+    shop.prices, shop.caps = recorded["prices"], recorded["caps"]
     assert [as_recorded(goal) for goal in goals(shop)] == recorded["goals"]
     assert_replays(shop, recorded["sessions"])
 
@@ -223,7 +213,7 @@ def record(folder):
                 session.step(action)
             steps.append({"action": action, **state(session)})
         sessions.append({"goal_index": index, "steps": steps})
-    drawn = {"prices": shop.prices.tolist(), "caps": shop.caps.tolist()}
+    drawn = {"prices": shop.prices, "caps": shop.caps}
     listed = [as_recorded(goal) for goal in goals(shop)]
     OURS.parent.mkdir(exist_ok=True)
     OURS.write_text(json.dumps({**drawn, "sessions": sessions, "goals": listed}, indent=0))
@@ -289,52 +279,34 @@ def in_order(score, a, b):
     return near and (a < b or score[a] != score[b])
 
 
-def test_search_against_obvious_scoring(tmp_path):
-    """A shortcut that loses a hit: 200 queries, from one word to a whole description."""
-    webshop_catalogue.write(tmp_path, webshop_catalogue.Recipe(120, words=400, prose=40))
-    catalogue, rng = Catalogue(tmp_path), random.Random(0)
-    texts = [webshop_data.document(product) for product in products(catalogue)]
-    names = [product["asin"] for product in products(catalogue)]
+def test_search_against_obvious_scoring():
+    """A hit that is lost, or in the wrong place: 200 queries, from one word to many."""
+    rng = random.Random(0)
+    texts = [" ".join(f"w{int(400 ** rng.random())}" for _ in range(rng.randint(0, 90))) for _ in range(120)]
+    names = [f"{number:03}" for number in rng.sample(range(1000), 120)]
+    index = webshop_search.Index(texts, names)
     for number in range(200):
-        words = texts[rng.randrange(len(texts))].split()
-        query = " ".join(rng.sample(words, min(len(words), 1 + number % 12)))
+        query = " ".join(rng.choice(texts).split()[:1 + number % 12])
         score = {name: value for value, name in obvious_hits(texts, names, query)}
-        got = [names[doc] for doc in catalogue.index.search(query)]
+        got = [names[doc] for doc in index.search(query)]
         assert set(got) == set(score), query
         assert all(in_order(score, a, b) for a, b in zip(got, got[1:])), query
 
 
-def test_search_orders_ties_by_asin_and_cuts_at_fifty(tmp_path):
+def test_search_orders_ties_by_name_and_cuts_at_fifty():
     """Equal scores in the order of the file: the asin decides."""
-    items = [item(f"Z{i:03}", "twin lamp") for i in reversed(range(60))]
-    catalogue = Catalogue(write_files(tmp_path, items, {}))
-    found = [catalogue.product(doc)["asin"] for doc in catalogue.index.search("twin")]
-    assert found == [f"Z{i:03}" for i in range(50)]
-    assert [catalogue.index.search(query) for query in ("", "the of", "unknown")] == [(), (), ()]
-
-
-def test_long_lists_are_left_alone_without_changing_the_hits(tmp_path):
-    """Where the common words are only looked up for the candidates, the hits are those of a full sum."""
-    webshop_catalogue.write(tmp_path, webshop_catalogue.Recipe(3000, words=3000, prose=30))
-    catalogue, rng = Catalogue(tmp_path), random.Random(0)
-    index = catalogue.index
-    for _ in range(60):
-        words = catalogue.product(rng.randrange(3000))["description"].split()
-        query = " ".join(rng.sample(words, 8))
-        total = np.zeros(index.size)
-        for _, weight, span in index._terms(query):
-            total[index.docs[span]] += weight - weight / index.ratios[span]
-        total = total.astype(np.float32)
-        found = np.flatnonzero(total).tolist()
-        best = sorted(found, key=lambda doc: (-total[doc], str(index.asins[doc])))
-        assert list(index.search(query)) == best[:50]
+    names = [f"Z{i:03}" for i in reversed(range(60))]
+    index = webshop_search.Index(["twin lamp"] * 60, names)
+    assert [names[doc] for doc in index.search("twin")] == [f"Z{i:03}" for i in range(50)]
+    assert [index.search(query) for query in ("", "the of", "unknown")] == [(), (), ()]
+    assert webshop_search.Index(["", "the !"], "AB").search("lamp") == ()   # products without a word
 
 
 # ---------------------------------------------------------------- loading and goals
 
 def test_loader(shop):
     """Duplicates, 'nan' and long asins are skipped; the rest is as the official loader leaves it."""
-    found = products(shop.catalogue)
+    found = shop.catalogue.products
     assert [p["asin"] for p in found] == ["LAMP01", "LAMP02", "SOAP03", "LAMP04", "BARE05", "LAMP06"]
     assert [p["prices"] for p in found] == [[20.0, 35.5], [100.0], [1299.0], [1.0, 2.0], [100.0], [9.99]]
     tags = [webshop_data.price_tag(p) for p in found[:3]]
@@ -364,17 +336,16 @@ def test_goals(shop):
 
 def test_order_of_goals_is_official_and_what_is_drawn_is_seeded(shop):
     """The shuffle has the benchmark's own seed; prices and caps have ours."""
-    order = list(range(len(shop)))
+    order = [(number, options) for number, wish in enumerate(shop.wishes) for options in wish.options]
     random.seed(233)
     random.shuffle(order)
-    assert shop.order.tolist() == order
+    assert shop.order == order
     same = Shop(shop.catalogue, seed=0)
-    assert same.prices.tolist() == shop.prices.tolist()
-    assert same.caps.tolist() == shop.caps.tolist()
+    assert (same.prices, same.caps) == (shop.prices, shop.caps)
     others = [Shop(shop.catalogue, seed=seed) for seed in range(1, 8)]
     drawn = {other.prices[0] for other in others}
     assert len(drawn) == 7 and all(20 <= price <= 35.5 for price in drawn)
-    assert all(other.order.tolist() == order for other in others)
+    assert all(other.order == order for other in others)
 
 
 @pytest.mark.parametrize("price, caps", [
@@ -584,9 +555,7 @@ def by_pattern(action):
 
 @pytest.mark.parametrize("action, parsed", [
     ("search[Red Shoes]", ("search", "red shoes")), ("click[a[b]]", ("click[a", "b]")), ("[x]", (None, None)),
-    ("a[]", (None, None)), ("a[]]", ("a", "]")), ("a[b]c", ("a", "b")), ("a[b\n]", (None, None)),
-    ("a[b]\nc[d]", ("a", "b")), ("", (None, None)), ("]a[", (None, None)), ("a[[]", ("a", "[")),
-    ("a[b][", ("a", "b")), ("a[b]x[", ("a", "b")), ("a][b]", ("a]", "b")), ("a[b]]", ("a", "b]"))])
+    ("a[b\n]", (None, None)), ("a[b]\nc[d]", ("a", "b"))])
 def test_parse(action, parsed):
     """An action read otherwise than by the benchmark's pattern, which is checked here too."""
     assert webshop.parse(action) == parsed == by_pattern(action)
@@ -623,7 +592,7 @@ def test_random_visits_never_raise(shop, default):
                 assert state(session) == before
 
 
-# ---------------------------------------------------------------- bad data and the cache
+# ---------------------------------------------------------------- bad data
 
 @pytest.mark.parametrize("files, says", [
     (dict(items="[{\"asin\": \"A\""), "items_shuffle_1000.json cannot be read"),
@@ -648,14 +617,6 @@ def test_broken_files_are_one_sentence(tmp_path, files, says):
     assert "\n" not in str(error.value)
 
 
-def test_elements_are_read_across_chunks():
-    """An element that begins in one chunk and ends in another, lost or read twice."""
-    value = [{"a": "x" * n, "b": [n, {"c": "]}"}]} for n in range(40)]
-    for chunk in (1, 7, 64, 1 << 20):
-        file = io.StringIO(json.dumps(value, indent=1))
-        assert list(webshop_data.elements(file, chunk=chunk)) == value
-
-
 def test_missing_files_say_where_they_are_published(tmp_path):
     """A user who named the wrong folder, or goals that it does not have, and learns nothing of it."""
     missing = "items_shuffle.json or items_shuffle_1000.json .*princeton-nlp/WebShop"
@@ -670,60 +631,30 @@ def test_missing_files_say_where_they_are_published(tmp_path):
         envs.make_tasks("webshop", "test", str(tmp_path), goals="robot")
 
 
-def test_cache_is_kept_until_the_data_change(tmp_path, monkeypatch):
-    """Built once; a file that was only touched is not rebuilt; a changed one is."""
-    built = []
-    build = webshop_data._build
-
-    def counted(*args):
-        built.append(1)
-        build(*args)
-
-    monkeypatch.setattr(webshop_data, "_build", counted)
-    write_files(tmp_path)
-    assert [len(Catalogue(tmp_path)) for _ in range(2)] == [6, 6] and len(built) == 1
-    os.utime(tmp_path / "items_shuffle_1000.json", ns=(0, 0))
-    assert len(Catalogue(tmp_path)) == 6 and len(built) == 1
-    write_files(tmp_path, ITEMS[:-1])
-    assert len(Catalogue(tmp_path)) == 5 and len(built) == 2
-    (Catalogue(tmp_path).cache / "meta.json").write_text("{}")
-    assert len(Catalogue(tmp_path)) == 5 and len(built) == 3
-
-
-def test_damaged_cache_is_one_sentence(tmp_path):
-    """numpy's own words about a file that nobody has heard of."""
-    cache = Catalogue(write_files(tmp_path)).cache
-    (cache / "docs.npy").write_bytes(b"")
-    with pytest.raises(DataError, match="is damaged .*; remove it"):
-        Catalogue(tmp_path)
-
-
-def test_products_without_a_word(tmp_path):
-    """Nothing to index is not an error."""
-    catalogue = Catalogue(write_files(tmp_path, [item("A", ""), item("B", "the !")], {}))
-    assert len(catalogue) == 2
-    assert catalogue.index.search("lamp") == ()
-
-
-def test_data_that_cannot_be_written_to_are_cached_at_home(tmp_path, monkeypatch):
-    """A read-only data set that cannot be used."""
-    monkeypatch.setattr(os, "access", lambda *args: False)
-    assert Catalogue(write_files(tmp_path)).cache.parent == cache_home()
+def test_other_data_of_the_same_size_and_time_are_other_data(tmp_path):
+    """What was kept of one catalogue taken for another's, whose files look the same from outside."""
+    found = []
+    for word in ("round", "plain"):
+        items = [item("A", f"{word} lamp", query=word)]
+        write_files(tmp_path, items, {"A": entry(word, instruction=f"find me a {word} lamp")}, {})
+        for file in tmp_path.iterdir():
+            os.utime(file, ns=(0, 0))
+        shop = Shop(Catalogue(tmp_path))
+        found.append((shop.goal(0).text.partition(",")[0], shop.experts([0])[0][0]))
+    assert found == [(f"find me a {word} lamp", f"search[{word} lamp]") for word in ("round", "plain")]
 
 
 # ---------------------------------------------------------------- the default, the shopper, the adapter
 
-def test_made_up_catalogue_is_the_same_everywhere(tmp_path):
-    """A catalogue that depends on the process, so that a shipped model plays in another shop."""
-    webshop_catalogue.write(tmp_path)
-    folder = webshop_catalogue.default_folder()
-    for name in os.listdir(tmp_path):
-        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+def test_made_up_catalogue_is_the_same_everywhere(default):
+    """A draw more or in another order, or one that depends on the process: a shipped model plays in a shop
+    that it never saw."""
+    assert default.catalogue.digest[:12] == "2b1e20d7a538"
 
 
 def test_made_up_catalogue_is_small(default):
     """What a tiny word-level model cannot learn: many words, long titles, ids with letters."""
-    found = products(default.catalogue)
+    found = default.catalogue.products
     assert len(found) == 300
     for product in found:
         assert len(product["title"].split()) == 4
@@ -735,7 +666,7 @@ def test_made_up_catalogue_is_small(default):
     assert len(default.split("train")) > 3000
 
 
-def test_shopper_wins_every_goal_of_the_default(default):
+def test_shopper_wins_every_goal_of_the_default(default, monkeypatch):
     """In 5 or 6 turns, from words that the instruction shows."""
     chosen = list(range(0, len(default), 17))
     experts = default.experts(chosen)
@@ -744,7 +675,8 @@ def test_shopper_wins_every_goal_of_the_default(default):
     for index, actions in experts.items():
         asked = actions[0].removeprefix("search[").removesuffix("]")
         assert asked in default.goal(index).text
-    assert default.experts(chosen) == experts           # read back from the cache
+    monkeypatch.setattr(webshop, "solve", None)         # nothing is played again
+    assert default.experts(chosen) == experts
 
 
 def test_shopper_recovers_from_anything(default):

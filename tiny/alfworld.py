@@ -1,5 +1,5 @@
-"""What the tiny pairs are made of in ALFWorld: games, words, experts. One pair is of generated games of level
-"small", the other of the benchmark's own."""
+"""What the tiny pairs are made of in ALFWorld: games, words, experts. One pair is of generated games, the
+other of the benchmark's own."""
 
 import json
 import random
@@ -10,7 +10,7 @@ import envs
 from harness.cli import UserError
 from harness.folder import cache_home
 from tiny import Play
-from worlds.alfworld_games import LEVELS, MAY_LIE, TextExpert, class_of, write_splits
+from worlds.alfworld_games import MAY_LIE, VERSION, TextExpert, class_of, write_splits
 from worlds.alfworld_search import classes, counts
 from worlds.cache import once
 
@@ -71,8 +71,8 @@ class ALFWorldPlay(Play):
         """The first `games` games of the train split's seeds: floor plans of "train", none of the held-out
         games."""
         def write(folder):
-            write_splits(folder, LEVELS["small"], {"train": games})
-        folder = once(cache_home() / f"alfworld-tiny-{games}-{LEVELS['small'].version}", write)
+            write_splits(folder, {"train": games})
+        folder = once(cache_home() / f"alfworld-tiny-{games}-{VERSION}", write)
         return envs.make_tasks("alfworld", "train", str(folder))
 
     def actions(self, info):

@@ -1,11 +1,12 @@
 """An episode's row as text: each token with its turn, and of the trained ones what a step says of them.
 
 A run writes one into its folder, row.txt: the first episode of its last step, a fork's first debugger.
+docs/tour.md goes through one by hand.
 """
 
 from harness.folder import replacing
 
-HEAD = f"{'place':>5} {'id':>7} {'turn':>4} {'log q':>9} {'log p':>9} {'KL':>9} {'loss':>9}  text"
+COLUMNS = ("log q", "log p", "KL", "weight")
 
 
 def cell(number):
@@ -18,14 +19,15 @@ def table(episode, tokens, tokenizer):
 
     tokens: {name: values (N,)} of its trained tokens in their order, as `tcod.backward` returns them.
     """
-    lines, trained = [HEAD], zip(*(tokens[name] for name in ("logp", "kl", "loss")))
+    lines = [f"{'id':>6}  {'text':14} {'turn':>4}" + "".join(f"{name:>10}" for name in COLUMNS)]
+    trained = zip(*(tokens[name] for name in ("logp", "kl", "weight")))
     for row in episode.rows:
-        for place, (i, turn, logq) in enumerate(zip(row.ids, row.turn, row.logp)):
-            logp, kl, loss = next(trained) if turn >= 0 else [float("nan")] * 3
-            text = tokenizer.decode([i], skip_special_tokens=False)
-            figures = " ".join(map(cell, (logq, logp, kl, loss)))
-            lines.append(f"{place:5} {i:7} {turn if turn >= 0 else '·':>4} {figures}  {text!r}")
-    return "\n".join(lines) + "\n"
+        for i, turn, logq in zip(row.ids, row.turn, row.logp):
+            figures = [logq, *(next(trained) if turn >= 0 else [float("nan")] * 3)]
+            text = repr(tokenizer.decode([i], skip_special_tokens=False))[1:-1]
+            at = turn if turn >= 0 else "·"
+            lines.append(f"{i:6}  {text:14} {at:>4} " + " ".join(map(cell, figures)))
+    return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
 def write(path, episode, tokens, tokenizer):

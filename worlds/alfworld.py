@@ -1,7 +1,5 @@
 """ALFWorld's own engine, TextWorld's `PddlEnv` over the ALFRED domain, with its repeated work cached.
 
-    python -m worlds.alfworld --compile     # translate all games of the data set now, not when they are drawn
-
 The stock engine translates a problem from PDDL four times for one load and reset, parses the text grammar
 again for every game, rebuilds every command at every step and deep-copies its contexts while it writes a
 sentence. Here
@@ -18,13 +16,8 @@ state: facts, entity infos, the moves counter and policy commands.
 import ast
 import functools
 import json
-import multiprocessing
-import os
 import re
-import signal
-import zlib
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 import worlds.alfworld_package  # first
@@ -38,15 +31,10 @@ from textworld.envs.pddl import logic as pddl_logic
 from textworld.envs.pddl import textgen
 from textworld.generator.game import EntityInfo
 from textworld.logic import Rule, Signature, Variable
-from tqdm import tqdm
 
-from harness.cli import UserError, check_knobs, command, knob
-from worlds import alfworld_problems as problems
-from worlds.alfworld_data import data_folder, list_games, splits
 from worlds.alfworld_problems import Atom, compiled
 
 TASK_SENTENCE = re.compile(r"(?<=Your task is to: )[^\"\\#{}\[\]|]*(?=\.\")")
-MB = 2**20
 PLACEHOLDER = "UNKNOWN GOAL"    # what the packaged grammar has in place of a task
 
 
@@ -172,7 +160,7 @@ class State(pddl_logic.PddlState):
         self.downward_lib = library
         self.name2type = problem.types
         self._parameters = problem.parameters
-        library.load_sas(zlib.decompress(problem.sas))
+        library.load_sas(problem.sas)
 
     def apply(self, action):
         """The stock method, with facts that can be forgotten."""
@@ -302,52 +290,3 @@ class Engine(PddlEnv):
         """The object in the agent's hands, e.g. "mug 2"; "" for nothing."""
         held = self._pddl_state.named("holds", "agent", "object")
         return self._names[held[0].arguments[1].name] if held else ""
-
-
-# ---- the command
-
-@dataclass
-class Args:
-    """What to translate."""
-    compile: bool = knob(
-        False, f"translate the games now; they are kept in {problems.folder()}, at most "
-        f"{problems.MOST_BYTES // MB} MB, of which those go first that were not played for longest")
-    data: str = knob(
-        "", "the data set's folder, which holds json_2.1.1 (empty: where alfworld-download puts it)",
-        path=True)
-    split: str = knob("", "one split of it (empty: all that are there)")
-    jobs: int = knob(os.cpu_count() or 1, "processes that translate at once", least=1)
-
-
-def _leave_signals():
-    """In a process that only translates: a signal is the command's to answer, and ends this one silently."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def compile_games(args):
-    """Translate with a bar; raises UserError, after all others, for games that cannot be translated."""
-    folder = data_folder(args.data)
-    if folder is None:
-        raise UserError("there is no data set to translate: alfworld-download fetches it, or give --data")
-    chosen = [args.split] if args.split else splits(folder)
-    paths = [game["source"] for split in chosen for game in list_games(folder, split)]
-    with multiprocessing.Pool(min(args.jobs, len(paths)), _leave_signals) as pool:
-        done = pool.imap_unordered(problems.keep_game, paths)
-        wrong = [fault for fault in tqdm(done, "ALFWorld games", len(paths), unit="game") if fault]
-    if wrong:
-        raise UserError(
-            f"{len(wrong)} of {len(paths)} games cannot be translated, the first one is {wrong[0]}")
-
-
-def main(args):
-    check_knobs(args)
-    if args.compile:
-        compile_games(args)
-    count, size = problems.size()
-    print(f"{count} compiled games are kept in {problems.folder()}: {size / MB:.0f} MB of at most "
-          f"{problems.MOST_BYTES // MB}")
-
-
-if __name__ == "__main__":
-    command(main, Args)

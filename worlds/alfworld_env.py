@@ -4,11 +4,10 @@ ones."""
 import functools
 from dataclasses import replace
 
-from harness.cli import UserError
+from envs import Task, TextGame, reason
 from worlds.alfworld import Engine
 from worlds.alfworld_data import data_folder, list_games
-from worlds.alfworld_games import cached_splits, demonstration, named_level
-from envs import Task, TextGame, reason
+from worlds.alfworld_games import SMALL, cached_splits, demonstration
 
 PUT = "move (object) to (place)"    # in the instructions; a game of an older release has other words
 NO_EFFECT = "Nothing happens."      # the answer to whatever the engine does not understand or allow
@@ -18,16 +17,14 @@ class ALFWorld(TextGame):
     """ALFWorld's text games: the real data set when it is there, else games generated for the real engine.
 
     data: a folder that holds json_2.1.1/<split>/**/game.tw-pddl, as `alfworld-download` makes it; the default
-    is $ALFWORLD_DATA, then ~/.cache/alfworld; "generated" for the generated games whatever is there. Knob:
-    level ("small" or "full") of the generated games, which the data set's games refuse. Generated games have
-    no split valid_train.
+    is $ALFWORLD_DATA, then ~/.cache/alfworld; "generated" for the generated games whatever is there. Those
+    have no split valid_train.
     """
     name = "alfworld"
-    horizon = 30                    # the benchmark's; generated games bring their level's
+    horizon = 30                    # the benchmark's; generated games bring their own
     splits = ("train", "valid_train", "valid_seen", "valid_unseen")
     train_split = "train"
     eval_splits = ("valid_seen", "valid_unseen")
-    knob_types = {"level": str}
     experts = "the text expert's, and where it loses the game's own walkthrough"
     instructions = (
         "You are a household robot in a text game. Solve the task by giving one command at a time.\n"
@@ -41,18 +38,16 @@ class ALFWorld(TextGame):
         self._engine = Engine()
         self._state = None
         self._invalid = False
-        level = knobs.get("level")
-        if folder_of(data, level) is None:
-            self.horizon = named_level(level or "small").horizon
+        if data_folder(data) is None:
+            self.horizon = SMALL.horizon
 
     @classmethod
-    def tasks(cls, split, data="", *, level=None):
+    def tasks(cls, split, data=""):
         cls.check_split(split)
-        folder = folder_of(data, level) or cached_splits(level or "small")
-        return list(tasks_of(folder, split))
+        return list(tasks_of(data_folder(data) or cached_splits(), split))
 
     @classmethod
-    def with_experts(cls, tasks, data="", **knobs):
+    def with_experts(cls, tasks, data=""):
         """All: the data set's games are demonstrated when they are drawn, those generated come with it."""
         return list(tasks)
 
@@ -91,21 +86,6 @@ class ALFWorld(TextGame):
             "invalid": self._invalid,
             "carried": carried,
             "status": f"Task: {task}. You are at {place}, carrying {carried}."}
-
-
-def folder_of(data, level):
-    """The folder of the real data set, or None for generated games; level: of those, None where not given.
-
-    Raises UserError for a level that does not exist, or beside the data set's games.
-    """
-    folder = data_folder(data)
-    if level is not None:
-        named_level(level)
-    if folder is not None and level is not None:
-        raise UserError(
-            f"The knob level is of generated games, and those in {folder} are not: leave it out, or choose "
-            "--data generated.")
-    return folder
 
 
 @functools.lru_cache(maxsize=None)

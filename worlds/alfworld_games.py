@@ -1,17 +1,14 @@
 """Games for the real ALFWorld engine, generated offline, and an expert that plays them from their text alone.
 
-    python -m worlds.alfworld_games --out DIR --level small --train 512 --valid-seen 140 --valid-unseen 134
+    python -m worlds.alfworld_games --out DIR --train 512 --valid-seen 140 --valid-unseen 134
 
 The package alfworld ships all that a game needs but the games: the PDDL domain, the text grammar, goal and
 task-text templates, which object may lie where, and the receptacles of 120 real floor plans. A game is a pure
-function of its seed, the same in every process. Level "small" is as small as can be; level "full" is like
-the data set's training games: as often of a type, in a room, with a goal; things lie where they lie there
-(worlds/alfworld_search.py has the counts). The folder written has the data set's own layout,
+function of its seed, the same in every process. The folder written has the data set's own layout,
 json_2.1.1/<split>/<task>/<trial>/ with game.tw-pddl and traj_data.json, and beside them expert.json, the
 actions with which the expert won; a draft that the expert does not win within the level's horizon is thrown
-away. Floor plans of valid_unseen never occur in the other splits: of level "full" they are the benchmark's
-own four, of level "small" the package's test scenes, which the benchmark trains on. Left out: movable
-receptacles and slicing, as in the benchmark's text games.
+away. Floor plans of valid_unseen, the package's test scenes, never occur in the other splits; the benchmark
+trains on them. Left out: movable receptacles and slicing, as in the benchmark's text games.
 """
 
 import argparse
@@ -33,10 +30,9 @@ from alfworld.gen.goal_library import gdict
 from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
 from tqdm import tqdm
 
-from harness.cli import UserError
 from harness.folder import cache_home
 from worlds.alfworld import PLACEHOLDER, Engine
-from worlds.alfworld_search import chance, goals, share
+from worlds.alfworld_search import share
 from worlds.cache import once, say
 
 LAYOUTS = Path(next(iter(alfworld.gen.__path__))) / "layouts"
@@ -57,6 +53,7 @@ STATIONS = {  # verb, where, of which objects
     "pick_clean_then_place_in_recep": ("clean", "SinkBasin", "Cleanable"),
     "pick_heat_then_place_in_recep": ("heat", "Microwave", "Heatable"),
     "pick_cool_then_place_in_recep": ("cool", "Fridge", "Coolable")}
+TWO = "pick_two_obj_and_place"
 LAMP = "DeskLamp"               # the lamp that stands in a receptacle, as the goal wants it
 LAMP_PLACES = ("CoffeeTable", "Desk", "DiningTable", "Dresser", "Shelf", "SideTable", "TVStand")
 FIXTURES = {
@@ -71,55 +68,26 @@ SCENES = {
     "train": constants.TRAIN_SCENE_NUMBERS,
     "valid_seen": constants.TRAIN_SCENE_NUMBERS,
     "valid_unseen": constants.TEST_SCENE_NUMBERS}
-HELD_OUT = (10, 219, 308, 424)  # floor plans of the data set's unseen games
-# Receptacles that stand where another stands, about two a game: (class, beside a class, how often).
-TOGETHER = {
-    "Cabinet": ("Cabinet", 0.17), "Drawer": ("Drawer", 0.17), "StoveBurner": ("StoveBurner", 0.6),
-    "CoffeeMachine": ("CounterTop", 0.2), "Toaster": ("CounterTop", 0.3)}
-# The types as often as there: 22, 9, 18, 13, 15 and 23 %, each of them among the first six.
-OF_EACH = dict(zip(TASKS, (5, 2, 4, 3, 3, 5)))
-MIXED = tuple(kind for turn in range(5) for kind in TASKS if turn < OF_EACH[kind])
-COPIES = (0.42, 0.33, 0.25)     # how often a class that a game has comes once, twice, three times
 SIZES = {"train": 512, "valid_seen": 140, "valid_unseen": 134}
 
 
 @dataclass(frozen=True)
 class Level:
     """How hard games are."""
-    version: str = "v2"             # of the games that a seed gives: change it with anything that changes one
-    counted: bool = True            # goals and places by the data set's counts, and its expert searches so
-    tasks: tuple = MIXED            # task types, in turn
-    rooms: tuple = tuple(ROOMS)
-    receptacles: int = 100          # at most, of those that the floor plan has
-    per_class: int = 100            # at most so many of one receptacle class
-    objects: tuple = (100, 100)     # fewest and most, of those that the floor plan has
-    # Not where the data set's counts say it:
-    copies: int = 3                 # of an object class, at most (the target of a "two" task always has two)
+    tasks: tuple = ("pick_and_place_simple", *STATIONS)     # task types, in turn
+    rooms: tuple = ("kitchen",)
+    receptacles: int = 5            # at most, of those that the floor plan has
+    per_class: int = 1              # at most so many of one receptacle class
+    objects: tuple = (3, 5)         # fewest and most, of those that the floor plan has
+    copies: int = 2                 # of an object class, at most (the target of a "two" task always has two)
     hidden: float = 0.5             # probability that an object lies in a closed receptacle, where it may
-    classes: tuple = ()             # object classes allowed; () = all
-    horizon: int = 30               # turns in which the expert must win
+    classes: tuple = ("Apple", "Bread", "Cup", "Egg", "Mug", "Plate", "Potato", "Tomato")  # (): all
+    horizon: int = 20               # turns in which the expert must win
 
 
-SMALL = Level(
-    version="v1",
-    counted=False,
-    tasks=("pick_and_place_simple", *STATIONS),
-    rooms=("kitchen",),
-    receptacles=5,
-    per_class=1,
-    objects=(3, 5),
-    copies=2,
-    horizon=20,
-    classes=("Apple", "Bread", "Cup", "Egg", "Mug", "Plate", "Potato", "Tomato"))
-LEVELS = {"small": SMALL, "full": Level()}
-
-
-def named_level(name):
-    """The Level of that name. Raises UserError for any other."""
-    if name not in LEVELS:
-        known = ", ".join(LEVELS)
-        raise UserError(f"There is no level '{name}' of generated ALFWorld games; there are {known}.")
-    return LEVELS[name]
+SMALL = Level()
+KNOBS = ("receptacles", "per_class", "copies", "hidden", "horizon")     # of the command
+VERSION = "v1"                      # of its games: change it with anything that changes what a seed gives
 
 
 class Goal(NamedTuple):
@@ -153,7 +121,7 @@ def make_game(seed, level, scenes, engine, kind=None, tries=200):
         task = kind or rng.choice(level.tasks)
         scene = _choose_scene(rng, task, level, scenes)
         draft = scene and _draft(rng, task, scene, level)
-        expert = draft and solve(engine, draft[0], level.horizon, not level.counted)
+        expert = draft and solve(engine, draft[0], level.horizon, in_turn=True)
         if expert:
             data, traj = draft
             return Game({**data, "walkthrough": list(expert)}, traj, expert)
@@ -163,16 +131,8 @@ def make_game(seed, level, scenes, engine, kind=None, tries=200):
 def _choose_scene(rng, kind, level, scenes):
     """The number of a floor plan where there are such tasks; None where there is none."""
     rooms = [room for room in TASK_ROOMS.get(kind, ROOMS) if room in level.rooms]
-    if level.counted:
-        often = [sum(goals(kind, room).values()) for room in rooms]
-        rooms = rng.choices(rooms, often)
     allowed = [scene for room in rooms for scene in ROOMS[room] if scene in scenes]
     return rng.choice(allowed) if allowed else None
-
-
-def _room(scene):
-    """The kind of room that a floor plan is of."""
-    return next(room for room, numbers in ROOMS.items() if scene in numbers)
 
 
 def _draft(rng, kind, scene, level):
@@ -180,53 +140,35 @@ def _draft(rng, kind, scene, level):
     plan, classes = floor_plan(scene)
     available = Counter({place: min(n, level.per_class) for place, n in plan.items()})
     classes = [thing for thing in classes if thing in (level.classes or THINGS)]
-    if level.counted:
-        goal = _counted_goal(rng, kind, _room(scene), available, classes)
-    else:
-        goal = _choose_goal(rng, kind, available, classes)
+    goal = _choose_goal(rng, kind, available, classes)
     if goal is None:
         return None
     places = _choose_places(rng, goal, available, level)
     things = _place_things(rng, goal, places, classes, level)
-    if things is None or not _all_differ(places, things):
+    if things is None:
+        return None
+    identifiers = {i for _, i in places} | {i for _, i, _ in things}
+    if len(identifiers) < len(places) + len(things):    # two that were drawn are the same
         return None
     words = {"obj": goal.thing.lower(), "recep": goal.parent.lower(), "toggle": goal.lamp.lower()}
     task = rng.choice(gdict[kind]["templates"]).format(**words)
-    locations = _locations(rng, places, level)
-    return _game_file(goal, places, things, locations, task), _traj_file(goal, scene, task)
-
-
-def _all_differ(places, things):
-    """Whether no two of the identifiers, which are drawn, are the same."""
-    identifiers = {i for _, i in places} | {i for _, i, _ in things}
-    return len(identifiers) == len(places) + len(things)
-
-
-def _game_file(goal, places, things, locations, task):
-    return {
-        "pddl_domain": _packaged(ALFRED_PDDL_PATH),
-        "grammar": _packaged(ALFRED_TWL2_PATH).replace(PLACEHOLDER, task),
-        "pddl_problem": _problem(goal, places, things, locations),
+    game = {
+        "pddl_domain": Path(ALFRED_PDDL_PATH).read_text(),
+        "grammar": Path(ALFRED_TWL2_PATH).read_text().replace(PLACEHOLDER, task),
+        "pddl_problem": _problem(goal, places, things),
         "solvable": True}
-
-
-def _traj_file(goal, scene, task):
     params = {
         "object_target": goal.thing,
         "parent_target": goal.parent,
         "toggle_target": goal.lamp,
         "mrecep_target": "",
         "object_sliced": False}
-    return {
-        "task_type": goal.kind,
+    traj = {
+        "task_type": kind,
         "scene": {"floor_plan": f"FloorPlan{scene}", "scene_num": scene},
         "pddl_params": params,
         "turk_annotations": {"anns": [{"task_desc": task}]}}
-
-
-@functools.lru_cache(maxsize=None)
-def _packaged(path):
-    return Path(path).read_text()
+    return game, traj
 
 
 @functools.lru_cache(maxsize=None)
@@ -263,20 +205,6 @@ def _choose_goal(rng, kind, available, classes):
     return Goal(kind, thing, rng.choice(parents), "") if parents else None
 
 
-def _counted_goal(rng, kind, room, available, classes):
-    """A goal as often as the data set has it in such a room; None where this floor plan has none of them."""
-    station = STATIONS.get(kind, ("", "", ""))[1]
-    often = {}
-    for (thing, parent), number in goals(kind, room).items():
-        if thing in classes and (parent in available or parent == LAMP):
-            often[thing, parent] = number
-    lamps = any(available[place] for place in LAMP_PLACES)
-    if not often or station and not available[station] or kind == "look_at_obj_in_light" and not lamps:
-        return None
-    (thing, parent), = rng.choices(list(often), often.values())
-    return Goal(kind, thing, "", LAMP) if parent == LAMP else Goal(kind, thing, parent, "")
-
-
 def _choose_places(rng, goal, available, level):
     """[(class, identifier)]: what the goal needs, and others up to the level's number."""
     needed = [place for place in (goal.parent, goal.station[1]) if place]
@@ -308,9 +236,9 @@ def _place_things(rng, goal, places, classes, level):
     """[(class, identifier, receptacle's identifier)], or None when a target has nowhere to lie."""
     placed = []
     for thing in _choose_things(rng, goal, classes, level):
-        homes = _counted_homes(goal, thing, places) if level.counted else _homes(goal, thing, places)
+        homes = _homes(goal, thing, places)
         if homes:
-            placed.append((thing, _identifier(rng, thing), _choose_home(rng, thing, homes, level)))
+            placed.append((thing, _identifier(rng, thing), _choose_home(rng, homes, level)))
         elif thing == goal.thing:
             return None
     if goal.lamp:
@@ -321,23 +249,14 @@ def _place_things(rng, goal, places, classes, level):
 
 def _choose_things(rng, goal, classes, level):
     """Classes of the game's objects, a class for each object, the goal's first."""
-    targets = 2
-    if level.counted:
-        targets = _copies(rng) + (goal.kind == "pick_two_obj_and_place")
-    elif goal.kind != "pick_two_obj_and_place":
-        targets = rng.randint(1, min(2, level.copies))
+    targets = 2 if goal.kind == TWO else rng.randint(1, min(2, level.copies))
     wanted = [goal.thing] * targets
     others = [thing for thing in classes if thing != goal.thing]
     total = rng.randint(*level.objects)
     rng.shuffle(others)
     for thing in others:
-        copies = _copies(rng) if level.counted else rng.randint(1, level.copies)
-        wanted += [thing] * min(copies, total - len(wanted))
+        wanted += [thing] * min(rng.randint(1, level.copies), total - len(wanted))
     return wanted
-
-
-def _copies(rng):
-    return rng.choices((1, 2, 3), COPIES)[0]
 
 
 def _homes(goal, thing, places):
@@ -352,22 +271,8 @@ def _homes(goal, thing, places):
     return homes
 
 
-def _counted_homes(goal, thing, places):
-    """Receptacles where such things lie in the data set.
-
-    Where nothing is to be done to a target, none lies where it must end: the game would be won, or half won.
-    """
-    ends = goal.parent if thing == goal.thing and not goal.station[1] else ""
-    may = [(place, i) for place, i in places if thing in MAY_LIE[place] and place != ends]
-    return [(place, i) for place, i in may if chance(thing.lower(), place.lower())]
-
-
-def _choose_home(rng, thing, homes, level):
-    """A receptacle's identifier: as often as such things lie in such places, or behind a door with the
-    level's probability."""
-    if level.counted:
-        often = [chance(thing.lower(), place.lower()) for place, _ in homes]
-        return rng.choices(homes, often)[0][1]
+def _choose_home(rng, homes, level):
+    """A receptacle's identifier, one behind a door with the level's probability."""
     closed = [i for place, i in homes if place in constants.OPENABLE_CLASS_SET]
     open_ = [i for place, i in homes if place not in constants.OPENABLE_CLASS_SET]
     hide = closed and (not open_ or rng.random() < level.hidden)
@@ -389,30 +294,22 @@ PROBLEM = """\
 """
 
 
-def _locations(rng, places, level):
-    """{receptacle's identifier: its location}: one of its own, but in games like the data set's some stand
-    where another stands."""
+def _problem(goal, places, things):
+    """The PDDL problem: every receptacle has a location of its own, the agent starts at one more."""
     location = {identifier: f"loc_bar_{n}" for n, (_, identifier) in enumerate(places)}
-    if not level.counted:
-        return location
-    alone = {}                  # class -> receptacles that nothing has joined
-    for place, identifier in places:
-        beside, often = TOGETHER.get(place, ("", 0))
-        if alone.get(beside) and rng.random() < often:
-            location[identifier] = location[alone[beside].pop()]
-        else:
-            alone.setdefault(place, []).append(identifier)
-    return location
-
-
-def _problem(goal, places, things, location):
-    """The PDDL problem. location: see `_locations`; the agent starts at one more."""
     start = f"loc_bar_{len(places)}"
-    objects = ["agent1 - agent", *_types(goal, places, things)]
+    place_classes = sorted({place for place, _ in places})
+    thing_classes = sorted({thing for thing, *_ in things} | {goal.thing})
+    objects = ["agent1 - agent"]
+    objects += [f"{thing}Type - otype" for thing in thing_classes]
+    objects += [f"{place}Type - rtype" for place in place_classes]
     objects += [f"{i} - object" for _, i, _ in things]
     objects += [f"{i} - receptacle" for _, i in places]
-    objects += [f"{loc} - location" for loc in dict.fromkeys((*location.values(), start))]
-    facts = ["(= (total-cost) 0)", f"(atLocation agent1 {start})", *_facts(goal, places, things, location)]
+    objects += [f"{loc} - location" for loc in (*location.values(), start)]
+    facts = ["(= (total-cost) 0)", f"(atLocation agent1 {start})", *_facts(places, things, location)]
+    for place in place_classes:
+        fitting = [thing for thing in thing_classes if thing in MAY_LIE[place]]
+        facts += [f"(canContain {place}Type {thing}Type)" for thing in fitting]
     wish = gdict[goal.kind]["pddl"].replace("#", "-")
     wish = wish.format(obj=goal.thing, recep=goal.parent, toggle=goal.lamp)
     lines = "\n        "
@@ -421,19 +318,8 @@ def _problem(goal, places, things, location):
         kind=goal.kind, objects=lines.join(objects), facts=lines.join(facts), wish=wish.rstrip())
 
 
-def _classes(goal, places, things):
-    """(classes of places, classes of things) in a game, sorted."""
-    return sorted({place for place, _ in places}), sorted({thing for thing, *_ in things} | {goal.thing})
-
-
-def _types(goal, places, things):
-    place_classes, thing_classes = _classes(goal, places, things)
-    yield from (f"{thing}Type - otype" for thing in thing_classes)
-    yield from (f"{place}Type - rtype" for place in place_classes)
-
-
-def _facts(goal, places, things, location):
-    """What is true at the start, but for the agent. location: a receptacle's identifier -> its location."""
+def _facts(places, things, location):
+    """What is true of places and things at the start. location: a receptacle's identifier -> its location."""
     for place, i in places:
         yield f"(receptacleType {i} {place}Type)"
         yield f"(receptacleAtLocation {i} {location[i]})"
@@ -444,11 +330,6 @@ def _facts(goal, places, things, location):
         yield f"(inReceptacle {i} {home})"
         yield f"(objectAtLocation {i} {location[home]})"
         yield from (f"({ability} {i})" for ability in _abilities(thing))
-    place_classes, thing_classes = _classes(goal, places, things)
-    for place in place_classes:
-        for thing in thing_classes:
-            if thing in MAY_LIE[place]:
-                yield f"(canContain {place}Type {thing}Type)"
 
 
 def _abilities(thing):
@@ -474,7 +355,6 @@ SENTENCES = {
     "contents": r"(?:On the NAME|The NAME is open\. In it), you see (.*?)\."}
 OBSERVED = {name: re.compile(pattern.replace("NAME", NAME)) for name, pattern in SENTENCES.items()}
 MOVES = ("arrive", "take", "move", "shut", "open")  # what makes the state another one
-TWO = "pick_two_obj_and_place"
 
 
 def class_of(name):
@@ -730,23 +610,13 @@ def _walkthrough(engine, path):
 
 # ---- the data set's layout
 
-def scenes_of(level, split):
-    """The floor plans of a split."""
-    if not level.counted:
-        return SCENES[split]
-    if split == "valid_unseen":
-        return HELD_OUT
-    return [scene for room in ROOMS.values() for scene in room if scene not in HELD_OUT]
-
-
-def write_splits(folder, level, sizes=SIZES):
-    """Write folder/json_2.1.1/<split>/... for a Level or the name of one, with a bar on the screen."""
-    level = LEVELS[level] if isinstance(level, str) else level
+def write_splits(folder, sizes=SIZES, level=SMALL):
+    """Write folder/json_2.1.1/<split>/..., so many games of each split, with a bar on the screen."""
     engine = Engine()
     jobs = [(split, number) for split, size in sizes.items() for number in range(size)]
     for split, number in tqdm(jobs, desc="ALFWorld games", unit="game"):
         kind = level.tasks[number % len(level.tasks)]
-        game = make_game(f"{split}-{number}", level, scenes_of(level, split), engine, kind)
+        game = make_game(f"{split}-{number}", level, SCENES[split], engine, kind)
         write_game(Path(folder) / "json_2.1.1" / split, f"trial_{number:06d}", game)
 
 
@@ -763,49 +633,33 @@ def write_game(folder, trial, game):
 
 
 @functools.lru_cache(maxsize=None)
-def cached_splits(level):
-    """The folder of a level's games, made once per machine; processes that start together wait for the first.
-
-    Raises UserError for a level that does not exist.
-    """
-    folder = cache_home() / f"alfworld-{level}-{named_level(level).version}"
-    say("ALFWorld", f"generated games of level '{level}' are used ({folder}); "
-        "`alfworld-download` fetches the data set.")
-    return once(folder, lambda new: write_splits(new, level))
+def cached_splits():
+    """The folder of the generated games, made once per machine."""
+    folder = cache_home() / f"alfworld-small-{VERSION}"
+    say("ALFWorld", f"generated games are used ({folder}); `alfworld-download` fetches the data set.")
+    return once(folder, write_splits)
 
 
 # ---- the command
 
-def parse_args():
+def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="folder to write json_2.1.1 into")
-    parser.add_argument("--level", choices=LEVELS, default="small")
     for split, size in SIZES.items():
         parser.add_argument(f"--{split.replace('_', '-')}", type=int, default=size, help="number of games")
-    own = "instead of the level's"
-    for knob in ("receptacles", "per_class", "copies", "horizon"):
-        parser.add_argument(f"--{knob.replace('_', '-')}", type=int, help=own)
-    parser.add_argument("--objects", type=int, nargs=2, metavar=("FEWEST", "MOST"), help=own)
-    parser.add_argument("--hidden", type=float, help=f"probability of a closed receptacle, {own}")
-    return parser, vars(parser.parse_args())
-
-
-def main():
-    parser, args = parse_args()
-    names = [field.name for field in dataclasses.fields(Level)]
-    knobs = {name: args[name] for name in names if args.get(name) is not None}
-    if "objects" in knobs:
-        knobs["objects"] = tuple(knobs["objects"])
+    known = dataclasses.asdict(SMALL)
+    for name in KNOBS:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(known[name]), default=known[name])
+    parser.add_argument(
+        "--objects", type=int, nargs=2, metavar=("FEWEST", "MOST"), default=list(SMALL.objects))
+    args = vars(parser.parse_args())
     if Path(args["out"], "json_2.1.1").exists():
         parser.error(f"{args['out']} holds a data set already; choose another folder")
-    given = {"hidden", "copies"} & set(knobs)
-    if LEVELS[args["level"]].counted and given:
-        named = " and ".join(f"--{name}" for name in sorted(given))
-        parser.error(f"level {args['level']} has the data set's counts in place of {named}")
-    level = dataclasses.replace(LEVELS[args["level"]], **knobs)
+    knobs = {name: args[name] for name in KNOBS}
+    level = dataclasses.replace(SMALL, objects=tuple(args["objects"]), **knobs)
     try:
-        write_splits(args["out"], level, {split: args[split] for split in SIZES})
+        write_splits(args["out"], {split: args[split] for split in SIZES}, level)
     except ValueError as error:
         parser.error(str(error))
 

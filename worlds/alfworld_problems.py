@@ -1,37 +1,27 @@
-"""ALFWorld's PDDL problems, translated once per machine: kept on disk, the last ones also in memory.
+"""ALFWorld's PDDL problems, translated once per machine and kept on disk.
 
-Translating costs 0.2 to 0.8 s of CPU, more than everything else that a game costs. What comes of it is kept
-in a folder that all processes share: JSON and the planning task's own text, a file per problem, called by the
-content of domain and problem and the version of what made it. A file is written beside and moved into place;
-one that is not as it was written is made again. Where nothing can be written, games are translated as if
-there were no folder.
+Translating costs 0.1 to 0.9 s of CPU, more than everything else that a game costs; reading what came of it
+costs 4 ms. A file per problem is called by the content of domain and problem and the version of what made
+it; all processes share them (worlds/cache.py).
 
 Facts can be forgotten here: the library keeps every proposition that was ever made.
 """
 
-import functools
 import gc
 import hashlib
 import itertools
-import json
 import sys
-import zlib
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, defaultdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import NamedTuple
 
 import fast_downward
 from textworld.envs.pddl import logic as pddl_logic
 from textworld.logic import Placeholder, Proposition, Signature, Variable
 
-from harness.folder import cache_home
-from worlds.cache import keep, kept, perhaps_alone
+from worlds.cache import keep, kept
 
-VERSION = f"2 {version('fast_downward_textworld')}"  # of a file: change it with anything that changes one
-MOST_BYTES = 512 * 2**20        # on disk; the files that were not used for longest go first
-SUBFOLDERS = 256                # each has its share; digests, by which they are named, fill them evenly
-KEPT = 128                      # problems in memory, about 0.3 MB each
+VERSION = f"3 {version('fast_downward_textworld')}"  # of a file: change it with anything that changes one
 
 
 # ---- facts
@@ -75,7 +65,7 @@ class Atom(pddl_logic.Atom):
 
 class Compiled(NamedTuple):
     """A problem after translation: what a state needs, without the planner's task (20 times larger)."""
-    sas: bytes                  # zlib-compressed planning task for the downward library
+    sas: bytes                  # planning task for the downward library
     types: dict                 # entity -> PDDL type
     hierarchy: list             # [type, its supertypes]
     parameters: dict            # action name -> its Placeholders
@@ -86,25 +76,35 @@ class Compiled(NamedTuple):
     counts: Counter             # entity -> in how many facts, the same fact twice counted twice
 
 
-def translate(library, domain, problem):
-    """(description, planning task) of PDDL texts: plain JSON values, and bytes for `library.load_sas`.
+def compiled(library, domain, problem):
+    """The Compiled problem of PDDL texts, as it was kept, else made now.
 
-    library: a loaded downward library; its current task is replaced.
+    library: a loaded downward library; its current task may be replaced.
     """
+    key = hashlib.sha256("\0".join([VERSION, domain, problem]).encode()).hexdigest()
+    name = f"alfworld-problems/{key[:2]}/{key}"
+    description = kept(name)
+    if description is None:
+        description = describe(library, domain, problem)
+        keep(name, description)
+    return build(description)
+
+
+def describe(library, domain, problem):
+    """What PDDL texts say, as JSON values: the planning task, and what the state is made of beside it."""
     task, sas = _translate(domain, problem)
-    sas = sas.encode()
-    library.load_sas(sas)
+    library.load_sas(sas.encode())
     types = {o.name: o.type_name for o in task.objects}
     number = {name: i for i, name in enumerate(types)}
     facts = defaultdict(list)
     for name, args in _initial_facts(library, task, types):
         facts[name, tuple(types[arg] for arg in args)].append([number[arg] for arg in args])
-    description = dict(
+    return dict(
+        sas=sas,
         objects=list(types.items()),
         facts=[[name, kinds, members] for (name, kinds), members in facts.items()],
         hierarchy=[[t.name, list(t.supertype_names)] for t in task.types],
         parameters={a.name: [[p.name.strip("?"), p.type_name] for p in a.parameters] for a in task.actions})
-    return description, sas
 
 
 def _translate(domain, problem):
@@ -136,8 +136,8 @@ def _initial_facts(library, task, types):
             yield fact.name, fact.names
 
 
-def build(description, sas):
-    """The Compiled problem of what `translate` gives; sas: compressed."""
+def build(description):
+    """The Compiled problem of what `describe` gives."""
     entities = [Variable(sys.intern(name), sys.intern(kind)) for name, kind in description["objects"]]
     facts, by_type, used = {}, defaultdict(set), []
     for name, kinds, members in description["facts"]:
@@ -153,102 +153,5 @@ def build(description, sas):
         for action, listed in description["parameters"].items()}
     types = {variable.name: variable.type for variable in entities}
     return Compiled(
-        sas, types, description["hierarchy"], parameters, facts, variables, dict(by_type), counts)
-
-
-# ---- kept in files
-
-def folder():
-    """Where the files lie; other versions' among them, which go when they were not used for longest."""
-    return cache_home() / "alfworld-compiled"
-
-
-def key_of(domain, problem):
-    """The name of a problem's file."""
-    return hashlib.sha256("\0".join([VERSION, domain, problem]).encode()).hexdigest()
-
-
-def pack(key, description, sas):
-    """The content of a file. Its first line: a digest of all that follows, the length of the description."""
-    head = zlib.compress(json.dumps(description).encode())
-    body = head + zlib.compress(sas)
-    return f"{_seal(key, body)} {len(head)}\n".encode() + body
-
-
-def unpack(key, content):
-    """The Compiled problem of a file's content; raises ValueError unless `pack` wrote it for this key."""
-    first, _, body = content.partition(b"\n")
-    seal, _, length = first.decode("ascii").partition(" ")
-    if seal != _seal(key, body):
-        raise ValueError(f"{key} is not as it was written")
-    length = int(length)
-    return build(json.loads(zlib.decompress(body[:length])), body[length:])
-
-
-def _seal(key, body):
-    return hashlib.sha256(key.encode() + body).hexdigest()
-
-
-def _path(key):
-    return folder() / key[:2] / key
-
-
-def _read(key):
-    """The Compiled problem of that name; None where no whole file is there."""
-    try:
-        return unpack(key, kept(_path(key)) or b"")
-    except ValueError:
-        return None
-
-
-# ---- kept in memory
-
-_MEMORY = OrderedDict()         # key -> Compiled, the last used at the end
-
-
-def compiled(library, domain, problem):
-    """The Compiled problem of PDDL texts, from memory or disk, else made now. library: as in `translate`."""
-    key = key_of(domain, problem)
-    found = _MEMORY.pop(key, None) or _read(key) or _make(key, library, domain, problem)
-    _MEMORY[key] = found
-    while len(_MEMORY) > KEPT:
-        _MEMORY.popitem(last=False)
-    return found
-
-
-def _make(key, library, domain, problem):
-    """Translate and keep; processes that want problems of one subfolder wait for each other."""
-    with perhaps_alone(_path(key).parent):
-        found = _read(key)                      # another process may have made it meanwhile
-        if found is None:
-            content = pack(key, *translate(library, domain, problem))
-            keep(_path(key), content, MOST_BYTES // SUBFOLDERS)
-            found = unpack(key, content)
-    return found
-
-
-# ---- all at once
-
-@functools.lru_cache(maxsize=None)
-def _library():
-    """This process's own copy of the downward library, for translating only."""
-    return fast_downward.load_lib()
-
-
-def keep_game(path):
-    """Translate a game's file unless that is kept already; returns what is wrong with it, "" for nothing."""
-    try:
-        data = json.loads(Path(path).read_text())
-        domain, problem = data["pddl_domain"], data["pddl_problem"]
-        key = key_of(domain, problem)
-        if _read(key) is None:
-            _make(key, _library(), domain, problem)
-    except Exception as error:
-        return " ".join(f"{path}: {type(error).__name__}: {error}".split())
-    return ""
-
-
-def size():
-    """(files, bytes) that are kept now."""
-    sizes = [path.stat().st_size for path in folder().glob("*/*")]
-    return len(sizes), sum(sizes)
+        description["sas"].encode(), types, description["hierarchy"], parameters, facts, variables,
+        dict(by_type), counts)

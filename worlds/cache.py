@@ -1,98 +1,65 @@
-"""What the worlds make once and keep on disk: whole or not at all, by one of the processes that want it.
-
-Where it lies is said by `harness.folder.cache_home`.
-"""
+"""What the worlds make once and keep on disk, under `harness.folder.cache_home`: whole or not at all."""
 
 import functools
+import json
 import os
 import shutil
 import sys
-from contextlib import ExitStack, contextmanager
+import zlib
 from pathlib import Path
 
 from harness.folder import cache_home, locked, writing
 
 
-@contextmanager
-def alone(path):
-    """Let one process at a time make `path`; the ranks of a run wait for the first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(f"{path}.lock"):
-        yield
-
-
-def once(folder, write, fresh=Path.exists):
-    """`folder`, filled by write(empty folder) unless fresh(folder) says that it is there and up to date.
+def once(folder, write):
+    """`folder`, filled by write(empty folder) unless it is there; processes that want it wait for the first.
 
     It is written beside and moved into place: a killed process leaves no half of it. Raises UserError where
     there is no room or no way to.
     """
-    if fresh(folder):
+    if folder.exists():
         return folder
-    with writing(folder), alone(folder):
-        if not fresh(folder):
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(f"{folder}.lock"):
+            if folder.exists():
+                return folder
             beside = Path(f"{folder}.new")
             shutil.rmtree(beside, ignore_errors=True)  # of a killed process
             beside.mkdir()
             try:
                 write(beside)
-                shutil.rmtree(folder, ignore_errors=True)
                 beside.rename(folder)
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
     return folder
 
 
-# ---- small files that can be made anew: a disk that is full, or not ours to write on, ends no run
+# ---- what can be made anew: a disk that is full, or not ours to write on, ends no run
 
-@contextmanager
-def perhaps_alone(path):
-    """`alone`; where no lock can be had, go on without."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(alone(path))
-        except OSError as error:
-            _cannot(error.strerror)
-        yield
-
-
-def keep(path, content, most):
-    """Write bytes beside `path` and move them into place, by one process at a time (`perhaps_alone`).
-
-    The folder is bounded: those of its files that were not used for longest go while it has more than `most`
-    bytes.
-    """
-    beside = path.with_suffix(".new")
+def keep(name, value):
+    """Keep a JSON value in the file of that name; of processes that do so at once the last one's stays."""
+    path = cache_home() / name
+    beside = Path(f"{path}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content)
-        beside.replace(path)
-        _bound(path.parent, most)
+        try:
+            beside.write_bytes(zlib.compress(json.dumps([name, value]).encode()))
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
         _cannot(error.strerror)
 
 
-def kept(path):
-    """The bytes of a file, which counts as used now; None where it is not there or cannot be read."""
+def kept(name):
+    """The value that was kept under that name; None where its file is not there, not whole, or another's."""
     try:
-        content = path.read_bytes()
-    except OSError:
+        content = zlib.decompress((cache_home() / name).read_bytes())
+        owner, value = json.loads(content)
+    except (OSError, zlib.error, ValueError, TypeError):
         return None
-    try:
-        os.utime(path)
-    except OSError:
-        pass                    # another user's: it can be read all the same
-    return content
-
-
-def _bound(folder, most):
-    stats = [(path.stat(), path) for path in folder.iterdir()]
-    over = sum(stat.st_size for stat, _ in stats) - most
-    for stat, path in sorted(stats, key=lambda pair: pair[0].st_mtime):
-        if over <= 0:
-            return
-        path.unlink()
-        over -= stat.st_size
+    return value if owner == name else None
 
 
 @functools.lru_cache(maxsize=None)

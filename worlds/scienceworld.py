@@ -6,8 +6,8 @@ What the package's Python wrapper does otherwise: it lists all valid actions (th
 takes several times as long as the step itself, and it starts a JVM with a quarter of the machine's memory for
 every environment. Here a Game is one simulator inside a shared JVM with a bounded heap. The JVM lives in its
 own process group (Ctrl-C does not reach it) and reads a pipe from this process, so that it ends with it
-however that ends. A JVM that died is started again, and the games that it held are played up to where they
-were. After a fork the child starts a JVM of its own.
+however that ends. Where a JVM dies, the episodes that it held are over; the next one starts another. After a
+fork the child starts a JVM of its own.
 
 Left out on purpose: the simulator's limit of moves (whoever plays counts turns), its run histories, its
 object trees.
@@ -80,11 +80,10 @@ QUESTION = "Ambiguous request"                      # the next input must be a n
 # and repeat are not to be had (a counter, hashCode=3, depends on what the other games of the JVM did).
 JAVA_OPTIONS = [
     "-Xmx512m", "-XX:+UseSerialGC",     # sixteen games fit; the default is a quarter of the memory
-    "-XX:+ExitOnOutOfMemoryError",      # die and be restarted instead of limping on
+    "-XX:+ExitOnOutOfMemoryError",      # die and be replaced instead of limping on
     "-XX:+IgnoreUnrecognizedVMOptions", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2"]
 CALL_SECONDS = 180              # a longer call is taken for dead; the longest, a gold path, takes 10
 PER_KIND = 8                    # tasks of each type for which gold paths are made unasked: minutes, not hours
-TRIES = 3                       # JVMs in a row that may die in one call
 
 
 class Unusable(UserError):
@@ -96,11 +95,7 @@ class NoJava(Unusable):
 
 
 class EngineDied(RuntimeError):
-    """The JVM died or stopped answering in the middle of a call."""
-
-
-class EpisodeLost(RuntimeError):
-    """After the JVM's death the episode could not be brought back to where it was."""
+    """The JVM died or stopped answering, and the episode is lost with it."""
 
 
 # ---- the JVM
@@ -205,16 +200,12 @@ class Jvm:
             raise EngineDied(f"ScienceWorld's JVM died ({type(error).__name__})") from error
 
 
-def _not_of_py4j(record):
-    return "py4j" not in record.pathname
-
-
 atexit.register(Jvm.leave)
 if hasattr(os, "register_at_fork"):     # where processes fork
     os.register_at_fork(after_in_child=Jvm.forget)
 # py4j logs tracebacks when a JVM dies, some through the root logger; Jvm.get() says it in a line.
 logging.getLogger("py4j").setLevel(logging.CRITICAL)
-logging.getLogger().addFilter(_not_of_py4j)
+logging.getLogger().addFilter(lambda record: "py4j" not in record.pathname)
 
 
 # ---- one game
@@ -242,15 +233,16 @@ class Game:
 
         game = Game(); seen = game.start("boil", 3); seen = game.step("go to kitchen")
 
-    If the JVM dies, the next call starts another and plays the episode again up to where it was; EpisodeLost
-    if that shows other texts than before, EngineDied if JVMs keep dying.
+    Where the JVM dies, the call under way and all further ones of the episode raise EngineDied; `start` finds
+    or starts another.
     """
 
     def __init__(self):
         self._jvm = None
         self._simulator = None
         self._loaded = None     # (name, variation, simplification) of this episode
-        self._played = []       # (input, answer) of this episode
+        self._asked = False     # whether a question is open
+        self._focus = ""        # what was focused on last
         self.task = ""          # the task's text
         self.templates = ()     # what can be done in this task, as "move OBJ to OBJ"
 
@@ -259,8 +251,11 @@ class Game:
         if not 0 <= variation < KINDS[name]:    # the simulator fails on these only later, and by an exception
             raise ValueError(f"{name} has variations 0 to {KINDS[name] - 1}, not {variation}")
         self._loaded = (name, variation, simplification)
-        self._played = []
-        return self._survive(lambda: self._look(self._begin()))
+        jvm = Jvm.get()
+        with jvm.calls():
+            if self._jvm is not jvm or self._simulator is None:
+                self._simulator, self._jvm = jvm.simulator(), jvm
+            return self._look(self._begin())
 
     def step(self, action) -> Seen:
         """Play an action, of any text.
@@ -268,22 +263,20 @@ class Game:
         A question is put to the player once: an action that does not answer it by one of its numbers cancels
         it (a tick of the simulated time) instead of being swallowed by it.
         """
-        def call():
+        with self._calls():
             number = re.fullmatch(r"\s*(\d{1,3})\s*", action)
-            if self._open_question() and not number:
+            if self._asked and not number:
                 self._input("")
             return self._look(self._input(number.group(1) if number else action))
-        return self._survive(call)
 
     def gold(self) -> tuple:
         """The simulator's own solution of the task that was started last. Ends the episode."""
-        def call():
+        with self._calls():
             self._load(gold=True)
             listed = self._simulator.getGoldActionSequence()
             text = self._jvm.gateway.jvm.java.lang.String.join("\n", listed)
             self._jvm.gateway.detach(listed)
             return tuple(text.split("\n"))
-        return self._survive(call)
 
     def close(self):
         """Give the simulator's memory back."""
@@ -293,32 +286,11 @@ class Game:
 
     __del__ = close
 
-    def _survive(self, call):
-        """The result of call, which is repeated in a new JVM, behind the same episode, when this one dies."""
-        for _ in range(TRIES):
-            length = len(self._played)
-            try:
-                if self._jvm is not Jvm.get() or self._simulator is None:
-                    self._restore()
-                with self._jvm.calls():
-                    return call()
-            except EngineDied as error:
-                del self._played[length:]
-                death = error
-        raise death
-
-    def _restore(self):
-        played, self._played = self._played, []
-        self._jvm = Jvm.get()
-        with self._jvm.calls():
-            self._simulator = self._jvm.simulator()
-            if not played:
-                return
-            self._begin()
-            for action, answer in played[1:]:
-                self._input(action)
-        if played != self._played:
-            raise EpisodeLost(f"{self._loaded} played again did not show what it had shown")
+    def _calls(self):
+        """Around calls of the episode that was started: Jvm.calls of the JVM that holds it."""
+        if self._jvm is not Jvm.current:    # also in a forked child, which must leave its parent's alone
+            raise EngineDied("the episode's JVM is gone")
+        return self._jvm.calls()
 
     def _load(self, gold=False):
         """Make a fresh world; the simulator's reset would only make a second one of the same.
@@ -335,7 +307,7 @@ class Game:
         self._jvm.gateway.detach(maker)
 
     def _begin(self):
-        self._played = []
+        self._focus = ""
         self._load()
         self.task = " ".join(self._simulator.getTaskDescription().split())
         actions = json.loads(self._simulator.getPossibleActionsWithIDs())
@@ -344,17 +316,16 @@ class Game:
         return self._input("look around")
 
     def _input(self, action):
-        """Send one input, remember it with its answer, and return the answer."""
+        """Send one input, remember what follows from its answer, and return the answer."""
         action = action.encode("utf-8", "replace").decode()     # half a surrogate pair cannot be sent
         try:
             answer = NOT_UNDERSTOOD if is_meta(action) else self._simulator.step(action)
         except Py4JJavaError:   # the simulator itself stumbled over this text
             answer = NOT_UNDERSTOOD
-        self._played.append((action, answer))
+        self._asked = answer.startswith(QUESTION)
+        if focus := FOCUSED.fullmatch(answer):
+            self._focus = focus.group(1)
         return answer
-
-    def _open_question(self):
-        return self._played[-1][1].startswith(QUESTION)
 
     def _look(self, text):
         """What an agent may know now. None of these calls lets simulated time pass."""
@@ -363,15 +334,13 @@ class Game:
         names = json.loads(simulator.getPossibleObjectReferentLUTJSON()).values()
         place = re.search(r"is called the ([^.]*)\.", simulator.freeActionLook())
         carried = [line.strip() for line in simulator.freeActionInventory().split("\n")[1:]]
-        focused = [FOCUSED.fullmatch(answer) for _, answer in self._played]
-        focus = [found.group(1) for found in focused if found]
         return Seen(
             text=text,
             score=score,
             done=simulator.getCompleted() or score < 0,
             place=place.group(1) if place else "",
             carried=tuple(filter(None, carried)),
-            focus=focus[-1] if focus else "",
+            focus=self._focus,
             objects=tuple(sorted(set(names))))
 
 
@@ -446,7 +415,10 @@ class Experts:
             missing, game = self._missing(tasks), Game()
             label = "ScienceWorld: experts' episodes, made once"
             for name, variation in tqdm(missing, label, file=sys.stderr, disable=not missing):
-                episode = self.maker(game, name, variation, self.simplification)
+                try:
+                    episode = self.maker(game, name, variation, self.simplification)
+                except EngineDied:          # Jvm.get() says so; the task is tried again when next asked for
+                    continue
                 self.known[name][str(variation)] = episode
                 write_json(self._file(name), self.known[name])
             game.close()
@@ -561,10 +533,6 @@ class TextExpert:
         self.thing = next((thing for thing in self.wanted if _names(named, thing)), name)
         self.at.setdefault(self.thing, self.place)
 
-    def _candidates(self, text):
-        """Everything in a list that would do, in the list's order."""
-        return sorted((name for name in self.wanted if _names(text, name)), key=text.index)
-
     def act(self):
         """The action to play now."""
         if self.asked:
@@ -573,7 +541,8 @@ class TextExpert:
             return self._focus()
         if self.at[self.thing] == "inventory":
             return self._go(self.goal) or f"move {self.thing} to {self.box}"
-        return self._go(self.at[self.thing]) or self._take()
+        take = f"move {self.thing} to {self.box}" if self.place == self.goal else f"pick up {self.thing}"
+        return self._go(self.at[self.thing]) or take
 
     def _focus(self):
         carried = [thing for thing, where in self.at.items() if where == "inventory"]
@@ -586,11 +555,9 @@ class TextExpert:
         return "" if self.place == room else f"go to {next_room(self.place, room)}"
 
     def _choose(self):
-        found = self._candidates(self.listed.get(self.place, ""))
-        return f"focus on {found[0]}" if found else "look around"
-
-    def _take(self):
-        return f"move {self.thing} to {self.box}" if self.place == self.goal else f"pick up {self.thing}"
+        listed = self.listed.get(self.place, "")
+        found = [name for name in self.wanted if _names(listed, name)]
+        return f"focus on {min(found, key=listed.index)}" if found else "look around"
 
 
 def _names(text, thing):

@@ -5,7 +5,7 @@ import json
 from dataclasses import replace
 
 from envs import Task, TextGame, digest
-from worlds.scienceworld import REFUSALS, SHORT_TURNS, EngineDied, EpisodeLost, Game, Jvm, World
+from worlds.scienceworld import REFUSALS, SHORT_TURNS, EngineDied, Game, Jvm, World
 
 
 class ScienceWorld(TextGame):
@@ -68,7 +68,7 @@ class ScienceWorld(TextGame):
     def _act(self, action):
         try:
             self._seen = self._game.step(action)
-        except (EngineDied, EpisodeLost) as error:
+        except EngineDied as error:
             self._crashed = True
             return str(error), 0, True
         return self._seen.text, max(0, self._seen.score) / 100, self._seen.done

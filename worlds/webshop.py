@@ -20,22 +20,23 @@ import hashlib
 import importlib.util
 import itertools
 import json
-import os
 import random
 import re
+from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
-import numpy as np
 from rapidfuzz import fuzz, utils as fuzz_utils
 
-from harness.folder import write_json
-from worlds.cache import alone, say
-from worlds.webshop_data import FILES, SOURCE, VERSION, Catalogue, DataError, price_tag
+from worlds.cache import keep, kept, say
+from worlds.webshop_data import FILES, SOURCE, Catalogue, DataError, price_tag
 from worlds.webshop_search import STOP
 
 PER_PAGE = 10  # products on a results page
 NO_CAP = 1_000_000  # the price cap of a goal whose product is too dear for one
+VERSION = 1  # of the scripted shopper's sessions: raise it with anything that changes one
 SPLITS = {  # goal indices after the shuffle; the last two are those of the TCOD release
     "train": (1500, None), "dev": (500, 1500), "test": (0, 500),
     "tcod_train": (0, 4096), "tcod_test": (4096, 4196),
@@ -68,58 +69,61 @@ def cap_text(cap):
     return "" if cap == NO_CAP else f", and price lower than {cap:.2f} dollars"
 
 
-def official_order(number, cache):
-    """The benchmark's order of so many goals, by its own seed; kept on disk: millions take seconds."""
-    path = cache / f"order-{number}.npy"
-    with alone(path):
-        if not path.exists():
-            order = list(range(number))
-            random.Random(233).shuffle(order)
-            np.save(path.with_suffix(".new.npy"), np.array(order, np.int64))
-            os.replace(path.with_suffix(".new.npy"), path)
-    return np.load(path, mmap_mode="r")
+class Wish(NamedTuple):
+    """What the goals of a product, or of a human instruction, have in common."""
+    product: int           # its number
+    text: str
+    attributes: list
+    options: list          # those of each goal
 
 
 class Shop:
     """A catalogue with sale prices and goals: all that the environments of a process share.
 
-    Goals are stored by family (a product for synthetic goals, an instruction for human ones) and put
-    together when asked for: the full catalogue has millions. `prices` (products,) and `caps` (families,)
-    are what the original draws unseeded; assign to them to replay a recording.
+    `prices`, one for each product, and `caps`, one for each wish, are what the original draws unseeded;
+    assign to them to replay a recording.
     """
 
     def __init__(self, catalogue, goals="synthetic", seed=0, nouns=None):
         self.catalogue = catalogue
         self.index = catalogue.index
         self.kind = goals
-        self.seed = seed
         given = getattr(nouns, "__name__", "given"), nouns
         self.tagger, self.nouns = given if nouns else noun_tagger()
-        self.prices = self._draw_prices()
-        self._find_families()
+        rng, self.prices = random.Random(f"prices {seed}"), []
+        for product in catalogue.products:
+            low, high = product["prices"][0], product["prices"][-1]
+            self.prices.append(low if low == high else rng.uniform(low, high))
+        self.wishes = list(self._wishes())
+        self.weights = self._weights()
         rng = random.Random(f"caps {seed}")
-        caps = [price_cap(float(self.prices[product]), rng) for product in self.family]
-        self.caps = np.array(caps, np.float64)
-        self.order = official_order(int(self.first[-1]), catalogue.cache)
+        self.caps = [price_cap(self.prices[wish.product], rng) for wish in self.wishes]
+        self.order = [(n, options) for n, wish in enumerate(self.wishes) for options in wish.options]
+        random.Random(233).shuffle(self.order)      # the benchmark's own seed
 
-    def _draw_prices(self):
-        """(products,) the sale price: between the lowest and the highest, where they differ."""
-        rng = random.Random(f"prices {self.seed}")
-        low, high = self.catalogue.low, self.catalogue.high
-        prices = np.array(low)
-        for i in np.flatnonzero(low != high):
-            prices[i] = rng.uniform(float(low[i]), float(high[i]))
-        return prices
+    def _wishes(self):
+        for number, product in enumerate(self.catalogue.products):
+            if self.kind == "human":
+                for text, attributes, options in product["human"]:
+                    yield Wish(number, text, attributes, [options])
+            elif product["instruction"] is not None:
+                names = sorted(product["options"])
+                combinations = itertools.product(*(product["options"][name] for name in names))
+                options = [dict(zip(names, values)) for values in combinations]
+                if options:
+                    yield Wish(number, product["instruction"], product["instruction_attributes"], options)
 
-    def _find_families(self):
-        """family (families,): its product; first (families + 1,): its first goal, before the shuffle."""
-        synthetic = self.kind == "synthetic"
-        counts = np.asarray(self.catalogue.combinations if synthetic else self.catalogue.human)
-        owners = np.flatnonzero(counts)
-        self.family = owners if synthetic else np.repeat(owners, counts[owners])
-        sizes = counts[owners] if synthetic else np.ones(len(self.family), np.int64)
-        self.first = np.concatenate([[0], np.cumsum(sizes)])
-        self.family_weight = self.catalogue.weights[owners] if synthetic else np.ones(len(self.family))
+    def _weights(self):
+        """Of the goals of each wish: the mean over its attributes of 1 / (number of goals with that
+        attribute)."""
+        if self.kind == "human":
+            return [1.0] * len(self.wishes)
+        goals = Counter()
+        for wish in self.wishes:
+            for name in wish.attributes:
+                goals[name] += len(wish.options)
+        rarity = {name: 1 / number for name, number in goals.items()}
+        return [sum(map(rarity.get, wish.attributes)) / len(wish.attributes) for wish in self.wishes]
 
     def __len__(self):
         """Number of goals."""
@@ -127,20 +131,15 @@ class Shop:
 
     def goal(self, index):
         """Goal `index` of the official order."""
-        place = int(self.order[index])
-        family = int(np.searchsorted(self.first, place, "right")) - 1
-        number = int(self.family[family])
-        cap = float(self.caps[family])
-        product = self.catalogue.product(number)
-        if self.kind == "human":
-            wish = family - int(np.searchsorted(self.family, number))
-            text, attributes, options = product["human"][wish]
-        else:
-            options = _combination(product["options"], place - int(self.first[family]))
-            text = product["instruction"] + _options_text(options)
-            attributes = product["instruction_attributes"]
-        weight = float(self.family_weight[family])
-        return Goal(index, number, product, text + cap_text(cap), attributes, options, cap, weight)
+        number, options = self.order[index]
+        wish, cap = self.wishes[number], self.caps[number]
+        text = wish.text
+        if self.kind == "synthetic" and options:
+            text += " with " + ", and ".join(f"{name}: {value}" for name, value in options.items())
+        product = self.catalogue.products[wish.product]
+        return Goal(
+            index, wish.product, product, text + cap_text(cap), wish.attributes, options, cap,
+            self.weights[number])
 
     def split(self, name):
         """range of goal indices."""
@@ -149,47 +148,28 @@ class Shop:
 
     @lru_cache(len(SPLITS))
     def _cumulative(self, split):
-        family = np.searchsorted(self.first, self.order[split.start:split.stop], "right") - 1
-        return np.cumsum(self.family_weight[family])
+        return list(itertools.accumulate(self.weights[self.order[index][0]] for index in split))
 
     def draw(self, split, uniform):
         """A goal index of the split (a range), rare attributes first; `uniform` in [0, 1) decides."""
         weights = self._cumulative(split)
-        place = int(np.searchsorted(weights, uniform * weights[-1], "right"))
+        place = bisect_right(weights, uniform * weights[-1])
         return split[min(place, len(split) - 1)]
 
     def experts(self, indices):
         """{goal index: actions of the scripted shopper's session that rewards 1}; without an entry: none.
-        Found once, then read from the catalogue's cache, which is thrown away when the data change."""
-        path = self.catalogue.cache / f"experts-{self.kind}-{self.seed}.json"
-        drawn = hashlib.sha256(self.prices.tobytes() + self.caps.tobytes()).hexdigest()
-        key = f"{VERSION} {self.tagger} {drawn}"
-        with alone(path):
-            known = json.loads(path.read_text()) if path.exists() else {}
-            if known.get("key") != key:
-                known = {"key": key}
-            missing = [i for i in indices if str(i) not in known]
-            if len(missing) > 1000:
-                say("WebShop", f"the scripted shopper plays {len(missing):,} goals, once; {path} keeps its "
-                    "actions.")
-            for i in missing:
-                known[str(i)] = solve(self, i)
-            if missing:
-                write_json(path, known)
+        Found once, then read from the file that is called by all that they depend on."""
+        made_of = [VERSION, self.catalogue.digest, self.kind, self.tagger, self.prices, self.caps]
+        name = f"webshop-experts/{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()}"
+        known = kept(name) or {}
+        missing = [i for i in indices if str(i) not in known]
+        if len(missing) > 1000:
+            say("WebShop", f"the scripted shopper plays {len(missing):,} goals, once.")
+        for i in missing:
+            known[str(i)] = solve(self, i)
+        if missing:
+            keep(name, known)
         return {i: tuple(known[str(i)]) for i in indices if known[str(i)]}
-
-
-def _combination(options, number):
-    """{name: value}, the number-th way to choose a value for each option, names sorted."""
-    names = sorted(options)
-    combinations = itertools.product(*(options[name] for name in names))
-    return dict(zip(names, next(itertools.islice(combinations, number, None))))
-
-
-def _options_text(options):
-    if not options:
-        return ""
-    return " with " + ", and ".join(f"{name}: {value}" for name, value in options.items())
 
 
 @lru_cache(8)
@@ -206,7 +186,7 @@ def open_shop(folder, goals="synthetic", seed=0):
     if not len(shop):
         file = FILES["human" if goals == "human" else "attributes"][0]
         raise DataError(f"{folder} has no {goals} goals: no product has an instruction in {file}; {SOURCE}.")
-    products, number = len(shop.catalogue), len(shop)
+    products, number = len(shop.catalogue.products), len(shop)
     say("WebShop", f"{products:,} products, {number:,} {goals} goals; title nouns by {shop.tagger}.")
     return shop
 
@@ -389,6 +369,9 @@ class Session:
         """Numbers of the products on the results page that is open."""
         return self.hits[(self.number - 1) * PER_PAGE:self.number * PER_PAGE]
 
+    def _shelf_products(self):
+        return [self.shop.catalogue.products[number] for number in self.shelf()]
+
     def rows(self):
         """[(kind, text)] of the open page, from top to bottom."""
         goal = self.goal.text
@@ -409,7 +392,7 @@ class Session:
     def _result_rows(self):
         rows = [(TEXT, f"Page {self.number} (Total results: {len(self.hits)})")]
         rows += [(BUTTON, "< Prev")] * (self.number > 1) + [(BUTTON, "Next >")]
-        for product in map(self.shop.catalogue.product, self.shelf()):
+        for product in self._shelf_products():
             rows += [(PRODUCT, product["asin"]), (TEXT, product["title"]), (TEXT, price_tag(product))]
         return rows
 
@@ -514,9 +497,9 @@ class Session:
     def _choose(self, name, kind):
         """Opens a product, chooses an option (of the last name that has it), or leaves a sub-page."""
         if kind == PRODUCT:
-            asins = [self.shop.catalogue.product(number)["asin"].lower() for number in self.shelf()]
+            asins = [product["asin"].lower() for product in self._shelf_products()]
             self.bought = self.shelf()[asins.index(name)]
-            self.product = self.shop.catalogue.product(self.bought)
+            self.product = self.shop.catalogue.products[self.bought]
             self.seen.add(self.product["asin"])
         elif kind == OPTION:
             having = [key for key, values in self.product["options"].items() if name in values]
@@ -524,7 +507,7 @@ class Session:
         self.page = "item"
 
     def _buy(self):
-        price = float(self.shop.prices[self.bought])
+        price = self.shop.prices[self.bought]
         self.reward, self.details = reward(self.product, self.goal, price, self.options, self.shop.nouns)
         self.page = "done"
 

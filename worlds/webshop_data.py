@@ -1,32 +1,18 @@
-"""WebShop's data: the benchmark's official files, read once into a catalogue that is opened memory-mapped.
-
-The full catalogue has 1.18 million products and 5 GB of JSON. It is read as a stream; products, search index
-and what goals and prices are made of go into a cache beside the data, with a version and checksums of its
-inputs. After that a process opens the cache in milliseconds, and all processes share its pages.
+"""WebShop's data: the benchmark's official files, read into a catalogue in memory.
 
     catalogue = Catalogue("data/")      # DataError, in one sentence, when a file is missing or broken
-    catalogue.product(0)["title"]; catalogue.index.search("red shoes")
+    catalogue.products[0]["title"]; catalogue.index.search("red shoes")
 """
 
 import hashlib
 import json
-import math
-import os
 import re
-from array import array
-from collections import Counter
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
 from harness.cli import UserError
-from harness.folder import cache_home
-from worlds.cache import once
-from worlds.webshop_search import Blobs, Index, write_index
+from worlds.webshop_search import Index
 
-VERSION = 1  # of what is cached on disk: raise it when the layout or the analyser changes
 SOURCE = (
     "the benchmark publishes it: run setup.sh of github.com/princeton-nlp/WebShop, or fetch the links in it")
 FILES = {  # role: names in the order of preference; the first is the full catalogue
@@ -48,31 +34,6 @@ class DataError(UserError):
 
 
 # ---------------------------------------------------------------- reading the official files
-
-def elements(file, chunk=1 << 24, longest=1 << 26):
-    """The elements of a JSON array in an open text file, one by one: 5 GB never stand in memory at once.
-
-    `longest` (characters) ends the search for the end of a broken element. Raises ValueError.
-    """
-    decode = json.JSONDecoder().raw_decode
-    separator = re.compile(r"[\s,]*")
-    text, at = file.read(chunk).lstrip(), 1
-    if not text.startswith("["):
-        raise ValueError("it is not a list of products")
-    while True:
-        at = separator.match(text, at).end()
-        if text.startswith("]", at):
-            return
-        try:
-            element, at = decode(text, at)
-        except json.JSONDecodeError:
-            more = file.read(chunk) if len(text) - at < longest else ""
-            if not more:
-                raise
-            text, at = text[at:] + more, 0
-        else:
-            yield element
-
 
 def find_files(folder):
     """The official files in `folder` by role; human instructions may be missing. Raises DataError."""
@@ -96,14 +57,13 @@ def _reading(path):
         raise DataError(f"{path} cannot be read ({reason}); {SOURCE}.") from None
 
 
-def _json_object(path):
-    """A whole JSON file whose top level must be an object; {} for no path. Raises DataError."""
-    if path is None:
-        return {}
+def _read(path, kind):
+    """The value of a JSON file, which must be of that kind (list or dict). Raises DataError."""
     with _reading(path), open(path, encoding="utf-8") as file:
         value = json.load(file)
-        if not isinstance(value, dict):
-            raise ValueError("its top level is not an object")
+        if not isinstance(value, kind):
+            wanted = "an object" if kind is dict else "a list of products"
+            raise ValueError(f"its top level is not {wanted}")
     return value
 
 
@@ -170,22 +130,25 @@ def _product(record, details, human):
 
 
 def read_products(files):
-    """Every product of the files, in document order. Raises DataError."""
-    attributes = _json_object(files["attributes"])
-    human = _json_object(files.get("human"))
-    seen = set()
-    with _reading(files["items"]), open(files["items"], encoding="utf-8") as file:
-        for record in elements(file):
+    """The products of the files, in document order. Raises DataError."""
+    attributes = _read(files["attributes"], dict)
+    human = _read(files["human"], dict) if "human" in files else {}
+    records = _read(files["items"], list)
+    products = {}
+    with _reading(files["items"]):
+        for record in records:
             asin = record.get("asin") if isinstance(record, dict) else None
             if not isinstance(asin, str):
-                raise ValueError(f"a product after {len(seen)} good ones has no asin")
-            if asin == "nan" or len(asin) > 10 or asin in seen:
+                raise ValueError(f"a product after {len(products)} good ones has no asin")
+            if asin == "nan" or len(asin) > 10 or asin in products:
                 continue
-            seen.add(asin)
             try:
-                yield _product(record, attributes.get(asin, {}), human.get(asin, []))
+                products[asin] = _product(record, attributes.get(asin, {}), human.get(asin, []))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"product {asin} is malformed: {error}") from None
+    if not products:
+        raise DataError(f"{files['items']} holds no product; {SOURCE}.")
+    return list(products.values())
 
 
 def price_tag(product):
@@ -200,133 +163,13 @@ def document(product):
     return " ".join(parts).lower()
 
 
-# ---------------------------------------------------------------- the catalogue on disk
-
-class Columns:
-    """What goals and prices are made of, a value per product."""
-
-    def __init__(self):
-        self.asins = []
-        self.low = array("d")               # prices
-        self.high = array("d")
-        self.combinations = array("q")      # synthetic goals
-        self.human = array("i")             # human goals
-        self.attributes = []                # of the synthetic instruction
-        self.ends = array("q", [0])         # boundaries of the products' JSON in products.bin
-
-    def add(self, product, length):
-        """length: bytes of the product's JSON."""
-        values = math.prod(len(choices) for choices in product["options"].values())
-        self.asins.append(product["asin"])
-        self.low.append(product["prices"][0])
-        self.high.append(product["prices"][-1])
-        self.combinations.append(values if product["instruction"] is not None else 0)
-        self.human.append(len(product["human"]))
-        self.attributes.append(product["instruction_attributes"])
-        self.ends.append(self.ends[-1] + length)
-
-    def write(self, folder):
-        """A .npy file per column."""
-        for name in ("asins", "low", "high", "combinations", "human"):
-            np.save(folder / f"{name}.npy", np.array(getattr(self, name)))
-        np.save(folder / "products.npy", np.array(self.ends))
-        np.save(folder / "weights.npy", np.array(self.weights()))
-
-    def weights(self):
-        """Per product the weight of each of its synthetic goals: the mean over its attributes of
-        1 / (number of synthetic goals with that attribute)."""
-        goals, weights = Counter(), []
-        for names, number in zip(self.attributes, self.combinations):
-            for name in names:
-                goals[name] += number
-        for names, number in zip(self.attributes, self.combinations):
-            weights.append(sum(1 / goals[name] for name in names) / len(names) if number else 0.0)
-        return weights
-
-
-def _store(products, columns, file):
-    """Writes products as they come, and yields their text for the index."""
-    for product in products:
-        columns.add(product, file.write(json.dumps(product).encode()))
-        yield document(product)
-
-
-def _build(files, folder):
-    """Products, index and columns of the files, in the new folder `folder`."""
-    columns = Columns()
-    with open(folder / "products.bin", "wb") as file:
-        write_index(_store(read_products(files), columns, file), folder)
-    if not columns.asins:
-        raise DataError(f"{files['items']} holds no product; {SOURCE}.")
-    columns.write(folder)
-    inputs = {path.name: [*_size_and_time(path), _fingerprint(path)] for path in files.values()}
-    (folder / "meta.json").write_text(json.dumps({"version": VERSION, "inputs": inputs}))
-
-
-def _size_and_time(path):
-    known = path.stat()
-    return [known.st_size, known.st_mtime_ns]
-
-
-def _fingerprint(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _is_fresh(folder, files):
-    """Whether the cache in `folder` was made by this version from these files. A file whose size and time
-    are unchanged is not read again: hashing the full catalogue takes seconds."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text())
-        if meta["version"] != VERSION or set(meta["inputs"]) != {path.name for path in files.values()}:
-            return False
-        for path in files.values():
-            *known, fingerprint = meta["inputs"][path.name]
-            if _size_and_time(path) != known and _fingerprint(path) != fingerprint:
-                return False
-        return True
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def cached(folder):
-    """The folder with the up-to-date cache of the data in `folder`; made when it is not there.
-
-    It stands beside the data, or under `cache_home()` when the data cannot be written to. Raises DataError.
-    """
-    folder = Path(folder).resolve()
-    files = find_files(folder)
-    name = "webshop-" + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
-    cache = folder / ".tcod" if os.access(folder, os.W_OK) else cache_home() / name
-    return once(cache, lambda new: _build(files, new), lambda made: _is_fresh(made, files))
-
-
 class Catalogue:
-    """The products of a data folder: `product(i)` reads one from disk, `index` searches them.
-
-    Raises DataError.
-    """
+    """The products of a data folder, and their search index. Raises DataError."""
 
     def __init__(self, folder):
-        self.cache = cached(folder)
-        try:
-            self.low = self._column("low")
-            self.high = self._column("high")
-            self.weights = self._column("weights")
-            self.combinations = self._column("combinations")
-            self.human = self._column("human")
-            self.index = Index(self.cache)
-            self._records = Blobs(self.cache / "products")
-        except (OSError, EOFError, ValueError) as error:
-            mend = "remove it, it will be made again"
-            raise DataError(f"The cache {self.cache} is damaged ({error}); {mend}.") from None
-        self.product = lru_cache(4096)(self._read)
-
-    def _column(self, name):
-        return np.load(self.cache / f"{name}.npy", mmap_mode="r")
-
-    def _read(self, number):
-        return json.loads(self._records[number])
-
-    def __len__(self):
-        return len(self._records)
+        files = find_files(folder)
+        self.folder = folder
+        self.products = read_products(files)
+        self.index = Index([document(p) for p in self.products], [p["asin"] for p in self.products])
+        content = json.dumps(self.products).encode()
+        self.digest = hashlib.sha256(content).hexdigest()   # of all that is known of the products

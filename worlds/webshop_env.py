@@ -92,7 +92,7 @@ def tasks_of(shop, split, most):
     """The first `most` goals of a split, with the scripted shopper's actions where those earn reward 1."""
     goals = shop.split(split)[:most]
     if not goals:
-        given = f"{shop.catalogue.cache.parent} gives {len(shop)} {shop.kind} goals"
+        given = f"{shop.catalogue.folder} gives {len(shop)} {shop.kind} goals"
         raise UserError(
             f"WebShop's split '{split}' is empty: {given}, and the first 1,500 are for test and dev.")
     experts = shop.experts(goals)

@@ -1,0 +1,117 @@
+"""Learning curves as numbers, of the runs that are kept in a folder: success after so many steps, when it
+came so far, and how far it was after so many tokens.
+
+    python studies/curves.py --out results/alfworld-full-narrow --level 50
+    python studies/curves.py --out results/factors --base f2b --tokens 50000
+
+A line is one of a comparison (see compare.py), all its seeds; all lines must be of the same models and held-
+out games. One table for each held-out split: success in %, mean (lowest–highest) of the seeds; "over the
+run" is the mean from the first step to the last; differences to the base, in points, steps or tokens, are
+paired by seed: mean and 95 % interval over seeds. Between evaluations a curve is straight.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
+
+import plot
+from compare import found, interval, last, markdown, mean_height
+
+from harness.cli import check_knobs, command, knob
+
+
+@dataclass
+class Args:
+    """Which runs, and what is asked of their curves."""
+    out: str = knob("runs/compare", "folder of a comparison, or of several: all below it", path=True)
+    base: str = knob("opd", "the line that others are compared with")
+    level: float = knob(0.0, "say after how many steps and tokens this success, in %, was reached; 0: don't")
+    tokens: int = knob(0, "say what the success was after so many trained tokens; 0: don't", least=0)
+
+
+# ---- a curve
+
+def reached(places, heights, level):
+    """Where a curve first is as high as `level`; nan where it never is."""
+    for i, height in enumerate(heights):
+        if height >= level:
+            if i == 0:
+                return places[0]
+            return float(np.interp(level, heights[i - 1:i + 1], places[i - 1:i + 1]))
+    return np.nan
+
+
+def figures(result, split, args):
+    """{column: the run's figure}: success in % after each evaluated step, and what the options ask for."""
+    points, until = plot.held_out(result["curve"], split), plot.tokens_until(result["curve"])
+    steps, heights = list(points), [100 * success for success in points.values()]
+    trained = [until[step] for step in steps]
+    columns = {str(step): height for step, height in zip(steps, heights)}
+    if len(steps) > 1:
+        columns["over the run"] = mean_height(steps, heights)
+    if args.level:
+        columns[f"steps to {args.level:g} %"] = reached(steps, heights, args.level)
+        columns[f"tokens to {args.level:g} %"] = reached(trained, heights, args.level)
+    if args.tokens and trained[-1] >= args.tokens:
+        columns[f"after {args.tokens:,} tokens"] = float(np.interp(args.tokens, trained, heights))
+    return columns
+
+
+# ---- the tables
+
+def cell(values):
+    """'27.3 (24–31)'; a dash where a seed has not come so far."""
+    if not values or np.isnan(values).any():
+        return "–"
+    digits = ".1f" if max(values) <= 100 else ",.0f"
+    ends = f" ({min(values):,.0f}–{max(values):,.0f})" * (len(values) > 1)
+    return f"{np.mean(values):{digits}}{ends}"
+
+
+def difference(ours, theirs):
+    """Of {seed: figure} of two lines, in the figure's unit; a dash where a seed has not come so far."""
+    each = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    return "–" if np.isnan(each).any() else interval(each, unit=1)
+
+
+def shared(line):
+    """{column: {seed: figure}} of a line's {seed: {column: figure}}: the columns that all its seeds have."""
+    first, *others = line.values()
+    columns = [column for column in first if all(column in own for own in others)]
+    return {column: {seed: own[column] for seed, own in line.items()} for column in columns}
+
+
+def table(lines, split, args):
+    """The Markdown table of one split."""
+    each = {}
+    for name, results in lines.items():
+        each[name] = shared({result["seed"]: figures(result, split, args) for result in results})
+    columns = list(dict.fromkeys(column for own in each.values() for column in own))
+    columns.sort(key=lambda column: (0, int(column)) if column.isdecimal() else (1, 0))  # steps first
+    rows = []
+    for name, own in each.items():
+        cells = {column: cell(list(by_seed.values())) for column, by_seed in own.items()}
+        rows.append({split: name, "seeds": str(len(lines[name])), **cells})
+    base = each.get(args.base, {})
+    for name, own in each.items():
+        both = {result["seed"] for result in lines[name]} & {r["seed"] for r in lines.get(args.base, ())}
+        if name != args.base and both:
+            cells = {column: difference(own[column], base[column]) for column in own if column in base}
+            rows.append({split: f"{name} − {args.base}", "seeds": str(len(both)), **cells})
+    return markdown([split, "seeds", *columns], rows)
+
+
+def main(args):
+    check_knobs(args)
+    lines = found(args.out)
+    for split in last(next(iter(lines.values()))[0]):
+        print(table(lines, split, args))
+
+
+if __name__ == "__main__":
+    command(main, Args)

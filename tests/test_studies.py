@@ -1,0 +1,323 @@
+"""The studies: what is run and refused, differences and intervals by hand, the tables of what is kept."""
+
+import ast
+import importlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import curriculum
+import eval as evaluation
+import plot
+import tcod
+from harness.cli import UserError, parse
+from harness.folder import append, write_json
+from loss import LOSSES
+
+STUDIES = Path(__file__).resolve().parent.parent / "studies"
+RESULTS = STUDIES.parent / "results"
+
+
+def module(name):
+    """A study's module."""
+    sys.path.insert(0, str(STUDIES))
+    found = importlib.import_module(name)
+    sys.path.remove(str(STUDIES))
+    return found
+
+
+compare, curves = module("compare"), module("curves")
+
+
+def result(seed, *success, method="opd", **more):
+    """A run's result: success after 0, 10, 20, ... steps, in ten games."""
+    curve = []
+    for i, share in enumerate(success):
+        splits = dict(seen=dict(success=share, won=10 * share, games=10, rounds=5.0, invalid=0.0))
+        who = "before" if i == 0 else "after"
+        curve.append(dict(step=10 * i, eval={who: splits}, tokens=100 * i, kl=1.0))
+    return dict(method=method, loss="reverse", seed=seed, asked=[], fingerprint={}, curve=curve, **more)
+
+
+def keep(folder, *results):
+    """Write results as a comparison below `folder` leaves them."""
+    (folder / "results").mkdir(parents=True, exist_ok=True)
+    for i, one in enumerate(results):
+        (folder / "results" / f"{one['method']}-{i}.json").write_text(json.dumps(one))
+
+
+# ---- started as a user does
+
+def start(name, options, folder):
+    """Status, output and errors of a study that is started in `folder`, with its caches there."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    variables.pop("PYTHONPATH", None)
+    command = [sys.executable, str(STUDIES / f"{name}.py"), *shlex.split(options)]
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+
+
+SMALL = "--steps 2 --episodes 2 --eval-every 2 --eval-games 2 --max-turns 2"
+
+
+@pytest.mark.parametrize("name, options, figure", [
+    ("compare", f"--lines 'a=--method opd --loss reverse' --seeds 3 --out c --flags '{SMALL}'",
+     r"(?m)^\| a \| 1 \|.* rounds \|.*% \| \d.* → .* \| \d+ \|.* \|$"),
+    ("bench", "--rows 2 --turns 2 --context 16 --length 64 --batch-tokens 64",
+     r"ours is \d+\.\d times as fast(.|\n)*a token of all rows: (.|\n)*gradients +0\.003 "),
+])
+def test_a_study_runs_from_any_folder(name, options, figure, tmp_path):
+    """A study that finds its modules only in the repository, or not any more after they were renamed."""
+    done = start(name, options, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(figure, done.stdout), done.stdout
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.py")), ids=lambda path: path.stem)
+def test_the_help_says_how_to_start_it(path):
+    """Help, which is the file's docstring, without the command that starts it."""
+    text = path.read_text(encoding="utf-8")
+    assert f"python studies/{path.name}" in ast.get_docstring(ast.parse(text))
+    assert "command(main, Args)" in text
+
+
+# ---- what is asked for
+
+def test_the_lines_are_tcods():
+    """A line by a method, a loss or a flag that has another name by now: seen after hours of other runs."""
+    assert {*compare.LOSSES, "nll"} == set(LOSSES)
+    for label, flags in compare.LINES.items():
+        args = parse(tcod.Args, flags.split())
+        assert args.method in curriculum.METHODS and args.loss in LOSSES, label
+    parse(evaluation.Args, compare.TESTED.split())
+    named = [label for study in compare.STUDIES.values() for label in getattr(study, "lines", ())]
+    assert set(named) <= set(compare.LINES)
+
+
+@pytest.mark.parametrize("asked, words", [
+    (dict(lines=["f2c"]), "knows sft, opd, .*not 'f2c'"),
+    (dict(lines=["opd", "opd"]), "each label once"),
+    (dict(lines=["opd=--method f2b"]), "each label once"),
+    (dict(lines=["a/b=--method f2b"]), "each label once"),
+    (dict(lines=["opd", "opd-tokens"]), "opd-tokens wants opd and f2b"),
+    (dict(lines=["opd"], study="gains"), "leave out --lines"),
+    (dict(seeds="0,0"), "each once"),
+    (dict(seeds="-1"), "whole numbers"),
+    (dict(study="paper2"), "unknown --study"),
+    (dict(flags="--lr 1e-4 --loss=k1"), "--loss=k1: that is for the comparison"),
+])
+def test_what_cannot_be_asked(asked, words):
+    """A line that stands under another's label, a flag that changes what a label says: runs of hours that
+    are called what they are not."""
+    with pytest.raises(UserError, match=words):
+        compare.asked(compare.Args(**asked))
+
+
+# ---- the runs
+
+@pytest.fixture
+def started(monkeypatch):
+    """What is started, instead of starting it: [(program, flags)]. A run of tcod.py leaves a log of as many
+    steps as it is told, 30 tokens each, 20 for f2b; a flag --fail ends it before."""
+    told = []
+
+    def run(program, flags, screen):
+        told.append((program, flags))
+        if "--fail" in flags:
+            raise UserError("ended with status 2")
+        if program == "tcod.py":
+            args = {name.removeprefix("--"): value for name, value in zip(flags[::2], flags[1::2])}
+            steps = int(args.get("steps", 10))
+            os.makedirs(args["out"], exist_ok=True)
+            write_json(os.path.join(args["out"], "args.json"), {**args, "fingerprint": {"student": "aa"}})
+            log = [dict(step=n, tokens=20 if args["method"] == "f2b" else 30) for n in range(1, steps + 1)]
+            if not os.path.exists(os.path.join(args["out"], "log.jsonl")):
+                append(os.path.join(args["out"], "log.jsonl"), log)
+
+    monkeypatch.setattr(compare, "start", run)
+    return told
+
+
+def test_seeds_are_outermost_and_what_is_done_is_not_done_again(started, tmp_path):
+    """A comparison that is stopped early with all seeds of its first line alone; one that begins anew; a run
+    that was asked for and failed, told as done; F2B's tokens of another seed."""
+    args = compare.Args(out=str(tmp_path), seeds="1,0", flags="--lr 1")
+    lines = compare.parse_lines(["opd-tokens", "f2b", "opd"])
+    assert list(lines) == ["f2b", "opd", "opd-tokens"]  # that waits for the others
+    compare.run_all(args, lines)
+    folders = [os.path.relpath(flags[-1], tmp_path) for _, flags in started]
+    assert folders == [f"runs/{label}-{seed}" for seed in "10" for label in lines]
+    program, flags = started[2]
+    assert (program, flags[-4:]) == ("tcod.py", ["--steps", "7", "--out", f"{tmp_path}/runs/opd-tokens-1"])
+    kept = compare.read(tmp_path / "results" / "opd-tokens-1.json")
+    assert (kept["label"], kept["method"], kept["seed"], len(kept["curve"])) == ("opd-tokens", "opd", 1, 7)
+    assert kept["asked"] == flags[:-2] and "out" not in kept["args"]
+
+    compare.run_all(args, lines)
+    assert len(started) == 6
+    one, path = compare.parse_lines(["f2b"]), tmp_path / "results" / "f2b-0.json"
+    with pytest.raises(UserError, match="status 2"):
+        compare.run_all(replace(args, seeds="0", flags="--fail now"), one)
+    assert "--lr" in compare.read(path)["asked"]
+    compare.run_all(replace(args, seeds="0", flags="--lr 2"), one)
+    assert len(started) == 8  # other flags: tcod.py is asked, and says what differs
+
+
+def test_the_teachers_own_episodes_and_the_hard_split(started, tmp_path, monkeypatch):
+    """A collection that was cut short taken for a whole one, since its files are there; experts given to
+    methods that learn from none; the hard split trained on."""
+    for name in ("teacher.json", "experts.jsonl", "hard.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    args = compare.Args(out=str(tmp_path), samples=4, experts="teacher", seeds="0")
+    compare.run_all(args, compare.parse_lines(["b2f", "opd"]))
+    (first, collected), (_, b2f), (_, opd) = started
+    assert first == "eval.py" and collected[collected.index("--samples") + 1] == "4"
+    assert b2f[b2f.index("--experts") + 1] == f"{tmp_path}/experts.jsonl" and "--experts" not in opd
+    for flags in (b2f, opd):
+        assert flags[flags.index("--without") + 1] == f"{tmp_path}/hard.jsonl"
+        splits = flags[flags.index("--eval-splits") + 1].split(",")
+        assert splits == ["valid_seen", "valid_unseen", f"hard={tmp_path}/hard.jsonl"]
+    (tmp_path / "hard.jsonl").write_text("")
+    assert compare.collect(args) == []
+
+
+def test_a_study_of_pairs_makes_its_teachers(started, tmp_path):
+    """The runs of one teacher with another's, or in another's folder; a teacher made twice."""
+    (tmp_path / "0.1" / "alfworld" / "teacher").mkdir(parents=True)
+    rows = tuple((share, "k1", f"{share}/table", share) for share in ("0", "0.1"))
+    study = compare.STUDIES["mechanism"]._replace(rows=rows)
+    compare.make_all(compare.Args(out=str(tmp_path), seeds="0"), study)
+    assert [program for program, _ in started] == [
+        "tiny.make", "eval.py", "tcod.py", "tcod.py", "eval.py", "tcod.py", "tcod.py"]
+    making, testing, opd = (flags for _, flags in started[:3])
+    assert making[making.index("--mixed") + 1] == "0" and making[-1] == f"{tmp_path}/0"
+    assert testing[-1] == f"{tmp_path}/0/take_over.json" and opd[-1] == f"{tmp_path}/0/table/runs/opd-k1-0"
+    for flags in (testing, opd):
+        assert flags[flags.index("--teacher") + 1] == f"{tmp_path}/0/alfworld/teacher"
+
+
+# ---- figures by hand
+
+def test_differences_are_paired_by_seed():
+    """Means of different seeds subtracted from one another, normal quantiles for two seeds, a curve's mean
+    that ignores where it was evaluated."""
+    assert compare.interval([0.1, 0.2]) == "+15.0 [-48.5, 78.5]"  # 15 ± 12.706 · 7.071 / √2
+    assert compare.interval([0.1, 0.2, 0.3]) == "+20.0 [-4.8, 44.8]"  # 20 ± 4.303 · 10 / √3
+    assert compare.interval([]) == "–" and compare.interval([0.1]) == "+10.0"
+    assert compare.over_run(result(0, 0.0, 0.4, 0.5)) == pytest.approx((0.2 + 0.45) / 2)
+    both = [result(0, 0.0, 0.4, 0.5), result(1, 0.0, 0.4, 0.9)]
+    assert compare.quarter(both) == "+15.0"  # from step 15 to 20: 5 and 25 points
+    opd = [result(0, 0.0, 0.2), result(1, 0.0, 0.6), result(2, 0.0, 0.9)]
+    f2b = [result(1, 0.0, 0.7, method="f2b"), result(0, 0.0, 0.3, method="f2b")]
+    each = compare.differences(f2b, opd)
+    assert each["end"] == pytest.approx([0.1, 0.1]) and each["over the run"] == pytest.approx([0.05, 0.05])
+
+
+def test_each_line_has_its_base():
+    """F2B by forward KL less OPD by reverse; a factor compared with whatever comes first."""
+    def line(method, loss):
+        return [dict(method=method, loss=loss)]
+
+    lines = {"sft": line("sft", "nll"), "opd": line("opd", "reverse"), "opd-k1": line("opd", "k1"),
+             "f2b-k1": line("f2b", "k1"), "f2b-jsd": line("f2b", "jsd"), "slow": line("f2b", "reverse")}
+    paper, factors = compare.STUDIES["paper"], compare.STUDIES["factors"]
+    assert [compare.base_of(lines, label, paper) for label in lines] == [
+        "opd", "opd", "opd-k1", "opd-k1", None, "opd"]
+    assert compare.base_of(lines, "opd", factors) is None
+    assert compare.base_of({**lines, "f2b": line("f2b", "reverse")}, "f2b-k1", factors) == "f2b"
+    headings = [compare.heading(label, each[0], paper) for label, each in lines.items()]
+    assert headings[2:4] == ["OPD (k1)", "F2B (k1)"] and headings[-1] == "slow"
+
+
+def test_steps_of_as_many_tokens():
+    """The step before the tokens are reached; a run that never comes to them."""
+    steps = [compare.steps_for(wanted, result(0, 0.0, 0.2, 0.3)) for wanted in (100, 101, 1000)]
+    assert steps == [10, 20, 20]  # 0, 100 and 300 tokens after 0, 10 and 20 steps
+
+
+def test_gains_are_of_the_seeds_that_both_have(tmp_path):
+    """A mean over other seeds than the difference beside it; success at equal steps given for that at equal
+    tokens."""
+    for seed, method, success in ((0, "opd", 0.2), (0, "f2b", 0.4), (1, "opd", 0.4), (1, "f2b", 0.5),
+                                  (2, "opd", 0.9)):
+        made = result(seed, 0.0, success, method=method)
+        made["curve"][-1]["tokens"] = {"opd": 100, "f2b": 50}[method]
+        (tmp_path / "a" / "results").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / "results" / f"{method}-{seed}.json").write_text(json.dumps(made))
+    (tmp_path / "take_over.json").write_text(json.dumps(dict(take_over=[dict(n=6, success=0.386)])))
+    one = compare.gain(str(tmp_path), "here", "reverse", "a", ".")
+    # After 50 tokens F2B is at 0.4 and 0.5, OPD halfway to 0.2 and 0.4: 0.3 more, 0.15 over the 50.
+    assert list(compare.gain_cells(one, "games").values()) == [
+        "here", "39", "2", "10", "30.0", "45.0", "+15.0 [-48.5, 78.5]", "+7.5 [-24.3, 39.3]",
+        "+15.0 [15.0, 15.0]"]
+    with pytest.raises(UserError, match="no seed of both OPD and F2B by k1"):
+        compare.gain(str(tmp_path), "here", "k1", "a", ".")
+
+
+def test_a_curve_between_its_evaluations(tmp_path):
+    """The evaluation after a level was reached given for the place where it was; a mean over fewer seeds than
+    the line has; tokens counted from the evaluation before."""
+    keep(tmp_path, result(0, 0.0, 0.2, 0.4), result(1, 0.0, 0.4), result(0, 0.0, 0.5, method="f2b"))
+    args = curves.Args(out=str(tmp_path), level=30, tokens=50)
+    lines = compare.found(str(tmp_path))
+    # 0, 100 and 300 tokens after 0, 10 and 20 steps.
+    assert curves.figures(lines["opd"][0], "seen", args) == pytest.approx({
+        "0": 0, "10": 20, "20": 40, "over the run": 20, "steps to 30 %": 15, "tokens to 30 %": 200,
+        "after 50 tokens": 10})
+    assert curves.table(lines, "seen", args).splitlines()[2:] == [
+        "| f2b | 1 | 0.0 | 50.0 | 25.0 | 6.0 | 60.0 | 25.0 |",
+        "| opd | 2 | 0.0 (0–0) | 30.0 (20–40) | 20.0 (20–20) | 11.2 (8–15) | 138 (75–200) | 15.0 (10–20) |",
+        "| f2b − opd | 1 | +0.0 | +30.0 | +5.0 | -9.0 | -140.0 | +15.0 |"]
+
+
+# ---- what is kept
+
+def test_results_of_several_comparisons(tmp_path):
+    """A method that takes the place of another in the same folder; runs from two teachers in one table; what
+    a line was called forgotten."""
+    made = [result(0, 0.0, 0.2), result(0, 0.0, 0.3, method="f2b"), result(0, 0.0, 0.4, method="f2b")]
+    keep(tmp_path / "both", *made[:2])
+    keep(tmp_path / "alone", made[2])
+    assert compare.found(str(tmp_path)) == {"alone": [made[2]], "both/f2b": [made[1]], "both/opd": [made[0]]}
+    assert set(compare.found(str(tmp_path / "both"))) == {"f2b", "opd"}
+    keep(tmp_path / "both", made[0], made[1], {**made[2], "label": "slow"})
+    assert set(compare.found(str(tmp_path / "both"))) == {"f2b", "opd", "slow"}
+    keep(tmp_path / "alone", {**made[2], "fingerprint": {"teacher": "another"}})
+    with pytest.raises(UserError, match="had another teacher than the first"):
+        compare.found(str(tmp_path))
+    with pytest.raises(UserError, match="no results"):
+        compare.found(str(tmp_path / "none"))
+
+
+def test_only_the_lines_that_are_asked_for_are_drawn(tmp_path):
+    """A line that --lines leaves out, or a word without one, drawn all the same."""
+    keep(tmp_path, result(0, 0.0, 0.2), result(0, 0.0, 0.3, method="f2b"))
+    args = compare.Args(draw=True, out=str(tmp_path), lines=["f2b"])
+    text, _ = compare.drawn(args, compare.asked(args))
+    assert [line.split(" | ")[0] for line in text.splitlines()[2:]] == ["| student", "| F2B (reverse)"]
+    args.lines = ["sft"]
+    with pytest.raises(UserError, match="no evaluated run of --lines sft"):
+        compare.drawn(args, compare.asked(args))
+
+
+KEPT = sorted(path.parent for path in RESULTS.glob("*/table.md")) + [RESULTS]
+STUDY = {"factors": "factors", "mechanism": "mechanism", "results": "gains"}
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
+def test_the_tables_say_what_was_found(folder, monkeypatch):
+    """Results that were added, made again or counted otherwise, while tables and documents go on with the old
+    figures."""
+    monkeypatch.setattr(plot, "draw", lambda *groups, **more: None)  # seconds
+    args = compare.Args(draw=True, out=str(folder), study=STUDY.get(folder.name, "paper"))
+    text, _ = compare.drawn(args, compare.asked(args))
+    assert text == (folder / "table.md").read_text(encoding="utf-8")
+    if folder == RESULTS:
+        for name in ("README.md", "docs/results.md"):
+            assert text in (RESULTS.parent / name).read_text(encoding="utf-8"), name
