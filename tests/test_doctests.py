@@ -1,4 +1,4 @@
-"""The examples in the docstrings: what a docstring promises, the code returns."""
+"""The examples in the docstrings and the pages: what they promise, the code returns."""
 
 import doctest
 import importlib
@@ -23,3 +23,9 @@ def test_examples_in_the_docstrings(name):
 def test_the_examples_are_found():
     """None where there should be some; a room whose examples are never run."""
     assert {"curriculum", "batch", "chat.prompts", "watch.page", "harness.report"} <= set(MODULES)
+
+
+def test_the_tour():
+    """A number on the page that was right once."""
+    result = doctest.testfile(f"{ROOT}/docs/tour.md", module_relative=False, encoding="utf-8")
+    assert result.failed == 0 and result.attempted > 30

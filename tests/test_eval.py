@@ -12,10 +12,8 @@ from conftest import two_ranks
 import envs
 import eval as evaluation
 import load
-import rollout
 import tcod
 from chat import prompts
-from chat.template import Chat
 from eval import Args
 from harness.cli import UserError
 from harness.folder import Journal
@@ -149,27 +147,6 @@ def test_hard_tasks_are_those_lost_in_all_tries():
     assert evaluation.hard(records, 2) == [dict(task="lost", digest="d")]
 
 
-def test_what_was_won_is_replayed(checkpoints, data, tmp_path, monkeypatch):
-    """A file that does not belong to its own games, by a digest that changes from one process to the next."""
-    original = evaluation.rollout.play
-
-    def all_won(*args, **named):
-        """A random model wins nothing: its episodes are said to be won."""
-        episodes = original(*args, **named)
-        for episode in episodes:
-            episode.won = True
-        return episodes
-
-    monkeypatch.setattr(evaluation.rollout, "play", all_won)
-    path = str(tmp_path / "e.jsonl")
-    evaluation.main(arguments(checkpoints, data, save_expert=path))
-    tasks = envs.make_tasks("alfworld", "valid_seen", data)
-    able = give_experts(tasks, path, prompts.load("bare"))
-    assert [task.id for task in able] == [task.id for task in tasks]
-    for task in able:
-        assert len(task.expert) == len(task.responses) == 5
-
-
 def test_a_file_of_ids_is_played(checkpoints, data, tmp_path, capsys):
     """The whole split in place of a file's tasks."""
     task = envs.make_tasks("alfworld", "train", data)[3]
@@ -205,7 +182,7 @@ def files(folder):
 
 def test_a_stopped_evaluation_goes_on(checkpoints, data, tmp_path, monkeypatch):
     """35,000 episodes of a teacher lost with the last one; games played twice, or other ones; another
-    evaluation's files overwritten."""
+    evaluation's files overwritten; experts whose file does not belong to its own games."""
     def args(folder, **more):
         named = dict(out=f"{folder}/t.json", save_expert=f"{folder}/e.jsonl", save_hard=f"{folder}/h.jsonl")
         return arguments(checkpoints, data, samples=2, **{**named, **more})
@@ -239,31 +216,26 @@ def test_a_stopped_evaluation_goes_on(checkpoints, data, tmp_path, monkeypatch):
     done = files(part)
     assert done == files(whole)
     assert [len(done[name].splitlines()) for name in ("e.jsonl", "h.jsonl", "t.json.played")] == [2, 2, 9]
+    tasks = envs.make_tasks("alfworld", "valid_seen", data)
+    able = give_experts(tasks, f"{part}/e.jsonl", prompts.load("bare"))
+    assert [task.id for task in able] == [tasks[0].id, tasks[2].id]
+    assert {len(task.expert) for task in able} == {len(task.responses) for task in able} == {5}
     monkeypatch.setattr(evaluation.rollout, "play", stopping(1))
     evaluation.main(args(part))  # nothing is left to play
     assert files(part) == done
 
 
-def test_ranks_play_what_one_process_plays(checkpoints, data):
-    """Episodes that depend on who plays them, or are left out where the ranks do not divide the games."""
+def test_games_are_shared_among_the_processes(checkpoints, monkeypatch):
+    """An environment that nobody plays in; as many games of a large model as of a tiny one."""
     model = load.load_model(str(checkpoints / "student"))
-    chat, limits = Chat(load.load_tokenizer(str(checkpoints / "student"))), rollout.Limits(4, 2048)
-    tasks = envs.make_tasks("alfworld", "valid_seen", data)[:3]
-    games = [envs.make_env("alfworld", data=data) for _ in range(2)]
-
-    def played(rank, world):
-        ranks = SimpleNamespace(
-            rank=rank, world=world, first=rank == 0, any=bool, share=lambda items: items[rank::world])
-        return evaluation.evaluate(model, chat, games, tasks, 3, limits, ranks, seed=5)
-
-    alone, first, second = played(0, 1), played(0, 2), played(1, 2)
-    assert [o["index"] for o in alone] == [0, 1, 2] and alone[0]["actions"] != alone[1]["actions"]
-    assert (first, second) == ([alone[0], alone[2]], [alone[1]])
     assert [evaluation.at_once(model, number, 2) for number in (1, 4, 9)] == [1, 2, 3]
+    monkeypatch.setattr(load, "SMALL", 0)
+    assert evaluation.at_once(model, 100, 1) == 32
 
 
 def test_two_processes_evaluate_as_one(checkpoints, data, tmp_path):
-    """Ranks that play the same games, or leave some out; lines in the order in which ranks are done."""
+    """Ranks that play the same games, or leave some out; lines in the order in which ranks are done; episodes
+    that depend on who plays them."""
     alone, both = tmp_path / "alone", tmp_path / "both"
     for folder in (alone, both):
         folder.mkdir()
@@ -302,7 +274,9 @@ def test_two_processes_evaluate_as_one(checkpoints, data, tmp_path):
     (dict(max_context=10**6), "4096 positions"),
     (dict(out="/nowhere/x.json"), "no folder /nowhere"),
     (dict(save_expert="/nowhere/x.jsonl"), "no folder /nowhere"),
-    (dict(knobs="level"), "written as in level=VALUE"),
+    (dict(knobs="level"), "alfworld has no knobs"),
+    (dict(watch="/nowhere/x.html"), "no folder /nowhere"),
+    (dict(watch="x.html", teacher="/nowhere"), "/nowhere"),
     (dict(prompt="/nowhere"), "prompt '/nowhere' cannot be read"),
     (dict(precision="fp16"), "--precision"),
 ])

@@ -162,7 +162,8 @@ def test_held_out_tasks_are_not_trained_on(checkpoints, data, tmp_path, ids_file
     seen = envs.make_tasks("alfworld", "valid_seen", data)
     for split in ("valid_seen", ids_file(seen[0].id, seen[1].id)):
         args = arguments(
-            checkpoints, data, tmp_path, train_split=split, eval_splits="valid_unseen,valid_seen", eval_games=4)
+            checkpoints, data, tmp_path, train_split=split, eval_games=4,
+            eval_splits="valid_unseen,valid_seen")
         with pytest.raises(UserError, match="[24] of the 4 tasks .* valid_seen are trained on"):
             lists.load_tasks(args, False, BARE, Ranks())
     task = envs.Task("a", "", digest="d")
