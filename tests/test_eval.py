@@ -157,6 +157,33 @@ def test_a_file_of_ids_is_played(checkpoints, data, tmp_path, capsys):
         assert "1 of the 1 tasks in" in shown and f"{label}  " in shown
 
 
+# ---- the held-out games of a run
+
+def test_what_is_due_is_evaluated_once(monkeypatch):
+    """The teacher played again after every few steps; what a stop left of an evaluation played anew; a record
+    without its episodes, which a method's dial reads."""
+    played = []
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda model, *rest, label, **more: played.append((model, label)) or [])
+    args = SimpleNamespace(
+        eval_every=4, steps=6, seed=0, max_response=4, max_context=99, history="full")
+    players = {who: (who, None) for who in ("teacher", "before", "after")}
+    held_out = evaluation.HeldOut(args, Ranks(), players, [], {"seen": [], "unseen": []}, 30)
+    run = SimpleNamespace(history=[], rewrite=lambda: None)
+    held_out.assess(run)
+    assert [model for model, _ in played] == ["teacher", "teacher", "before", "before"]
+    assert played[1][1] == "teacher · unseen" and run.history[0]["episodes"] == []
+    for n, number in ((1, 0), (4, 2), (5, 0), (6, 2)):
+        played.clear()
+        run.history.append(dict(step=n))
+        held_out.assess(run)
+        assert [model for model, _ in played] == ["after"] * number
+    run.history[-1]["eval"]["after"].pop("unseen")
+    played.clear()
+    held_out.assess(run)
+    assert played == [("after", "student after · unseen")]
+
+
 # ---- stops
 
 def stopping(at):
