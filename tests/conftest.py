@@ -15,15 +15,13 @@ from multiprocessing import get_context
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
-    Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 torch.set_num_threads(1)
 
-import model as lm
+import load
 import tcod
 from worlds.alfworld_games import write_splits
 
@@ -37,12 +35,11 @@ WORDS = (
     "clean look inventory examine mug apple egg plate bread cup potato tomato fridge cabinet microwave "
     "sinkbasin countertop drawer kitchen room Your task Task some carrying middle 1 2 3 4 5 . , : ; < > / "
     "action Nothing happens user assistant think").split()
+SIZES = dict(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.2)
 FAMILIES = {
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM, dict()),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM, dict(head_dim=8, tie_word_embeddings=True)),
-    "llama": (LlamaConfig, LlamaForCausalLM, dict()),
-    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM, dict(
-        head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32))}
+    "qwen2": dict(), "qwen3": dict(head_dim=8, tie_word_embeddings=True), "llama": dict(),
+    "qwen3_moe": dict(head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)}
 
 
 def pytest_configure(config):
@@ -82,14 +79,24 @@ def make_byte_tokenizer(template, special):
 
 def make_model(kind="qwen3", seed=0, vocabulary=128, **more):
     """A random model with grouped-query attention; `vocabulary` may be padded beyond the tokenizer's."""
-    config_type, model_type, own = FAMILIES[kind]
     known = dict(
-        vocab_size=vocabulary, max_position_embeddings=4096, initializer_range=0.2,
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False)
+        SIZES, vocab_size=vocabulary, max_position_embeddings=4096, num_key_value_heads=2,
+        tie_word_embeddings=False)
     torch.manual_seed(seed)
-    config = config_type(**{**known, **own, **more})
-    return model_type._from_config(config, attn_implementation="sdpa").eval()
+    config = AutoConfig.for_model(kind, **{**known, **FAMILIES[kind], **more})
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+
+
+def of_kind(kind, **more):
+    """A random model of an architecture, with all that its head may have beside a weight."""
+    torch.manual_seed(0)
+    known = dict(
+        SIZES, vocab_size=128, num_key_value_heads=4, n_embd=32, n_layer=2, n_head=4, rotary_dim=4,
+        eos_token_id=2, bos_token_id=1, pad_token_id=0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**known, **more}))
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        torch.nn.init.normal_(model.get_output_embeddings().bias)  # a trained one is not zero
+    return model
 
 
 def arguments(checkpoints, games, out, **more):
@@ -97,7 +104,7 @@ def arguments(checkpoints, games, out, **more):
     known = dict(
         student=str(checkpoints / "student"), teacher=str(checkpoints / "teacher"),
         data=games, out=str(out), steps=6, episodes=4, eval_games=2, eval_every=3, save_every=2,
-        max_turns=4, max_response=4, lr=1e-2, eta=1.0, recompute=False)
+        max_turns=4, max_response=4, lr=1e-2, eta=1.0)
     return tcod.Args(**{**known, **more})
 
 
@@ -105,7 +112,7 @@ def launch(args, **variables):
     """The same as a command, in a process of its own, with further variables in its environment."""
     flags = []
     for name, value in dataclasses.asdict(args).items():
-        if value not in ("", None) and (value is not False or name == "recompute"):  # 0 is a value
+        if value not in ("", None):  # 0 is a value
             flags.append(f"--{name.replace('_', '-')}={value}")
     return subprocess.Popen(
         [sys.executable, os.path.join(ROOT, "tcod.py"), *flags],
@@ -154,7 +161,7 @@ def checkpoints(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkpoints")
     for name, seed, vocabulary in (("student", 1, 128), ("teacher", 2, 144)):
         own = dict(max_response=16, max_context=2048)
-        lm.save(make_model("qwen3", seed, vocabulary), make_tokenizer(), str(root / name), own)
+        load.save(make_model("qwen3", seed, vocabulary), make_tokenizer(), str(root / name), own)
     return root
 
 

@@ -1,5 +1,5 @@
-"""What all worlds share: the action in a response, how an engine gets it, tasks that are there, what hostile
-players and broken games do to them."""
+"""What all worlds share: how an engine gets an action, tasks that are there, what hostile players and broken
+games do to them."""
 
 import dataclasses
 import json
@@ -14,7 +14,6 @@ import pytest
 import envs
 from chat import prompts
 from harness.cli import UserError
-from envs import tidy
 
 
 @pytest.mark.parametrize("action, engine", [
@@ -23,7 +22,7 @@ from envs import tidy
 def test_an_action_that_is_right_but_for_its_dress(action, engine):
     """A turn lost to a capital, a full stop, a doubled blank or quotes; a number's point or a comma that
     goes."""
-    assert tidy(action) == engine
+    assert envs.tidy(action) == engine
 
 
 def test_the_game_gets_the_tidy_action(data):
@@ -39,10 +38,23 @@ def test_the_game_gets_the_tidy_action(data):
     assert seen[0] == seen[1]
 
 
-def test_an_empty_split_is_an_error():
-    """0.0 % of 0 games, or a traceback from a draw among none."""
-    with pytest.raises(UserError, match="no tasks with --data 'boil'"):
-        envs.make_tasks("scienceworld", "tcod_test", "boil")
+@pytest.mark.parametrize("ask, words", [
+    (lambda: envs.make_tasks("scienceworld", "tcod_test", "boil"), "no tasks with --data 'boil'"),
+    (lambda: envs.make_tasks("alfworld", "dev"), "no split 'dev'; it has train, "),
+    (lambda: envs.make_env("chess"), "no environment 'chess'; there are alfworld, webshop, scienceworld"),
+    (lambda: envs.make_env("webshop", level="small"), "no knob 'level'; it has goals, "),
+    (lambda: envs.parse_knobs("webshop", "seed=red"), "seed of webshop is a whole number, not 'red'")])
+def test_what_there_is_not_is_said(ask, words):
+    """0.0 % of 0 games, or a traceback from a draw among none; a knob that is misspelt and quietly
+    ignored."""
+    with pytest.raises(UserError, match=words):
+        ask()
+
+
+def test_knobs_have_their_types():
+    """A seed that is a text, and so another catalogue."""
+    assert envs.parse_knobs("webshop", "goals=human seed=3") == dict(goals="human", seed=3)
+    assert envs.parse_knobs("scienceworld", "simplification=") == dict(simplification="")
 
 
 # ---- hostile players, broken games
@@ -120,85 +132,3 @@ def test_a_game_that_is_not_there(world, source, data):
         env.reset(options={"task": dataclasses.replace(task, source=source)})
     assert "\n" not in str(caught.value)
     assert env.reset(options={"task": task}) == (obs, info)
-
-
-# ---- files of task ids
-
-@pytest.fixture
-def ids_file(tmp_path):
-    """write(lines) -> the path of a file of task ids."""
-    def write(*lines, name="ids.txt"):
-        path = tmp_path / name
-        path.write_text("\n".join(lines))
-        return str(path)
-    return write
-
-
-def test_a_split_may_be_a_file_of_ids(data, ids_file):
-    """Tasks in another order, twice, or those of the wrong split; a note in the file taken for a task."""
-    train, seen = (envs.make_tasks("alfworld", split, data) for split in ("train", "valid_seen"))
-    wanted = [train[5], seen[1], train[2]]
-    path = ids_file("# lost in all tries", wanted[0].id, "", f" {wanted[1].id} ", wanted[2].id, wanted[0].id)
-    assert envs.make_tasks("alfworld", path, data) == wanted
-
-
-def test_lines_of_eval_are_ids_of_the_same_games(data, ids_file):
-    """The tasks lost in all tries, or won, as eval.py writes them; the same ids in another data folder number
-    other games."""
-    train = envs.make_tasks("alfworld", "train", data)
-    lines = [json.dumps(dict(task=task.id, digest=task.digest)) for task in train[:2]]
-    assert envs.make_tasks("alfworld", ids_file(*lines), data) == train[:2]
-    assert tasks.without(train, ids_file(*lines)) == train[2:]
-    other = ids_file(lines[0], json.dumps(dict(task=train[1].id, digest="0123456789ab")))
-    for read in (lambda: envs.make_tasks("alfworld", other, data), lambda: tasks.without(train, other)):
-        with pytest.raises(UserError, match=f"1 of the tasks .* are other games here, .*{train[1].id}"):
-            read()
-
-
-def test_ids_without_a_split_are_looked_for_in_all(ids_file):
-    """A world whose ids do not begin with their split."""
-    pytest.importorskip("scienceworld")
-    wanted = [envs.make_tasks("scienceworld", split, "boil")[0] for split in ("test", "train")]
-    assert envs.make_tasks("scienceworld", ids_file(*(task.id for task in wanted)), "boil") == wanted
-
-
-def test_named_splits(ids_file, tmp_path):
-    """A label that is lost, so that two files share a row of the table."""
-    path = ids_file("x", name="hard.ids")
-    named = tasks.named_splits("alfworld", f"valid_seen, lost={path},{path}")
-    assert named == {"valid_seen": "valid_seen", "lost": path, "hard": path}
-    assert list(tasks.named_splits("alfworld", "")) == ["valid_seen", "valid_unseen"]
-
-
-@pytest.mark.parametrize("text, words", [
-    ("valid_seen,", "no split ''"), ("hard=", "no split ''"),
-    ("dev", "no split 'dev', nor is there such a file"),
-    ("valid_seen,valid_seen", "two splits called 'valid_seen'"), ("=train", "one without a name"),
-    ("hard=/nowhere", "no split '/nowhere'")])
-def test_what_is_no_split_is_said(text, words):
-    """A traceback after minutes of loading, or an evaluation that is left out."""
-    with pytest.raises(UserError, match=words):
-        tasks.named_splits("alfworld", text)
-
-
-def test_files_that_hold_no_ids(data, ids_file, tmp_path):
-    """Experts' episodes, weights, an empty file, ids of other games: named, in one sentence."""
-    (tmp_path / "weights").write_bytes(b"\xff\xfe\x00")
-    bad = {
-        ids_file("", "# nothing"): "names no task",
-        str(tmp_path / "weights"): "not a file of task ids",
-        ids_file("train/nowhere", name="other"): "1 of the 1 ids .* first one is 'train/nowhere'"}
-    for path, words in bad.items():
-        with pytest.raises(UserError, match=words) as error:
-            envs.make_tasks("alfworld", path, data)
-        assert "\n" not in str(error.value)
-
-
-def test_tasks_are_left_out(data, ids_file):
-    """--without that leaves nothing out, or everything."""
-    tasks = envs.make_tasks("alfworld", "train", data)
-    left = tasks.without(tasks, ids_file(tasks[3].id, "valid_seen/another"))
-    assert left == tasks[:3] + tasks[4:]
-    for path in (ids_file("valid_seen/another"), ids_file(*(task.id for task in tasks), name="all")):
-        with pytest.raises(UserError, match="names (0|8) of the 8 training tasks"):
-            tasks.without(tasks, path)

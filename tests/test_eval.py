@@ -11,31 +11,38 @@ from conftest import two_ranks
 
 import envs
 import eval as evaluation
-from chat import prompts
+import load
 import tcod
+from chat import prompts
 from eval import Args
-from experts import give_experts, read_experts
 from harness.cli import UserError
 from harness.folder import Journal
 from harness.ranks import Ranks
 from harness.stops import Stopped
+from tasks import give_experts, read_experts
 
 
 def arguments(checkpoints, folder, **more):
     """A few games of random models."""
     known = dict(
         model=str(checkpoints / "student"), teacher=str(checkpoints / "teacher"), data=folder,
-        games=4, max_turns=5, max_response=4, batch=3)
+        games=4, max_turns=5, max_response=4)
     return Args(**{**known, **more})
 
 
-def test_table_on_screen_and_in_a_file(checkpoints, data, tmp_path, capsys):
-    """Batches that do not divide the number of games; the same seed must give the same episodes whatever the
-    batch."""
+@pytest.fixture(autouse=True)
+def three_at_once(monkeypatch):
+    """Batches that do not divide the number of games."""
+    monkeypatch.setattr(evaluation, "SMALL_AT_ONCE", 3)
+
+
+def test_table_on_screen_and_in_a_file(checkpoints, data, tmp_path, capsys, monkeypatch):
+    """The same seed must give the same episodes however many are played at once."""
     summaries = []
-    for batch in (3, 4):
-        out = tmp_path / f"{batch}.json"
-        evaluation.main(arguments(checkpoints, data, out=str(out), batch=batch))
+    for number in (3, 4):
+        monkeypatch.setattr(evaluation, "SMALL_AT_ONCE", number)
+        out = tmp_path / f"{number}.json"
+        evaluation.main(arguments(checkpoints, data, out=str(out)))
         written = json.loads(out.read_text())
         summaries.append(written["summary"])
         assert written["split"] == "valid_seen"
@@ -91,11 +98,11 @@ def test_samples_are_episodes_of_their_own(checkpoints, data, capsys, monkeypatc
 
     note = evaluation.note_expert
     monkeypatch.setattr(evaluation, "note_expert", seen)
-    evaluation.main(arguments(checkpoints, data, games=2, samples=2, batch=3))
+    evaluation.main(arguments(checkpoints, data, games=2, samples=2))
     assert [episode.index for episode in played] == [0, 1, 2, 3]
     names = [episode.task.id for episode in played]
     assert names[0] == names[1] != names[2] == names[3]
-    assert played[0].turns[0]["ids"] != played[1].turns[0]["ids"]
+    assert played[0].turns[0].ids != played[1].turns[0].ids
     assert "of 2 tasks" in capsys.readouterr().out
 
 
@@ -112,15 +119,15 @@ def test_take_over_counts_the_teachers_turns_only(checkpoints, data, tmp_path):
 
 def test_invalid_actions_are_those_of_the_teacher():
     """The student's wanderings blamed on the teacher, whoever of both had the later turns."""
-    turns = []
-    for who in ("student", "teacher", "student", "teacher"):
-        turns.append(dict(who=who, invalid=who == "student", missing=False, cut=False, action="x"))
-    turns[3]["invalid"] = True
+    turns = [
+        SimpleNamespace(who=who, invalid=invalid, missing=False, cut=False, repeats=False, action="x")
+        for who, invalid in (("student", True), ("teacher", False), ("student", True), ("teacher", True))]
     episode = SimpleNamespace(
         task=envs.Task("a", "heat"), index=0, turns=turns, won=False, lost=False, context_cut=False,
         crashed=False, filled=False, unplayable="")
-    def play(plan, note, begin):
-        assert begin == 0
+
+    def play(rules, note, begin):
+        assert begin == 0 and rules.k == 1
         yield [note(episode)]
 
     row = evaluation.take_over(play, 1, 4, Journal("", {}), Ranks())
@@ -128,25 +135,16 @@ def test_invalid_actions_are_those_of_the_teacher():
     assert (row["n"], row["games"], row["won"]) == (1, 1, 0)
 
 
-def test_what_was_won_is_replayed(checkpoints, data, tmp_path, monkeypatch):
-    """A file that does not belong to its own games, by a digest that changes from one process to the next."""
-    original = evaluation.rollout.play
+def test_hard_tasks_are_those_lost_in_all_tries():
+    """A task of which a try is still to come, that could not be played, or whose engine died: it was not
+    lost."""
+    def record(task, won=False, crashed=False, unplayable=""):
+        return dict(task=task, digest="d", won=won, crashed=crashed, unplayable=unplayable)
 
-    def all_won(*args, **named):
-        """A random model wins nothing: its episodes are said to be won."""
-        episodes = original(*args, **named)
-        for episode in episodes:
-            episode.won = True
-        return episodes
-
-    monkeypatch.setattr(evaluation.rollout, "play", all_won)
-    path = str(tmp_path / "e.jsonl")
-    evaluation.main(arguments(checkpoints, data, save_expert=path))
-    tasks = envs.make_tasks("alfworld", "valid_seen", data)
-    able = give_experts(tasks, path, prompts.load("bare"))
-    assert [task.id for task in able] == [task.id for task in tasks]
-    for task in able:
-        assert len(task.expert) == len(task.responses) == 5
+    records = [
+        *[record("lost")] * 2, record("once"), record("once", won=True), record("soon"),
+        record("died"), record("died", crashed=True), *[record("bad", unplayable="no goal")] * 2]
+    assert evaluation.hard(records, 2) == [dict(task="lost", digest="d")]
 
 
 def test_a_file_of_ids_is_played(checkpoints, data, tmp_path, capsys):
@@ -157,6 +155,33 @@ def test_a_file_of_ids_is_played(checkpoints, data, tmp_path, capsys):
         evaluation.main(arguments(checkpoints, data, split=split))
         shown = capsys.readouterr().out
         assert "1 of the 1 tasks in" in shown and f"{label}  " in shown
+
+
+# ---- the held-out games of a run
+
+def test_what_is_due_is_evaluated_once(monkeypatch):
+    """The teacher played again after every few steps; what a stop left of an evaluation played anew; a record
+    without its episodes, which a method's dial reads."""
+    played = []
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda model, *rest, label, **more: played.append((model, label)) or [])
+    args = SimpleNamespace(
+        eval_every=4, steps=6, seed=0, max_response=4, max_context=99, history="full")
+    players = {who: (who, None) for who in ("teacher", "before", "after")}
+    held_out = evaluation.HeldOut(args, Ranks(), players, [], {"seen": [], "unseen": []}, 30)
+    run = SimpleNamespace(history=[], rewrite=lambda: None)
+    held_out.assess(run)
+    assert [model for model, _ in played] == ["teacher", "teacher", "before", "before"]
+    assert played[1][1] == "teacher · unseen" and run.history[0]["episodes"] == []
+    for n, number in ((1, 0), (4, 2), (5, 0), (6, 2)):
+        played.clear()
+        run.history.append(dict(step=n))
+        held_out.assess(run)
+        assert [model for model, _ in played] == ["after"] * number
+    run.history[-1]["eval"]["after"].pop("unseen")
+    played.clear()
+    held_out.assess(run)
+    assert played == [("after", "student after · unseen")]
 
 
 # ---- stops
@@ -184,7 +209,7 @@ def files(folder):
 
 def test_a_stopped_evaluation_goes_on(checkpoints, data, tmp_path, monkeypatch):
     """35,000 episodes of a teacher lost with the last one; games played twice, or other ones; another
-    evaluation's files overwritten."""
+    evaluation's files overwritten; experts whose file does not belong to its own games."""
     def args(folder, **more):
         named = dict(out=f"{folder}/t.json", save_expert=f"{folder}/e.jsonl", save_hard=f"{folder}/h.jsonl")
         return arguments(checkpoints, data, samples=2, **{**named, **more})
@@ -213,22 +238,35 @@ def test_a_stopped_evaluation_goes_on(checkpoints, data, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="e.jsonl is there already, and no .*e.jsonl.played says of what"):
         evaluation.main(args(part, out="", save_hard=f"{part}/h2.jsonl"))
     monkeypatch.setattr(evaluation.rollout, "play", stopping(0))
-    evaluation.main(args(part, batch=2))
+    monkeypatch.setattr(evaluation, "SMALL_AT_ONCE", 2)
+    evaluation.main(args(part))
     done = files(part)
-    assert done["t.json"].count('"batch": 2') == 1
-    assert {**done, "t.json": done["t.json"].replace('"batch": 2', '"batch": 3')} == files(whole)
+    assert done == files(whole)
     assert [len(done[name].splitlines()) for name in ("e.jsonl", "h.jsonl", "t.json.played")] == [2, 2, 9]
+    tasks = envs.make_tasks("alfworld", "valid_seen", data)
+    able = give_experts(tasks, f"{part}/e.jsonl", prompts.load("bare"))
+    assert [task.id for task in able] == [tasks[0].id, tasks[2].id]
+    assert {len(task.expert) for task in able} == {len(task.responses) for task in able} == {5}
     monkeypatch.setattr(evaluation.rollout, "play", stopping(1))
-    evaluation.main(args(part, batch=2))  # nothing is left to play
+    evaluation.main(args(part))  # nothing is left to play
     assert files(part) == done
 
 
+def test_games_are_shared_among_the_processes(checkpoints, monkeypatch):
+    """An environment that nobody plays in; as many games of a large model as of a tiny one."""
+    model = load.load_model(str(checkpoints / "student"))
+    assert [evaluation.at_once(model, number, 2) for number in (1, 4, 9)] == [1, 2, 3]
+    monkeypatch.setattr(load, "SMALL", 0)
+    assert evaluation.at_once(model, 100, 1) == 32
+
+
 def test_two_processes_evaluate_as_one(checkpoints, data, tmp_path):
-    """Ranks that play the same games, or leave some out; lines in the order in which ranks are done."""
+    """Ranks that play the same games, or leave some out; lines in the order in which ranks are done; episodes
+    that depend on who plays them."""
     alone, both = tmp_path / "alone", tmp_path / "both"
     for folder in (alone, both):
         folder.mkdir()
-    shared = dict(games=3, samples=3, batch=2, max_turns=2)
+    shared = dict(games=3, samples=3, max_turns=2)
     evaluation.main(arguments(checkpoints, data, save_hard=f"{alone}/h.jsonl", **shared))
     args = arguments(checkpoints, data, save_hard=f"{both}/h.jsonl", **shared)
     for process in two_ranks(evaluation.main, args):
@@ -256,12 +294,16 @@ def test_two_processes_evaluate_as_one(checkpoints, data, tmp_path):
     (dict(history="window:0"), "--history"),
     (dict(history="window:²"), "--history"),
     (dict(history="window"), "--history"),
-    (dict(watch=True, take_over="0"), "choose one"),
-    (dict(watch=True, out="x.json"), "--out is for a table"),
+    (dict(watch="-", take_over="0"), "choose one"),
+    (dict(watch="-", out="x.json"), "--out is for a table"),
+    (dict(save_hard="x", save_expert="./x"), "a file of its own"),
+    (dict(take_over="0,6"), "beyond the 5 turns"),
     (dict(max_context=10**6), "4096 positions"),
     (dict(out="/nowhere/x.json"), "no folder /nowhere"),
     (dict(save_expert="/nowhere/x.jsonl"), "no folder /nowhere"),
-    (dict(knobs="level"), "written as in level=VALUE"),
+    (dict(knobs="level"), "alfworld has no knobs"),
+    (dict(watch="/nowhere/x.html"), "no folder /nowhere"),
+    (dict(watch="x.html", teacher="/nowhere"), "/nowhere"),
     (dict(prompt="/nowhere"), "prompt '/nowhere' cannot be read"),
     (dict(precision="fp16"), "--precision"),
 ])

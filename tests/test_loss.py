@@ -4,7 +4,9 @@ obvious one."""
 import pytest
 import torch
 
-from loss import LOSSES, WITHOUT_TEACHER, at_temperature, chunked, explained
+import loss as losses
+from batch import Batch
+from loss import LOSSES, at_temperature, chunked
 from model import Vocabulary
 
 BETAS = {"jsd": (0.5, 0.1)}
@@ -66,16 +68,6 @@ def test_value_and_gradient_against_the_definition(name, beta, seed):
     assert relative(gradient, exact.grad) <= 1e-5
 
 
-@pytest.mark.parametrize("name, closed", [
-    ("reverse", lambda q, p: q * ((q / p).log() - (q * (q / p).log()).sum(-1, keepdim=True))),
-    ("forward", lambda q, p: q - p)])
-def test_gradients_in_closed_form(name, closed):
-    """What the gradient is on paper: q (log q/p − KL) for reverse, q − p for forward."""
-    student, teacher, token = draw()
-    gradient = value_and_gradient(name, student, teacher, token)[1]
-    assert relative(gradient, closed(student.double().softmax(-1), teacher.double().softmax(-1))) <= 1e-5
-
-
 def test_expected_k1_gradient_is_that_of_reverse_kl():
     """k1 with a baseline or future terms, or the advantage's own gradient, would be biased: enumerate every
     token."""
@@ -87,49 +79,74 @@ def test_expected_k1_gradient_is_that_of_reverse_kl():
     assert relative(expected, value_and_gradient("reverse", student, teacher, token)[1].double()) <= 1e-5
 
 
-def batch_of(token, losses, weight=None, sampled_logp=None):
-    """A batch as `batch.collate` makes it, without its rows. losses: a name per token."""
+# ---- a chunk at a time
+
+def batch_of(token, names, weight=None, sampled_logp=None):
+    """A Batch as `batch.collate` makes it, without its rows. names: of a loss per token."""
     n = len(token)
-    index = {name: torch.tensor([i for i in range(n) if losses[i] == name]) for name in sorted(set(losses))}
-    return dict(token=token, loss=index, weight=torch.ones(n) if weight is None else weight,
-                sampled_logp=torch.zeros(n) if sampled_logp is None else sampled_logp)
+    index = {name: torch.tensor([i for i in range(n) if names[i] == name]) for name in sorted(set(names))}
+    return Batch(
+        ids=None, where=None, token=token, episode=None, turn=None, losses=index,
+        weight=torch.ones(n) if weight is None else weight,
+        sampled_logp=torch.zeros(n) if sampled_logp is None else sampled_logp)
+
+
+def exact_logits(states, head, temperature):
+    """float64 logits; states (n, D), head (V, D)."""
+    return states.double() @ head.double().T / temperature
+
+
+def means(logp, token):
+    """(log p of the tokens, entropy of p) at each token, by the definitions."""
+    said = logp.gather(-1, token[:, None])[:, 0]
+    return said, torch.distributions.Categorical(logits=logp).entropy()
 
 
 @pytest.mark.parametrize("names", [*([name] for name in LOSSES), ["reverse", "forward", "nll"]])
 @pytest.mark.parametrize("chunk, holes", [(3, []), (1000, []), (3, [2, 7])])
-def test_chunks_against_the_whole(names, chunk, holes):
+def test_chunks_against_the_whole(names, chunk, holes, monkeypatch):
     """A chunk whose gradient overwrites another's, a temperature that the gradient forgets, padding of the
     head that is trained, ids that no token has, a chunk that holds tokens of two losses, an upstream gradient
-    that is dropped."""
+    that is dropped; log p and entropy of the student in place of the teacher's, or of another token."""
+    monkeypatch.setattr(losses, "CHUNK", chunk)
     torch.manual_seed(1)
     n, d, v = 20, 6, 11
     hidden, head = torch.randn(n, d), torch.randn(v + 3, d)
     teacher = torch.randn(n, 4), torch.randn(v + 5, 4)
     known = torch.tensor([i for i in range(v) if i not in holes])
     chosen, weight, sampled = torch.randint(len(known), (n,)), torch.rand(n), -torch.rand(n)
-    token, vocabulary = known[chosen], Vocabulary(v, holes)
-    losses = [names[i % len(names)] for i in range(n)]
+    each = [names[i % len(names)] for i in range(n)]
     x, y = hidden.clone().requires_grad_(), head.clone().requires_grad_()
-    batch = batch_of(token, losses, weight, sampled)
     total, logged = chunked(
-        (x, y), teacher, batch, beta=0.3, temperature=0.7, vocabulary=vocabulary, chunk=chunk)
+        (x, y), teacher, batch_of(known[chosen], each, weight, sampled), beta=0.3, temperature=0.7,
+        vocabulary=Vocabulary(v, holes))
     (3 * total).backward()
 
     a, b = hidden.double().requires_grad_(), head.double().requires_grad_()
-    student_logits = a @ b[known].T / 0.7
-    teacher_logits = teacher[0].double() @ teacher[1][known].double().T / 0.7
+    student_logits = exact_logits(a, b[known], 0.7)
+    teacher_logits = exact_logits(teacher[0], teacher[1][known], 0.7)
     values = torch.stack([
         reference(name, student_logits[i:i + 1], teacher_logits[i:i + 1], chosen[i:i + 1], 0.3)[0]
-        for i, name in enumerate(losses)])
+        for i, name in enumerate(each)])
     exact = (values * weight).sum()
     (3 * exact).backward()
     assert abs(total.item() - exact.item()) <= 1e-5 * abs(exact.item())
     assert relative(x.grad, a.grad) <= 1e-5 and relative(y.grad, b.grad) <= 1e-5
     assert y.grad[v:].abs().max() == 0 and y.grad[holes].abs().sum() == 0
     kl = reference("reverse", student_logits, teacher_logits, chosen, 0.3)
-    said = student_logits.log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
-    assert relative(logged[0], values.detach()) <= 1e-5 and relative(logged[1], kl.detach()) <= 1e-5
-    assert relative(logged[2], (said - sampled).abs().detach()) <= 1e-5
+    logp, entropy = means(teacher_logits.log_softmax(-1), chosen)
+    mismatch = (means(student_logits.log_softmax(-1), chosen)[0] - sampled).abs()
+    assert losses.LOGGED == ("loss", "kl", "logp", "entropy", "mismatch")
+    for ours, theirs in zip(logged, (values, kl, logp, entropy, mismatch), strict=True):
+        assert relative(ours, theirs.detach()) <= 1e-5
+
+
+def test_a_chunk_is_as_large_as_its_numbers(monkeypatch):
+    """A chunk of 1,024 tokens of a vocabulary of 150,000: 600 MB a tensor, for both and their gradient."""
+    monkeypatch.setattr(losses, "LOGITS", 1000)
+    assert [losses.pieces(Vocabulary(size, [])) for size in (1, 10, 300, 5000)] == [1000, 100, 3, 1]
+    monkeypatch.setattr(losses, "CHUNK", 64)
+    assert [losses.pieces(Vocabulary(size, [])) for size in (10, 300)] == [64, 3]
 
 
 def test_no_token_at_all():
@@ -137,21 +154,35 @@ def test_no_token_at_all():
     hidden, head = torch.zeros(0, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
     batch = batch_of(torch.zeros(0, dtype=torch.long), [])
     total, logged = chunked(
-        (hidden, head), None, batch, beta=0.5, temperature=1.0, vocabulary=Vocabulary(5, []), chunk=8)
+        (hidden, head), None, batch, beta=0.5, temperature=1.0, vocabulary=Vocabulary(5, []))
     total.backward()
-    assert total.item() == 0 and logged.shape == (3, 0) and head.grad.abs().sum() == 0
+    assert total.item() == 0 and logged.shape == (5, 0) and head.grad.abs().sum() == 0
 
 
 def test_nll_needs_no_teacher():
     """SFT that runs a teacher for nothing; a KL that nobody computed shown as 0."""
     torch.manual_seed(0)
     hidden, head, token = torch.randn(4, 3), torch.randn(6, 3), torch.tensor([0, 1, 2, 3])
-    batch = batch_of(token, ["nll"] * 4)
     _, logged = chunked(
-        (hidden, head), None, batch, beta=0.5, temperature=1.0, vocabulary=Vocabulary(6, []), chunk=2)
+        (hidden, head), None, batch_of(token, ["nll"] * 4), beta=0.5, temperature=1.0,
+        vocabulary=Vocabulary(6, []))
     exact = (hidden @ head.T).log_softmax(-1)
-    assert torch.allclose(logged[0], -exact[range(4), token], atol=1e-6) and logged[1].isnan().all()
-    assert WITHOUT_TEACHER == ("nll",)
+    assert torch.allclose(logged[0], -exact[range(4), token], atol=1e-6) and logged[1:4].isnan().all()
+    assert losses.WITHOUT_TEACHER == ("nll",)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 0.0])
+def test_a_judgement_against_the_definition(temperature, monkeypatch):
+    """KL in the other direction, the student's entropy, sums in place of means, a last chunk that counts as
+    much as the others, another temperature than the sampler's (greedy: 1), ids that no token has."""
+    monkeypatch.setattr(losses, "CHUNK", 3)
+    torch.manual_seed(2)
+    student, teacher = (torch.randn(7, 6), torch.randn(14, 6)), (torch.randn(7, 4), torch.randn(16, 4))
+    known, chosen = torch.tensor([0, 1, 3, 4, 5, 6, 7, 8, 9, 10]), torch.randint(10, (7,))
+    found = losses.judgement(student, teacher, known[chosen].tolist(), Vocabulary(11, [2]), temperature)
+    logits = [exact_logits(states, head[known], temperature or 1.0) for states, head in (student, teacher)]
+    expected = [*means(logits[1].log_softmax(-1), chosen), reference("reverse", *logits, chosen, 0.5)]
+    assert found == pytest.approx([value.mean().item() for value in expected], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["reverse", "forward", "jsd", "k1"])
@@ -168,8 +199,3 @@ def test_an_id_that_both_exclude_adds_nothing(name):
     expected.sum().backward()
     assert relative(value, expected.detach()) <= 1e-5
     assert relative(gradient[:, kept], exact.grad) <= 1e-5 and gradient[:, 2].abs().max() == 0
-
-
-def test_help_says_every_loss():
-    """A loss that can be chosen and is nowhere explained."""
-    assert all(f"{name}: " in explained() for name in LOSSES)

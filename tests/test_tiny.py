@@ -11,28 +11,29 @@ from torch.nn.utils import parameters_to_vector
 
 import curriculum
 import envs
-import model as lm
-from chat import prompts
+import load
 import rollout
+from chat import prompts
+from chat.template import Chat
 from harness.cli import UserError
-from play import spread
+from tasks import spread
 from tiny import make
 from tiny.alfworld import ALFWorldPlay
 from tiny.scienceworld import ScienceWorldPlay
 from tiny.webshop import WebShopPlay
 
-ASSETS = Path(lm.ROOT) / "assets"
+ASSETS = Path(load.ROOT) / "assets"
 NAMES = ("teacher", "student", "teacher-narrow")
 
 
 def shipped(name, world="alfworld"):
     """(model, tokenizer) of a shipped checkpoint."""
-    return lm.load(str(ASSETS / world / name))
+    return load.load_model(str(ASSETS / world / name)), words(name, world)
 
 
 def words(name, world="alfworld"):
     """The tokenizer of a shipped checkpoint."""
-    return lm.load_tokenizer(str(ASSETS / world / name))
+    return load.load_tokenizer(str(ASSETS / world / name))
 
 
 # ---- rows
@@ -104,7 +105,7 @@ def test_renaming_keeps_the_age(naming):
 def test_rows_are_the_same_whoever_plays_them(house):
     """A player whose draws depend on what was played before it in the same process."""
     world, env, tasks = house
-    chat = rollout.Chat(words("student"))
+    chat = Chat(words("student"))
     found = []
     for jobs in (0, 2):
         args = make.Args(jobs=jobs)
@@ -372,8 +373,8 @@ def test_shipped_checkpoints_are_small_and_share_a_vocabulary():
     """A checkpoint of another tokenizer, or one that is too large to ship."""
     tokenizers = [words(name) for name in NAMES]
     for other in tokenizers[1:]:
-        lm.same_vocabulary(tokenizers[0], other)
-    assert rollout.Chat(tokenizers[0]).prompt.name == "bare"
+        load.same_vocabulary(tokenizers[0], other)
+    assert Chat(tokenizers[0]).prompt.name == "bare"
     for file in ASSETS.rglob("*.safetensors"):
         assert file.stat().st_size < 5e6
     for name in NAMES:
@@ -390,16 +391,16 @@ def test_shipped_checkpoints_bring_their_defaults(pair):
     mine = [folder for folder in made if play.prefix or not folder.name.startswith("full-")]
     assert mine
     for folder in mine:
-        assert lm.defaults(str(folder)) == play.defaults
+        assert load.defaults(str(folder)) == play.defaults
 
 
 def success(name, world, tasks, games, horizon):
     """The share of the tasks that a shipped checkpoint wins at temperature 0.4."""
     model, tokenizer = shipped(name, world)
-    plan = curriculum.plan(curriculum.opd, 0, horizon)
+    rules = curriculum.Rules(curriculum.Method(), 0, horizon)
     limits = rollout.Limits(16, 2048, 0.4)
-    chat = rollout.Chat(tokenizer)
-    played = rollout.play({"student": model}, chat, games, tasks, plan, limits)
+    chat = Chat(tokenizer)
+    played = rollout.play({"student": model}, chat, games, tasks, rules, limits)
     return sum(episode.won for episode in played) / len(played)
 
 
@@ -416,8 +417,8 @@ def test_shipped_checkpoints_play(name, low, high):
 def test_other_shipped_pairs_share_a_vocabulary(world):
     """A student that was made with another teacher's tokenizer."""
     teacher, student = words("teacher", world), words("student", world)
-    lm.same_vocabulary(teacher, student)
-    assert rollout.Chat(student).prompt.name == "bare"
+    load.same_vocabulary(teacher, student)
+    assert Chat(student).prompt.name == "bare"
 
 
 @pytest.mark.parametrize("world, data, name, low, high", [

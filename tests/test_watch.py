@@ -1,5 +1,5 @@
-"""One episode to read: the transcript, and the page with its figures, on the real engine with random
-models."""
+"""One episode to read: the transcript, the page with its figures, and the row as a table, on the real engine
+with random models."""
 
 import base64
 import copy
@@ -12,6 +12,7 @@ from collections import Counter
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import TEMPLATE, make_byte_tokenizer, make_tokenizer
@@ -21,10 +22,11 @@ from transformers import PreTrainedTokenizerFast
 import curriculum
 import envs
 import eval as evaluation
-import model as lm
+import load
 import rollout
-import watch
-from harness.cli import UserError
+from chat.template import Chat
+from watch import page as watching
+from watch import row as listing
 
 HOSTILE = "</script></span>\"'><img src=x onerror=alert(1)><!-- $task &lt; \x00\x1b\ud800 {0}"
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -70,7 +72,7 @@ def arguments(checkpoints, folder, **more):
     """One short game of random models."""
     known = dict(
         model=str(checkpoints / "student"), teacher=str(checkpoints / "teacher"), data=folder,
-        watch=True, max_turns=5, max_response=4)
+        watch="-", max_turns=5, max_response=4)
     return evaluation.Args(**{**known, **more})
 
 
@@ -92,18 +94,18 @@ def test_watching_reads_like_a_transcript(checkpoints, data, capsys):
 @pytest.fixture(scope="module")
 def pair(checkpoints):
     """(student, teacher)"""
-    return [lm.load_model(str(checkpoints / who)) for who in ("student", "teacher")]
+    return [load.load_model(str(checkpoints / who)) for who in ("student", "teacher")]
 
 
 def played(pair, data, history, temperature):
     """(episode, vocabulary) of a short game of the student's."""
     tokenizer = make_tokenizer()
-    chat = rollout.Chat(tokenizer, lm.end_tokens(pair[0]), lm.vocabulary(tokenizer, *pair))
+    chat = Chat(tokenizer, load.end_tokens(pair[0]), load.vocabulary(tokenizer, *pair))
     limits = rollout.Limits(4, 2048, temperature, history)
     tasks = envs.make_tasks("alfworld", "valid_seen", data)[:1]
     [episode] = rollout.play(
         dict(student=pair[0]), chat, [envs.make_env("alfworld", data=data)], tasks,
-        curriculum.plan(curriculum.opd, 0, 3), limits, seed=(3,))
+        curriculum.Rules(curriculum.Method(), 0, 3), limits, seed=(3,))
     return episode, chat.vocabulary
 
 
@@ -118,9 +120,9 @@ def reference(exact, ids, size, temperature):
 def test_a_token_is_judged_where_it_was_sampled(pair, data, history, temperature, monkeypatch):
     """KL(teacher ‖ student), a distribution one token too late, another temperature than the sampler's, the
     teacher's padded head; the rows of a window taken for one; a chunk's tokens put to another's turn."""
-    monkeypatch.setattr(watch, "CHUNK", 3)
+    monkeypatch.setattr(watching, "CHUNK", 3)
     episode, vocabulary = played(pair, data, history, temperature)
-    turns = watch.judge(episode, *pair, vocabulary, temperature)
+    turns = watching.judge(episode, *pair, vocabulary, temperature)
     exact, seen = [copy.deepcopy(model).double() for model in pair], Counter()
     assert len(turns) == len(episode.turns) == 3
     for row in episode.rows:
@@ -144,7 +146,7 @@ def test_every_token_and_every_sum_is_on_the_page(checkpoints, data, tmp_path, c
     """A token without its figure, a sum of another turn's, a bar that jumps elsewhere, a page that needs the
     network or runs a script that it does not know."""
     path = tmp_path / "page.html"
-    evaluation.main(arguments(checkpoints, data, html=str(path), temperature=1.0))
+    evaluation.main(arguments(checkpoints, data, watch=str(path), temperature=1.0))
     assert f"wrote {path}" in capsys.readouterr().out
     text = path.read_text(encoding="utf-8")
     page = Page(text)
@@ -176,11 +178,12 @@ def test_what_a_game_or_a_model_says_is_never_markup():
     of the template that it fills."""
     tokenizer = make_tokenizer([HOSTILE.replace("\ud800", ""), "safe"])
     bad, safe = tokenizer.convert_tokens_to_ids([HOSTILE.replace("\ud800", ""), "safe"])
-    turn = dict(observation="\n".join([HOSTILE] * 30), missing=False, invalid=True, cut=False)
+    turn = SimpleNamespace(
+        observation="\n".join([HOSTILE] * 30), missing=False, invalid=True, cut=False)
     episode = SimpleNamespace(
         task=envs.Task(HOSTILE, HOSTILE), turns=[turn], won=True, lost=False, observation=HOSTILE)
-    tokens = [watch.Token(i, 2.0, [0.5, 0.1], [[(bad, 0.5)], [(safe, 0.9)]]) for i in (bad, safe)]
-    page = Page(watch.page(episode, [tokens], tokenizer, {HOSTILE: HOSTILE}))
+    tokens = [watching.Token(i, 2.0, [0.5, 0.1], [[(bad, 0.5)], [(safe, 0.9)]]) for i in (bad, safe)]
+    page = Page(watching.render(episode, [tokens], tokenizer, {HOSTILE: HOSTILE}))
     assert {made.tag for made in page.found} == OURS
     assert not [key for made in page.found for key in made.of if key.startswith("on")]
     shown = HOSTILE.replace("\x00", "␀").replace("\x1b", "␛").replace("\ud800", "?")
@@ -189,7 +192,7 @@ def test_what_a_game_or_a_model_says_is_never_markup():
     assert page.all("dt")[0].text == page.all("dd")[0].text == shown
     assert page.all("t")[0].text == shown.replace("?", "")
     odds = json.loads(page.all("t")[1].of["data-odds"])
-    assert odds["likeliest"][0][0][0] == HOSTILE.replace("\ud800", "").translate(watch.BLANKS)
+    assert odds["likeliest"][0][0][0] == HOSTILE.replace("\ud800", "").translate(watching.BLANKS)
     assert odds["name"] == "safe" and page.all("sum")[0].of["data-sum"] == "4"
 
 
@@ -199,13 +202,14 @@ def test_a_token_may_hold_a_part_of_a_character():
     tokenizer = make_byte_tokenizer(TEMPLATE, ["<|im_start|>"])
     for text in ("né €5", "go\n to 🍎🍏", "a ✓"):
         ids = tokenizer.encode(text, add_special_tokens=False)
-        pieces = watch.texts(tokenizer, ids)
-        assert len(pieces) == len(ids) and "".join(pieces).replace(watch.PART, "") == text
+        pieces = watching.texts(tokenizer, ids)
+        assert len(pieces) == len(ids) and "".join(pieces).replace(watching.PART, "") == text
     rng, letters = random.Random(0), range(256)
     for _ in range(50):
         ids = rng.choices(letters, k=12)
-        assert len(watch.texts(tokenizer, ids)) == 12
-        assert all(watch.name(tokenizer, i) and watch.PART not in watch.name(tokenizer, i) for i in ids)
+        assert len(watching.texts(tokenizer, ids)) == 12
+        names = [watching.name(tokenizer, i) for i in ids]
+        assert all(name and watching.PART not in name for name in names)
 
 
 def test_a_blank_that_leads_a_word_is_kept():
@@ -214,26 +218,40 @@ def test_a_blank_that_leads_a_word_is_kept():
     core = Tokenizer(models.WordLevel({"▁go": 0, "go": 1, "▁to": 2, "<unk>": 3}, unk_token="<unk>"))
     core.decoder = decoders.Metaspace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
-    assert watch.texts(tokenizer, [0, 2, 1]) == ["go", " to", "go"]
-    assert [watch.name(tokenizer, i) for i in (0, 1, 2)] == ["▁go", "go", "▁to"]
+    assert watching.texts(tokenizer, [0, 2, 1]) == ["go", " to", "go"]
+    assert [watching.name(tokenizer, i) for i in (0, 1, 2)] == ["▁go", "go", "▁to"]
 
 
 @pytest.mark.parametrize("kl, shade", [
     (0.0, 0), (0.0099, 0), (0.01, 1), (0.5, 3), (9.99, 5), (10, 6), (99, 6)])
 def test_shades_are_those_of_the_legend(kl, shade):
     """A shade that the legend says begins elsewhere."""
-    assert watch.level(kl) == shade
-    names = [made.text for made in Page(watch.legend_html()).all("li")]
+    assert watching.level(kl) == shade
+    names = [made.text for made in Page(watching.legend_html()).all("li")]
     assert names == ["below 0.01", "0.01", "0.1", "0.3", "1", "3", "10"]
 
 
-@pytest.mark.parametrize("wrong, words", [
-    (dict(watch=False), "--html is a page of the episode that --watch plays"),
-    (dict(html="/nowhere/x.html"), "no folder /nowhere"),
-    (dict(teacher="/nowhere"), "/nowhere"),
-])
-def test_a_page_that_cannot_be_made_is_one_sentence(wrong, words, checkpoints, data, tmp_path):
-    """A page that is quietly not written; an episode played in vain."""
-    with pytest.raises(UserError, match=words) as caught:
-        evaluation.main(arguments(checkpoints, data, **{"html": str(tmp_path / "x.html"), **wrong}))
-    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+# ---- the row as a table
+
+def test_a_row_by_hand(tmp_path):
+    """Figures of another token, or of another episode of the step; rows of one turn each, which a batch
+    sorts by their length, with figures in the batch's order; a figure that nobody computed shown as a
+    number."""
+    tokenizer, nan = make_tokenizer(), math.nan
+    go, mug, end = tokenizer.convert_tokens_to_ids(["go", "mug", "<|im_end|>"])
+    episode = SimpleNamespace(rows=[
+        rollout.Row([mug, go, end], [-1, 0, 0], [nan, -0.5, -0.25]),
+        rollout.Row([mug, go], [-1, 1], [nan, nan])])
+    tokens = dict(
+        episode=np.array([1.0, 0, 0, 0]), turn=np.array([0.0, 1, 0, 0]),
+        logp=np.array([-9.0, -3, -1, -2]), kl=np.array([9.0, nan, 0.1, 0.2]),
+        weight=np.array([9.0, 0.25, 0.5, 0.5]))
+    listing.write(tmp_path / "row.txt", episode, tokens, tokenizer)
+    head, *lines = (tmp_path / "row.txt").read_text().splitlines()
+    assert head.split() == ["id", "text", "turn", "log", "q", "log", "p", "KL", "weight"]
+    assert [line.split() for line in lines] == [
+        [f"{mug}", "mug", "·", "·", "·", "·", "·"],
+        [f"{go}", "go", "0", "-0.5000", "-1.0000", "0.1000", "0.5000"],
+        [f"{end}", "<|im_end|>", "0", "-0.2500", "-2.0000", "0.2000", "0.5000"],
+        [f"{mug}", "mug", "·", "·", "·", "·", "·"],
+        [f"{go}", "go", "1", "·", "-3.0000", "·", "0.2500"]]

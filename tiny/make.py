@@ -35,10 +35,13 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import curriculum
 import envs
+import load
 import model as lm
-import prompts
 import rollout
+from chat import prompts
+from chat.template import Chat
 from harness.cli import UserError, check_knobs, command, knob
+from harness.ranks import device
 from tiny.alfworld import ALFWorldPlay, DataSetPlay
 from tiny.scienceworld import ScienceWorldPlay
 from tiny.webshop import WebShopPlay
@@ -253,12 +256,11 @@ def sampled_play(world, chat, games, tasks, student, teacher, rng):
     rows = []
     for batch in pieces(tasks, len(games)):
         begun = rng.choice([*TAKE_OVER, world.turns])
-        plan = curriculum.plan(curriculum.take_over, begun, world.turns)
+        rules = curriculum.Rules(curriculum.TakeOver(), begun, world.turns)
         seed = (rng.randrange(2 ** 31),)
-        episodes = rollout.play(actors, chat, games, batch, plan, limits, seed=seed)
+        episodes = rollout.play(actors, chat, games, batch, rules, limits, seed=seed)
         for episode in episodes:
-            actions = [turn["action"] for turn in episode.turns]
-            again = recorded(actions)
+            again = recorded([turn.action for turn in episode.turns])
             rows.append(play(world, chat, games[0], episode.task, again))
     return rows
 
@@ -302,14 +304,14 @@ def make_model(args, tokenizer):
     """The checkpoint to start from, else a Qwen3 of about 0.3 M parameters. Keys start equal to queries:
     attention begins by looking for the token it stands on."""
     if args.start:
-        lm.same_vocabulary(tokenizer, lm.load_tokenizer(args.start))
-        return lm.load_model(args.start, lm.device())
+        load.same_vocabulary(tokenizer, load.load_tokenizer(args.start))
+        return load.load_model(args.start, device())
     config = Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=args.width, num_hidden_layers=args.layers,
         num_attention_heads=4, num_key_value_heads=4, head_dim=args.width // 4,
         intermediate_size=args.width * 8 // 3, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None)
-    model = Qwen3ForCausalLM(config).to(lm.device())
+    model = Qwen3ForCausalLM(config).to(device())
     for layer in model.model.layers:
         attention = layer.self_attn
         attention.k_proj.weight.data.copy_(attention.q_proj.weight.data)
@@ -485,7 +487,7 @@ def folder(args, name):
 def keep(model, step, args, tokenizer, name):
     """Save a model with its own defaults; step: as it is after so many, 0 as it is in the end."""
     own = PAIRS[args.world].defaults
-    lm.save(model, tokenizer, folder(args, f"{name}-{step}" if step else name), own)
+    load.save(model, tokenizer, folder(args, f"{name}-{step}" if step else name), own)
 
 
 def make_student(args, world, chat, games, tasks, rng, save):
@@ -503,7 +505,7 @@ def make_teacher(args, world, chat, games, tasks, rng, save):
     the student's and its own play; of its own alone where there is no student yet."""
     student = model = make_model(args, chat.tokenizer)
     if args.refresh and Path(folder(args, "student")).is_dir():
-        student = lm.load_model(folder(args, "student"), lm.device())
+        student = load.load_model(folder(args, "student"), device())
 
     def more():
         chosen = rng.sample(tasks, min(PLAYED_AGAIN, len(tasks)))
@@ -540,7 +542,7 @@ def main(args):
     games = [make_env(world) for _ in range(AT_ONCE)]
     rng = random.Random(args.seed)
     tokenizer = make_tokenizer(world, games[0], tasks, rng)
-    chat = rollout.Chat(tokenizer)
+    chat = Chat(tokenizer)
     for name in names:
         torch.manual_seed(args.seed)
         rng = random.Random(f"{name} {args.seed}")
