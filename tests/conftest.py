@@ -23,7 +23,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 torch.set_num_threads(1)
 
-import model as lm
+import load
 import tcod
 from worlds.alfworld_games import write_splits
 
@@ -97,7 +97,7 @@ def arguments(checkpoints, games, out, **more):
     known = dict(
         student=str(checkpoints / "student"), teacher=str(checkpoints / "teacher"),
         data=games, out=str(out), steps=6, episodes=4, eval_games=2, eval_every=3, save_every=2,
-        max_turns=4, max_response=4, lr=1e-2, eta=1.0, recompute=False)
+        max_turns=4, max_response=4, lr=1e-2, eta=1.0)
     return tcod.Args(**{**known, **more})
 
 
@@ -105,7 +105,7 @@ def launch(args, **variables):
     """The same as a command, in a process of its own, with further variables in its environment."""
     flags = []
     for name, value in dataclasses.asdict(args).items():
-        if value not in ("", None) and (value is not False or name == "recompute"):  # 0 is a value
+        if value not in ("", None):  # 0 is a value
             flags.append(f"--{name.replace('_', '-')}={value}")
     return subprocess.Popen(
         [sys.executable, os.path.join(ROOT, "tcod.py"), *flags],
@@ -154,7 +154,7 @@ def checkpoints(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkpoints")
     for name, seed, vocabulary in (("student", 1, 128), ("teacher", 2, 144)):
         own = dict(max_response=16, max_context=2048)
-        lm.save(make_model("qwen3", seed, vocabulary), make_tokenizer(), str(root / name), own)
+        load.save(make_model("qwen3", seed, vocabulary), make_tokenizer(), str(root / name), own)
     return root
 
 
