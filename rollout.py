@@ -193,8 +193,9 @@ def close_turn(episode, ids, response, action, step, chat, cut=False, answer=Non
         *episode.role, episode.observation, response, ids, said, missing=action is None,
         invalid=bool(info["invalid"]) or action is None, cut=cut,
         repeats=bool(episode.turns) and said == episode.turns[-1].action)
-    if answer:
-        turn.judgement, turn.taught = answer.judgement, answer.taught
+    if answer and answer.taught is not None:
+        turn.judgement = answer.judgement
+        turn.taught = answer.taught.clone()  # a view would keep the whole pass, all rows' prompts, in memory
     episode.turns.append(turn)
     episode.played += episode.role.who != "expert"
     episode.won, episode.lost = bool(info["won"]), bool(info["lost"])
