@@ -259,7 +259,7 @@ class HeldOut:
         if not every or (n % every and n != self.args.steps):
             return
         if not history:
-            history.append(dict(step=0))
+            history.append(dict(step=0, episodes=[]))
         results = history[-1].setdefault("eval", {})
         for who in ["after"] if n else [who for who in self.players if who != "after"]:
             done, (model, chat) = results.setdefault(who, {}), self.players[who]
