@@ -17,7 +17,7 @@ from harness.folder import (
     replacing, rewind, write_json, write_lines)
 from harness.stops import Stopped
 
-OPEN = (None, "")  # what a preset is that the user left open
+OPEN = (None, "", "auto")  # what a preset is that the user left open, or to the machine
 
 
 # ---- the arguments of a run to go on with

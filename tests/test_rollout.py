@@ -18,15 +18,14 @@ import curriculum
 import envs
 import model as lm
 import rollout
-from curriculum import METHODS, plan
-from rollout import Limits, decode, play, sample
 from chat.template import Chat
+from rollout import Limits, decode, play, sample
 
+TAKE_OVER = curriculum.TakeOver()
 LIMITS = Limits(max_response=5, max_context=2000, temperature=1.0)
 
 
-@pytest.fixture(scope="module")
-def world(data):
+def make_world(data):
     """Two random models, their chat, eight games."""
     tasks = envs.make_tasks("alfworld", "train", data)
     said = {word for task in tasks for action in task.expert for word in action.split()}
@@ -35,12 +34,18 @@ def world(data):
     return dict(student=make_model(), teacher=make_model(seed=9), chat=chat, tasks=tasks, games=games)
 
 
-def run(world, pick, method="opd", k=99, T=20, beta=0.0, limits=LIMITS, tasks=None, **more):
-    """Play some of the world's tasks by a method."""
-    actors = {"student": world["student"], "teacher": world["teacher"]}
-    acts = plan(METHODS[method] if isinstance(method, str) else method, k, T, beta)
+@pytest.fixture(scope="module")
+def world(data):
+    return make_world(data)
+
+
+def run(world, pick, method="opd", k=99, T=20, limits=LIMITS, tasks=None, **more):
+    """Play some of the world's tasks by a method, a name or a curriculum.Method; k: its dial."""
+    actors = {who: world[who] for who in ("student", "teacher") if who in world}
+    method = curriculum.METHODS[method]() if isinstance(method, str) else method
     tasks = tasks or [world["tasks"][i] for i in pick]
-    return play(actors, world["chat"], world["games"], tasks, acts, limits, **more)
+    rules = curriculum.Rules(method, k, T)
+    return play(actors, world["chat"], world["games"], tasks, rules, limits, **more)
 
 
 def uncached_logp(model, chat, row):
@@ -77,28 +82,29 @@ def test_the_row_is_what_was_said_and_its_logps_are_exact(world):
         assert len(row.ids) == len(row.turn) == len(row.logp) and len(episode.turns) == 6
         for t, turn in enumerate(episode.turns):
             said = said_at(row, t)
-            assert chat.decode_response(said) == turn["response"] and 1 <= len(said) <= 5
-            assert turn["cut"] == (said[-1] != chat.end)
+            assert chat.decode(said)[0] == turn.response and 1 <= len(said) <= 5
+            assert turn.cut == (said[-1] != chat.end)
         read = 0
         for t, turn in enumerate(episode.turns):
-            read += len(chat.encode_observation(turn["observation"], t == 0))
-            read += turn["cut"]  # the end token is appended where the student was cut off
+            read += len(chat.encode_observation(turn.observation, t == 0))
+            read += turn.cut  # the end token is appended where the student was cut off
         assert sum(at < 0 for at in row.turn) == read
 
 
 @pytest.mark.parametrize("method, history", [
     ("opd", "full"), ("f2b", "full"), ("b2f", "full"), ("sft", "full"), ("guided", "full"),
-    (curriculum.take_over, "full"), ("guided", "window:2"), ("b2f", "window:1"),
-    (curriculum.take_over, "window:3")])
+    (TAKE_OVER, "full"), ("guided", "window:2"), ("b2f", "window:1"),
+    (TAKE_OVER, "window:3")])
 def test_what_was_sampled_equals_an_uncached_forward(world, method, history):
     """A model that rides along while another acts, and is caught up wrongly; rows of replayed turns that
     shift a cache: the log-probabilities of all that the student sampled, in all methods, with ragged expert
     prefixes."""
     limits = dataclasses.replace(LIMITS, history=history)
-    episodes = run(world, range(8), method, k=3, T=9, beta=0.5, limits=limits)
-    who = {turn["who"] for episode in episodes for turn in episode.turns}
+    k = 0.5 if method == "guided" else 3
+    episodes = run(world, range(8), method, k, T=9, limits=limits)
+    who = {turn.who for episode in episodes for turn in episode.turns}
     expected = {"b2f": {"expert", "student"}, "sft": {"expert"}, "guided": {"student", "teacher"},
-                curriculum.take_over: {"student", "teacher"}}
+                TAKE_OVER: {"student", "teacher"}}
     assert who == expected.get(method, {"student"})
     assert worst_logp(world, episodes) < 1e-4
     sampled = sum(not math.isnan(logp) for episode in episodes for row in episode.rows for logp in row.logp)
@@ -109,15 +115,15 @@ def test_the_teacher_samples_from_its_own_distribution(world):
     """A teacher that acts on the student's cache or with the student's weights: greedy play shows whose
     argmax was taken."""
     greedy = dataclasses.replace(LIMITS, temperature=0.0)
-    episodes = run(world, range(4), "guided", T=6, beta=0.5, limits=greedy)
+    episodes = run(world, range(4), "guided", k=0.5, T=6, limits=greedy)
     checked = 0
     for episode in episodes:
         for t, turn in enumerate(episode.turns):
             at = episode.row.turn.index(t)
             with torch.no_grad():
-                logits = world[turn["who"]](input_ids=torch.tensor([episode.row.ids[:at]])).logits[0, -1]
+                logits = world[turn.who](input_ids=torch.tensor([episode.row.ids[:at]])).logits[0, -1]
             assert logits[: world["chat"].vocabulary.size].argmax().item() == episode.row.ids[at]
-            checked += turn["who"] == "teacher"
+            checked += turn.who == "teacher"
     assert 3 <= checked <= 21
 
 
@@ -125,12 +131,12 @@ def test_an_episode_does_not_depend_on_its_batch(world):
     """One generator for the whole batch would make an episode depend on who else is playing; so would a wrong
     mask."""
     for method in ("opd", "guided"):
-        together = run(world, range(8), method, T=4, beta=0.5, seed=(7,), step=3)
+        together = run(world, range(8), method, k=0.5, T=4, seed=(7,), step=3)
         for i in (0, 5):
-            alone = run(world, [i], method, T=4, beta=0.5, seed=(7,), step=3, first_index=i)[0]
+            alone = run(world, [i], method, k=0.5, T=4, seed=(7,), step=3, first_index=i)[0]
             assert alone.row.ids == together[i].row.ids
             assert np.allclose(alone.row.logp, together[i].row.logp, atol=1e-4, equal_nan=True)
-        other = run(world, [5], method, T=4, beta=0.5, seed=(7,), step=4, first_index=5)[0]
+        other = run(world, [5], method, k=0.5, T=4, seed=(7,), step=4, first_index=5)[0]
         assert other.row.ids != together[5].row.ids
 
 
@@ -148,7 +154,7 @@ def test_b2f_replays_the_expert_and_trains_the_student_only(world):
     start = len(task.expert) - 2
     episode = run(world, [0], "b2f", k=2)[0]
     assert len(episode.turns) == 20 and episode.played == 20 - start
-    assert [turn["action"] for turn in episode.turns[:start]] == list(task.expert[:start])
+    assert [turn.action for turn in episode.turns[:start]] == list(task.expert[:start])
     assert min(t for t in episode.row.turn if t >= 0) == start and max(episode.row.turn) == 19
     first = world["chat"].encode_observation(episode.opening, True)
     assert episode.row.ids[: len(first)] == first and "Your task is to" in episode.opening
@@ -165,7 +171,7 @@ def test_sft_trains_the_experts_responses_whole(world):
     bare, whole = run(world, None, "sft", tasks=[task, spoken])
     for episode, texts in ((bare, task.expert), (whole, responses)):
         assert episode.won and len(episode.turns) == len(task.expert) and episode.played == 0
-        assert [turn["action"] for turn in episode.turns] == list(task.expert)
+        assert [turn.action for turn in episode.turns] == list(task.expert)
         for t, text in enumerate(texts):
             assert said_at(episode.row, t) == chat.encode_response(text)
             assert said_at(episode.row, t)[-1] == chat.end
@@ -179,7 +185,7 @@ def test_b2f_replays_responses_too(world):
     episode = run(world, None, "b2f", k=2, tasks=[spoken])[0]
     start, ids = len(task.expert) - 2, episode.row.ids
     first = chat.encode_observation(episode.opening, True) + chat.encode_response(spoken.responses[0])
-    assert ids[: len(first)] == first and episode.turns[start - 1]["response"] == spoken.responses[start - 1]
+    assert ids[: len(first)] == first and episode.turns[start - 1].response == spoken.responses[start - 1]
 
 
 def test_a_task_that_cannot_be_played_is_left_out(world):
@@ -240,14 +246,16 @@ def test_a_replay_that_fills_the_context_is_cut_before_the_student(world):
 
 def answered(episode, chat, t):
     """The ids of turn t's response in a later row: as sampled, not tokenised again."""
-    return said_at(episode.rows[t], t) + [chat.end] * episode.turns[t]["cut"]
+    said = said_at(episode.rows[t], t) + [chat.end] * episode.turns[t].cut
+    assert said == episode.turns[t].ids
+    return said
 
 
 def test_window_1_by_hand(world):
     """The last response behind the opening, as if it had answered the first observation. Turn 0: opening.
     Turn 1: opening, a0, o1. Turn 2: opening and o1 in one message, a1, o2."""
     episode = run(world, [0], T=4, limits=dataclasses.replace(LIMITS, history="window:1"))[0]
-    chat, o = world["chat"], [turn["observation"] for turn in episode.turns]
+    chat, o = world["chat"], [turn.observation for turn in episode.turns]
     openings = [o[0], o[0], f"{o[0]}\n\n{o[1]}", f"{o[0]}\n\n{o[2]}"]
     for t, (row, opening) in enumerate(zip(episode.rows, openings, strict=True)):
         prompt = chat.encode_observation(opening, True)
@@ -262,7 +270,7 @@ def test_window_1_by_hand(world):
 def test_window_3_keeps_pairs_in_their_order(world):
     """A window that drops the task, keeps the wrong turns, or their observations shifted by one."""
     episode = run(world, [0], T=6, limits=dataclasses.replace(LIMITS, history="window:3"))[0]
-    chat, o = world["chat"], [turn["observation"] for turn in episode.turns]
+    chat, o = world["chat"], [turn.observation for turn in episode.turns]
     early = chat.encode_observation(o[0], True)
     for t in (0, 1, 2):
         early += answered(episode, chat, t) + chat.encode_observation(o[t + 1], False)
@@ -292,13 +300,13 @@ def test_a_prompts_file_reaches_every_turn(world, tmp_path):
     chat = Chat(world["chat"].tokenizer, prompt=str(tmp_path / "p"))
     for method, k in (("sft", 1), ("b2f", 2), ("opd", 99)):
         episode = run({**world, "chat": chat}, [0], method, k, T=6)[0]
-        said = [turn["observation"].split(": ")[0] for turn in episode.turns]
+        said = [turn.observation.split(": ")[0] for turn in episode.turns]
         assert said == [f"Turn {number}" for number in range(1, len(episode.turns) + 1)] and len(said) > 2
         for turn in episode.turns:
-            if turn["who"] == "expert":
-                assert turn["response"] == f"I do: {turn['action']}" and turn["action"]
+            if turn.who == "expert":
+                assert turn.response == f"I do: {turn.action}" and turn.action
             else:
-                assert turn["missing"]  # a random model's words have no mark
+                assert turn.missing  # a random model's words have no mark
 
 
 # ---- decoding: what stays on the device
@@ -307,17 +315,19 @@ TALK = SimpleNamespace(vocabulary=lm.Vocabulary(120, [7, 50]), stop=set(range(10
 
 
 def obviously(model, ids, u, limits):
-    """One row's response by a plain forward of all of it per token: (ids, log-probabilities)."""
-    said, logps = [], []
+    """One row's response by a plain forward of all of it per token: (ids, log-probabilities, the states that
+    they were drawn from (n, D))."""
+    said, logps, states = [], [], []
     for number in u:
         row = torch.tensor([ids + said])
         logits = TALK.vocabulary.among(model(input_ids=row).logits[:, -1])
         token, logp = sample(logits, limits.temperature, number[None])
         said.append(token.item())
         logps.append(logp.item())
+        states.append(model.model(input_ids=row).last_hidden_state[0, -1])
         if said[-1] in TALK.stop:
             break
-    return said, logps
+    return said, logps, torch.stack(states)
 
 
 @pytest.mark.parametrize("look", [1, 3, 8])
@@ -333,12 +343,13 @@ def test_decoding_is_what_each_row_says_alone(look, monkeypatch):
         for acts in ([1, 0, 1, 1, 1], [1, 1, 0, 0, 1], [0, 1, 1, 0, 1]):
             u = torch.rand(5, limits.max_response, generator=draw, dtype=torch.float64)
             before = list(cache.length)
-            for i, (ids, logps) in enumerate(decode(model, cache, rows, acts, u, TALK, limits)):
+            for i, answer in enumerate(decode(model, cache, rows, acts, u, TALK, limits)):
                 if not acts[i]:
-                    assert (ids, logps, cache.length[i]) == ([], [], before[i])
+                    assert answer is None and cache.length[i] == before[i]
                     continue
-                alone = obviously(model, rows[i], u[i], limits)
-                assert ids == alone[0] and logps == pytest.approx(alone[1], abs=1e-4)
+                ids, logps, states = obviously(model, rows[i], u[i], limits)
+                assert answer.ids == ids and answer.logp == pytest.approx(logps, abs=1e-4)
+                assert torch.allclose(answer.states, states, atol=1e-4)
                 rows[i] += ids
                 assert cache.length[i] == len(rows[i]) - 1
                 rows[i] += [90 + i, 80]

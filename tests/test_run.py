@@ -1,5 +1,6 @@
 """A run on disk: what goes on exactly, what is refused, what a kill or a full disk leaves."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -10,21 +11,35 @@ import torch
 from conftest import ROOT, arguments, little_room, make_model, make_tokenizer
 from safetensors.torch import load_file
 
+import curriculum
 import harness.run
-import model as lm
-from chat import prompts
+import load
 import tcod
+from chat import prompts
 from harness.cli import UserError
 from harness.folder import append, read_args, read_log, write_json
-from harness.run import Checkpoint, lengthen
+from harness.run import Checkpoint
 from worlds import alfworld_env
 
 
-def begun(checkpoints, data, folder):
-    """A run that is to be resumed after its second step."""
+def begun(checkpoints, data, folder, steps=4):
+    """A run of so many steps that stands behind its second."""
     tcod.main(arguments(checkpoints, data, folder, steps=2, eval_every=0))
     saved = read_args(folder)
-    write_json(folder / "args.json", {**saved, "steps": 4})
+    write_json(folder / "args.json", {**saved, "steps": steps})
+
+
+def same_logs(one, other):
+    """Two runs left the same log, but for its timings."""
+    for ours, theirs in zip(read_log(one / "log.jsonl"), read_log(other / "log.jsonl"), strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+    assert (one / "episodes.jsonl").read_text() == (other / "episodes.jsonl").read_text()
+
+
+def same_students(one, other):
+    """Two runs left the same weights, bit for bit."""
+    ours, theirs = (load_file(folder / "student" / "model.safetensors") for folder in (one, other))
+    assert all(torch.equal(ours[name], theirs[name]) for name in {*ours, *theirs})
 
 
 def test_resume_refuses_another_teacher(checkpoints, data, tmp_path):
@@ -54,7 +69,7 @@ def test_resume_refuses_another_prompt(checkpoints, data, tmp_path):
         tcod.main(tcod.Args(resume=str(run), steps=3))
     tcod.main(arguments(checkpoints, data, tmp_path / "old", **little))
     saved = read_args(tmp_path / "old")
-    for name in ("prompt", "precision", "keep", "eval_max_response"):
+    for name in ("prompt", "precision", "keep"):
         saved.pop(name)
     saved["fingerprint"].pop("prompt")
     write_json(tmp_path / "old" / "args.json", saved)
@@ -74,11 +89,43 @@ def test_resume_refuses_other_games(checkpoints, data, tmp_path):
         tcod.main(tcod.Args(resume=str(tmp_path / "run")))
 
 
-def test_an_existing_run_is_not_overwritten(checkpoints, data, tmp_path):
-    """The same command twice would mix two runs in one log."""
-    append(tmp_path / "args.json", [{}])
-    with pytest.raises(UserError, match="--resume"):
-        tcod.main(arguments(checkpoints, data, tmp_path))
+def test_the_same_command_goes_on(checkpoints, data, tmp_path, capsys):
+    """A run that is begun anew over what is there; a second way of going on, which the first does not know
+    of: the same run as one that was never stopped."""
+    more = dict(steps=4, eval_every=2, precision="auto")
+    tcod.main(arguments(checkpoints, data, tmp_path / "whole", **more))
+    args = arguments(checkpoints, data, tmp_path / "run", **more)
+    tcod.main(dataclasses.replace(args, steps=2))
+    for _ in range(2):  # a run that is over says so again, and changes nothing
+        tcod.main(dataclasses.replace(args))
+        assert "going on after step" in capsys.readouterr().out
+        same_logs(tmp_path / "whole", tmp_path / "run")
+    same_students(tmp_path / "whole", tmp_path / "run")
+    assert read_args(tmp_path / "run")["steps"] == 4
+
+
+@pytest.mark.parametrize("changed, words", [
+    (dict(seed=3, method="opd"), "another method, another seed: give the same arguments"),
+    (dict(lr=2e-2), "another lr: "), (dict(eta=2.0), "another eta: "), (dict(max_turns=5), "another max_turns: "),
+    (dict(steps=1), "--steps 1 is less than the 2")])
+def test_another_command_does_not_go_on(changed, words, checkpoints, data, tmp_path):
+    """A flag that is silently dropped since the run's own is taken; two runs in one log."""
+    run = tmp_path / "run"
+    begun(checkpoints, data, run, steps=2)
+    before = {name: (run / name).read_bytes() for name in ("args.json", "log.jsonl", "checkpoint.pt")}
+    with pytest.raises(UserError, match=words):
+        tcod.main(dataclasses.replace(arguments(checkpoints, data, run, steps=2, eval_every=0), **changed))
+    assert before == {name: (run / name).read_bytes() for name in before}
+
+
+def test_what_was_left_open_is_the_runs_own(checkpoints, data, tmp_path):
+    """A default that is filled in before it is compared, so that the checkpoint's own looks like another."""
+    run = tmp_path / "run"
+    begun(checkpoints, data, run, steps=2)
+    args = arguments(checkpoints, data, run, steps=None, eval_every=0)
+    tcod.main(dataclasses.replace(args, lr=None, max_response=None, eval_games=None, precision=""))
+    saved = read_args(run)
+    assert (saved["steps"], saved["lr"], saved["max_response"], saved["eval_games"]) == (2, 1e-2, 4, 2)
 
 
 def test_a_folder_is_one_runs_at_a_time(checkpoints, data, tmp_path):
@@ -155,7 +202,7 @@ def test_a_checkpoint_without_room(tmp_path):
         raise RuntimeError("in the middle")
     assert Checkpoint(tmp_path, student, optimizer, first=True).step == 1
     with little_room(10_000), pytest.raises(UserError, match="student cannot be written"):
-        lm.save(student, make_tokenizer(), str(tmp_path / "student"))
+        load.save(student, make_tokenizer(), str(tmp_path / "student"))
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
 
 
@@ -168,17 +215,26 @@ def test_resume_is_given_alone(tmp_path):
 
 def test_a_run_is_made_longer(checkpoints, data, tmp_path):
     """A curve that is not flat yet is followed on: the same steps as in a run that was begun for them all.
-    Fewer steps, or another schedule of the teacher's share, would be another run."""
+    Fewer steps would be another run."""
     for name, steps in (("short", 2), ("long", 4)):
         tcod.main(arguments(checkpoints, data, tmp_path / name, steps=steps, eval_every=2))
     tcod.main(tcod.Args(resume=str(tmp_path / "short"), steps=4))
-    logs = [read_log(str(tmp_path / name / "log.jsonl")) for name in ("short", "long")]
-    for ours, theirs in zip(*logs, strict=True):
-        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
-    weights = [load_file(tmp_path / name / "student" / "model.safetensors") for name in ("short", "long")]
-    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[1])
+    same_logs(tmp_path / "short", tmp_path / "long")
+    same_students(tmp_path / "short", tmp_path / "long")
     assert read_args(str(tmp_path / "short"))["steps"] == 4
     with pytest.raises(UserError, match="less than the 4"):
         tcod.main(tcod.Args(resume=str(tmp_path / "short"), steps=3))
-    with pytest.raises(UserError, match="guided run cannot"):
-        lengthen(dict(method="guided", steps=2), 4)
+
+
+def test_what_depends_on_the_number_of_steps_is_not_made_longer(checkpoints, data, tmp_path, monkeypatch):
+    """The teacher's share over other steps than the run was begun for: another run, under the same name; a
+    method of one's own that says so, and is not asked."""
+    monkeypatch.setitem(curriculum.METHODS, "opd", curriculum.Guided)
+    for method in ("guided", "opd"):
+        args = arguments(checkpoints, data, tmp_path / method, method=method, steps=1, eval_every=0)
+        tcod.main(dataclasses.replace(args))
+        for longer in (dataclasses.replace(args, steps=2), tcod.Args(resume=args.out, steps=2)):
+            with pytest.raises(UserError, match=f"a {method} run cannot be made longer"):
+                tcod.main(longer)
+        assert read_args(args.out)["steps"] == 1
+        tcod.main(tcod.Args(resume=args.out, steps=1))
