@@ -97,19 +97,18 @@ def pieces(vocabulary):
 
 @torch.no_grad()
 def judgement(student, teacher, ids, vocabulary, temperature):
-    """What the teacher says of n tokens, means in nats: (log p of them, its entropy, KL(θ‖φ)).
+    """What the teacher says of n tokens, in nats: log p of each, its entropy, KL(θ‖φ) -> (3, n).
 
     student, teacher: (states before the tokens (n, D), head (V', D)). A greedy sampler's distributions are
     compared at temperature 1.
     """
-    token = torch.tensor(ids, device=teacher[0].device)  # (n,)
-    sums = 0
-    for n in torch.arange(len(ids)).split(pieces(vocabulary)):
+    token, found = torch.tensor(ids, device=teacher[0].device), []  # (n,)
+    for n in torch.arange(len(ids), device=token.device).split(pieces(vocabulary)):
         logq, logp = (
             distributions(states[n], head, vocabulary, temperature or 1.0)
             for states, head in (student, teacher))
-        sums = sums + torch.stack([at(logp, token[n]), entropy(logp), reverse(logq, logp)]).sum(1)  # (3,)
-    return (sums / len(ids)).tolist()
+        found.append(torch.stack([at(logp, token[n]), entropy(logp), reverse(logq, logp)]))
+    return torch.cat(found, 1)
 
 
 # ---- the gradient, a chunk at a time
