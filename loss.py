@@ -92,7 +92,7 @@ def distributions(states, head, vocabulary, temperature):
 
 def pieces(vocabulary):
     """How many tokens a chunk has."""
-    return min(CHUNK, max(1, LOGITS // vocabulary.size))
+    return min(CHUNK, max(64, LOGITS // vocabulary.size))
 
 
 @torch.no_grad()
@@ -170,11 +170,11 @@ def chunked(student, teacher, batch, *, beta, temperature, vocabulary):
         if teacher is not None:
             with torch.no_grad():
                 logp = distributions(teacher[0][n], teacher[1], vocabulary, temperature)  # (n, V)
+                logged[2, n], logged[3, n] = at(logp, token), entropy(logp)
         found = LOSSES[name](logq, logp, token, beta)
         logged[0, n], logq = found.detach(), logq.detach()
         if logp is not None:
             logged[1, n] = logged[0, n] if name == "reverse" else reverse(logq, logp)
-            logged[2, n], logged[3, n] = at(logp, token), entropy(logp)
         logged[4, n] = (at(logq, token) - batch.sampled_logp[n]).abs()
         return found
 
