@@ -17,7 +17,7 @@ import load
 import tcod
 from chat import prompts
 from harness.cli import UserError
-from harness.folder import append, read_args, read_log, write_json
+from harness.folder import read_args, read_log, write_json
 from harness.run import Checkpoint
 from worlds import alfworld_env
 
