@@ -126,7 +126,7 @@ class TextGame(gymnasium.Env):
     def no_knob(cls, written):
         """The error of a knob that does not exist, or is not written as one."""
         if not cls.knob_types:
-            return UserError(f"{cls.name} has no knobs, and so no '{written}'.")
+            return UserError(f"{cls.name} has no knob '{written}': it has none.")
         known = ", ".join(cls.knob_types)
         usage = f"written as in {next(iter(cls.knob_types))}=VALUE"
         return UserError(f"{cls.name} has no knob '{written}'; it has {known}, {usage}.")

@@ -232,7 +232,7 @@ def main(args):
         plan(args, ranks)
         if not args.plan:
             on = set_up(args, told, ranks)
-            with on.run.checkpoint.kept():
+            with on.run.checkpoint.kept(meet=lambda: ranks.gather([])):
                 train(on)
                 on.end()
         ranks.leave()

@@ -183,8 +183,8 @@ class Training:
         self.run.add(record, records)
 
     def finish(self, n):
-        """What may be left to do behind step n when a run goes on: its student, its evaluation, the end where
-        a signal asked for it."""
+        """What may be left to do behind step n when a run goes on: its student, its evaluation; and the end,
+        where a signal asked for it."""
         if n and self.args.keep and n % self.args.keep == 0:
             self.save(f"student-{n}")
         self.held_out.assess(self.run)

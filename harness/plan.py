@@ -4,7 +4,8 @@ a run on a GPU.
 Arithmetic on the configurations of student and teacher: a plan is {phase: {part: bytes}}, of the fullest
 GPU, for the longest row and the fullest micro-batch, all of it trained. It refuses nothing; it warns, and
 names what would help. What a layer and the loss hold at their peak was read off the tensors that are alive
-there, in decoders as Llama's and Qwen's; the tests trace them anew.
+there, in decoders as Llama's and Qwen's; the tests trace them anew. Of a mixture of experts that learns,
+which nothing traces, it is a guess.
 
 Left out on purpose: what CUDA, NCCL and the gaps between allocations take (see MARGIN).
 T = token, V = vocabulary, D = width, I = inner width of the MLP, Q, K = width of all queries, of all keys.
@@ -29,13 +30,9 @@ LOSS = {"forward": 9, "jsd": 13, "nll": 6}  # tensors (chunk, V) in fp32 at once
 # ---- what a configuration says
 
 def weights(config):
-    """{name: how many numbers} of the model's parameters. Raises UserError where it cannot be made."""
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except Exception as error:  # whatever a model's or a fork's code does: it may load all the same
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"the weights of {config.model_type} cannot be counted ({reason})") from error
+    """{name: how many numbers} of the model's parameters."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return {name: parameter.numel() for name, parameter in model.named_parameters()}
 
 
@@ -146,7 +143,20 @@ def playing(players, rows, fed, context, size):
 # ---- the plan
 
 def plan(args, student, teacher, gpus):
-    """{phase: {part: bytes}} on the fullest of so many GPUs. student, teacher: their configurations."""
+    """{phase: {part: bytes}} on the fullest of so many GPUs. student, teacher: their configurations.
+
+    Raises UserError for an architecture of which the sizes cannot be told.
+    """
+    try:
+        return phases(args, student, teacher, gpus)
+    except Exception as error:  # whatever a model's or a fork's code does without data: it may run with data
+        reason = str(error).strip().split("\n")[0]
+        kinds = f"{student.model_type} and {teacher.model_type}"
+        raise UserError(f"what {kinds} will hold cannot be counted ({reason})") from error
+
+
+def phases(args, student, teacher, gpus):
+    """See `plan`."""
     size = 2 if args.precision == "bf16" else 4
     context = min(args.max_context, *(
         known(each, "max_position_embeddings", default=math.inf) for each in (student, teacher)))
@@ -162,14 +172,14 @@ def plan(args, student, teacher, gpus):
     players = {"sft": [], "guided": [student, teacher]}.get(args.method, [student])
     opening = min(OPENING if args.history == "full" else context, context)
     fed = context if args.method in ("b2f", "guided") else opening
-    phases = {"playing": {**plays, **playing(players, args.episodes // gpus, fed, context, size)}}
+    plan = {"playing": {**plays, **playing(players, args.episodes // gpus, fed, context, size)}}
     if args.eval_every:
         games = at_once(args, gpus, number)
         turns = [playing([who], games, opening, context, size) for who in (student, teacher)]
-        phases["evaluating"] = {**plays, **max(turns, key=total)}
-    phases["learning"] = {**learns, **learning(args, student, teacher, found, tokens, size)}
-    phases["updating"] = learns
-    return phases
+        plan["evaluating"] = {**plays, **max(turns, key=total)}
+    plan["learning"] = {**learns, **learning(args, student, teacher, found, tokens, size)}
+    plan["updating"] = learns
+    return plan
 
 
 def total(parts):

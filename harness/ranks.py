@@ -16,7 +16,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from harness.cli import UserError
-from harness.stops import at_once
+from harness.stops import exit_now
 
 BEAT = 5  # seconds between two signs of life
 SILENCE = 300  # seconds without one, after which a rank counts as lost
@@ -89,7 +89,7 @@ class Heart(threading.Thread):
                 rank = silent.index(max(silent))
                 print(f"error: rank {rank} has not been heard of for {SILENCE} s: it did not come, has ended "
                       "or hangs", file=sys.stderr, flush=True)
-                at_once(2)
+                exit_now(2)
 
     def end(self):
         """No more signs: a thread in the store's code when Python ends would abort the process."""

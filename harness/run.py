@@ -159,20 +159,22 @@ class Checkpoint:
         self.step = n
 
     @contextmanager
-    def kept(self):
+    def kept(self, meet):
         """Around the loop: however it ends, the last whole step is kept, and a signal's sentence says so.
 
-        A signal ends all ranks behind the same step. An error may be of one rank alone: where each holds a
-        part of the moments, what was saved last is kept then.
+        A signal ends all ranks behind the same step; meet: a function in which they wait for one another, so
+        that none ends, and torchrun with it, while the first still writes. An error may be of one rank alone:
+        where each holds a part of the moments, what was saved last is kept then.
         """
         try:
             yield
         except BaseException as error:
-            together = isinstance(error, Stopped) or not self.sharded
-            if self.step not in (None, self.saved) and together:
+            stopped = isinstance(error, Stopped)
+            if self.step not in (None, self.saved) and (stopped or not self.sharded):
                 self.save()
-            if isinstance(error, Stopped):
+            if stopped:
                 error.kept = f"step {self.saved} is kept, go on with --resume {self.folder}"
+                meet()
             raise
 
 

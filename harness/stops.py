@@ -45,7 +45,7 @@ def say(sentence):
             print(sentence, file=sys.stderr, flush=True)
 
 
-def at_once(status):
+def exit_now(status):
     """End the process, whatever it is in the middle of."""
     with suppress(OSError, RuntimeError):
         sys.stdout.flush()
@@ -65,7 +65,7 @@ def on_signal(number, _):
         say(f"{stop.name}: this step is finished first; a second one ends at once")
     elif time.monotonic() > now.at + PRESS:  # while modules are imported, an error would only add a traceback
         say(stop)
-        at_once(stop.status)
+        exit_now(stop.status)
 
 
 def catch():

@@ -301,7 +301,7 @@ def test_two_processes_evaluate_as_one(checkpoints, data, tmp_path):
     (dict(max_context=10**6), "4096 positions"),
     (dict(out="/nowhere/x.json"), "no folder /nowhere"),
     (dict(save_expert="/nowhere/x.jsonl"), "no folder /nowhere"),
-    (dict(knobs="level"), "alfworld has no knobs"),
+    (dict(knobs="level"), "alfworld has no knob"),
     (dict(watch="/nowhere/x.html"), "no folder /nowhere"),
     (dict(watch="x.html", teacher="/nowhere"), "/nowhere"),
     (dict(prompt="/nowhere"), "prompt '/nowhere' cannot be read"),

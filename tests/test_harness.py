@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import ROOT, little_room
 
+from curriculum import Judgement
 from harness import cli, folder, report
 from harness.cli import UserError, knob, preset
+from rollout import Turn
 
 
 # ---- cli
@@ -77,11 +80,29 @@ def test_help_names_every_default(capsys):
     text = capsys.readouterr().out
     words = " ".join(text.split())
     assert "\n    as it stands\n" in text
-    assert "(default: 250, or the checkpoint's own)" in words
+    assert "(default: 250, the paper's)" in words
     assert "(default: 0.5)" in words
     assert "print it, 100 % of it" in words
     assert "default: False" not in words
     assert cli.knob(0, "zero").metadata["help"] == "zero (default: 0)"
+
+
+@dataclass
+class Own(Args):
+    """Arguments that a checkpoint has its own defaults of."""
+
+    def own(self):
+        return dict(steps=120 if self.method == "f2b" else 7)
+
+
+def test_help_shows_what_a_run_will_have(capsys):
+    """The paper's value beside a checkpoint that brings its own; the own ones of another method."""
+    for flags, steps in (([], 120), (["--method", "opd"], 7)):
+        with pytest.raises(SystemExit):
+            cli.parse(Own, [*flags, "--help"])
+        words = " ".join(capsys.readouterr().out.split())
+        assert f"steps (default: {steps}, the checkpoint's)" in words
+        assert "rate (default: 1e-06, the paper's)" in words
 
 
 @pytest.mark.parametrize("given, own, expected", [
@@ -285,8 +306,8 @@ def test_wilson_interval(won, games, low, high):
     assert 0 <= got[0] <= won / games <= got[1] + 1e-9 <= 1 + 1e-9
 
 
-def turn(who="student", invalid=False, missing=False, cut=False):
-    return dict(who=who, invalid=invalid, missing=missing, cut=cut, action="look", response="I look")
+def turn(who="student", invalid=False, missing=False, cut=False, repeats=False, judgement=None):
+    return Turn(who, 1.0, "", "", "I look", [], "look", missing, invalid, cut, repeats, judgement)
 
 
 def episode(task, kind, won, turns, index=0):
@@ -300,7 +321,7 @@ def test_summary_by_hand():
     """Rates per episode instead of per turn, replayed turns counted as the model's, pass@k counted in
     episodes, rounds without the replayed turns."""
     replayed = [turn("expert", invalid=True)] * 3 + [turn(invalid=True)] + [turn("teacher")] * 4
-    clumsy = [turn(invalid=True)] * 4 + [turn(cut=True)] * 2 + [turn()] * 14
+    clumsy = [turn(invalid=True)] * 4 + [turn(cut=True)] * 2 + [turn(repeats=True)] + [turn()] * 13
     silent = [turn(missing=True, invalid=True)] * 3 + [turn()] * 12
     outcomes = [
         report.outcome(episode("a", "heat", True, replayed)),
@@ -315,6 +336,7 @@ def test_summary_by_hand():
     assert s["invalid"] == pytest.approx((1 + 4 + 3) / 60)  # 5 + 20 + 20 + 15 turns that models played
     assert s["cut"] == pytest.approx(2 / 60)
     assert s["missing"] == pytest.approx(3 / 60)
+    assert s["repeats"] == pytest.approx(1 / 60)
     assert (s["pass_at_k"]["won"], s["pass_at_k"]["games"]) == (1, 2)
     assert s["kinds"]["heat"]["success"] == 0.5
     assert s["kinds"]["cool"]["won"] == 0
@@ -340,27 +362,47 @@ def test_tables_by_hand():
     assert report.table_by_kind({"unseen": one}) == ""
 
 
+def told(number, **sums):
+    """(turns (N,), {name: values (N,)}) of trained tokens: `number` of each turn, which share its sum."""
+    turns = [t for t, count in enumerate(number) for _ in range(count)]
+    known = {name: sums.get(name, [0.0] * len(number)) for name in ("loss", "kl", "logp", "entropy", "mismatch")}
+    return np.array(turns), {
+        name: np.array([values[t] / number[t] for t in turns]) for name, values in known.items()}
+
+
 def test_log_records_by_hand():
-    """KL 0 of turns that nothing was trained in; a mean over the wrong count."""
+    """KL 0 of turns that nothing was trained in; a mean over the wrong count; sums where means are meant."""
     first = episode("a", "heat", True, [turn("expert"), turn(), turn()], 0)
-    second = episode("b", "heat", False, [turn()], 1)
+    second = episode("b", "heat", False, [turn(repeats=True, judgement=Judgement(-1.0, 0.5, 2.0))], 1)
     records = [
-        report.episode_record(
-            3, first, tokens=[0, 2, 2], values=[0, 1.0, 2.0], kls=[0, 0.5, 1.5], mismatches=[0, 0.1, 0.3]),
-        report.episode_record(
-            3, second, tokens=[4], values=[8.0], kls=[4.0], mismatches=[0.4])]
+        report.episode_record(3, first, *told(
+            [0, 2, 2], loss=[0, 1.0, 2.0], kl=[0, 0.5, 1.5], logp=[0, -1.0, -6.0], entropy=[0, 0.2, 0.4],
+            mismatch=[0, 0.1, 0.3])),
+        report.episode_record(3, second, *told([4], loss=[8.0], kl=[4.0], logp=[-4.0], mismatch=[0.4]))]
     assert records[0]["kl_turn"] == [None, 0.5, 1.5]
-    assert records[0]["trained"] == 2
+    assert records[0]["logp_turn"] == [None, -0.5, -3.0] and records[0]["entropy_turn"] == [None, 0.1, 0.2]
+    assert records[0]["trained"] == 2 and "judged" not in records[0]
+    assert records[1]["judged"] == [dict(logp=-1.0, entropy=0.5, kl=2.0)] and records[1]["repeats"] == 1
     step = report.step_record(3, 2, 11.0, 1.5, 1.0, records, [], 0, dict(play=1.0, train=3.0))
     assert step["kl"] == (2.0 + 4.0) / 2
     assert step["kl_token"] == 6.0 / 8
-    assert step["kl_turn"] == [4.0, 0.5, 1.5]
+    assert step["kl_turn"] == [4.0, 0.5, 1.5] and step["logp_turn"] == [-1.0, -0.5, -3.0]
     assert step["mismatch"] == pytest.approx(0.8 / 8)
     assert step["response_length"] == pytest.approx(8 / 3)
     assert (step["turns"], step["rounds"]) == (1.5, 2.0)
     assert (step["success"], step["crashed"], step["filled"], step["unplayable"]) == (0.5, 0, [], {})
+    assert step["repeats"] == pytest.approx(1 / 3)
     assert report.status(step, {}).startswith("k 2 loss 11 KL/turn 2 won 50%")
     assert (step["grad_norm"], step["clipped"]) == (1.5, True)
+
+
+def test_a_steps_tokens_go_to_their_episodes():
+    """Tokens of micro-batches that come in any order, given to the episodes in theirs."""
+    played = [episode("a", "heat", True, [turn()]), episode("b", "heat", False, [turn(), turn()], 1)]
+    tokens = {name: np.zeros(3) for name in ("weight", "loss", "logp", "entropy", "mismatch")}
+    tokens.update(episode=np.array([1.0, 0.0, 1.0]), turn=np.array([1.0, 0.0, 0.0]), kl=np.array([3.0, 5.0, 7.0]))
+    records = report.episode_records(1, played, tokens)
+    assert [record["kl_turn"] for record in records] == [[5.0], [7.0, 3.0]]
 
 
 def test_clipped_steps_are_counted():
@@ -375,7 +417,9 @@ def test_clipped_steps_are_counted():
 def test_log_records_without_a_teacher():
     """KL 0, or NaN in a file that has to be JSON, where no teacher was asked."""
     played = episode("b", "heat", False, [turn("expert")], 1)
-    records = [report.episode_record(3, played, [4], [8.0], [math.nan], [math.nan])]
+    nothing = [math.nan]
+    records = [report.episode_record(3, played, *told(
+        [4], loss=[8.0], kl=nothing, logp=nothing, entropy=nothing, mismatch=nothing))]
     step = report.step_record(3, 2, 8.0, 1.0, 1.0, records, [], 0, dict(play=1.0))
     assert (step["kl"], step["kl_token"], step["kl_turn"]) == (None, None, [None])
     assert step["mismatch"] == 0.0
@@ -400,7 +444,8 @@ def test_what_is_left_out_is_counted_and_named():
     assert summary["pass_at_k"]["games"] == 2 and summary["unplayable"] == {"c": "no goal"}
     last = report.table({"teacher": {"seen": summary}, "student": {"seen": summary}}).splitlines()[-1]
     assert last == "left out, since it cannot be played: 1 task, c (no goal)"
-    records = [report.episode_record(1, episode("a", "heat", True, [turn()]), [2], [6.0], [6.0], [0.0])]
+    records = [report.episode_record(
+        1, episode("a", "heat", True, [turn()]), *told([2], loss=[6.0], kl=[6.0]))]
     gone = [bad, lost("d", filled=True), lost("e", crashed=True), lost("f", filled=True)]
     step = report.step_record(1, 1, 6.0, 0.5, 1.0, records, gone, 0, dict(play=1.0))
     assert (step["games"], step["success"], step["kl"], step["crashed"]) == (1, 1.0, 6.0, 1)
@@ -461,8 +506,7 @@ def test_a_run_folder_is_nobody_elses(tmp_path, monkeypatch):
     assert folder.free_folder("mine", "x") == "mine"
     folder.write_json("mine/args.json", dict(method="opd"))
     assert folder.read_args("mine") == dict(method="opd")
-    with pytest.raises(UserError, match="--resume mine"):
-        folder.free_folder("mine", "x")
+    assert folder.holds_run("mine") and not folder.holds_run("runs") and not folder.holds_run("")
     for nothing in ("nowhere", "runs", "mine/args.json"):
         with pytest.raises(UserError, match="holds no run"):
             folder.read_args(nothing)
@@ -532,22 +576,20 @@ def test_torchruns_own_restart(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
-    other, own, mine = (folder.free_folder(out, "x") for out in ("", "", "mine"))
+    other, own = (folder.free_folder("", "x") for _ in range(2))
     folder.claim(other).close()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "r1")
-    for place in (own, mine):
-        folder.claim(place).close()
+    folder.claim(own).close()
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    assert folder.left_by_restart("", "x") == ""
+    assert folder.left_by_restart("x") == ""
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert folder.left_by_restart("", "x") == ""  # it ended before it wrote its arguments
-    for place in (other, own, mine):
+    assert folder.left_by_restart("x") == ""  # it ended before it wrote its arguments
+    for place in (other, own):
         folder.write_json(f"{place}/args.json", {})
-    assert folder.left_by_restart("", "x") == own
-    assert folder.left_by_restart("", "y") == ""
-    assert folder.left_by_restart("mine", "x") == "mine"
+    assert folder.left_by_restart("x") == own
+    assert folder.left_by_restart("y") == ""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "r2")
-    assert folder.left_by_restart("", "x") == folder.left_by_restart("mine", "x") == ""
+    assert folder.left_by_restart("x") == ""
 
 
 def test_a_file_wants_a_folder(tmp_path):

@@ -182,8 +182,9 @@ def test_the_command_needs_configurations_alone(tmp_path, capsys):
 
 
 def test_an_architecture_that_cannot_be_counted():
-    """A traceback out of a model that cannot be made."""
-    config = copy.deepcopy(MODELS["Qwen3-1.7B"])
-    config.hidden_act = "no such thing"
-    with pytest.raises(UserError, match="weights of qwen3 cannot be counted"):
-        plan.plan(settings(), config, config, 8)
+    """A traceback that ends a run: out of a model that cannot be made, or has no heads."""
+    good, odd = MODELS["Qwen3-1.7B"], copy.deepcopy(MODELS["Qwen3-1.7B"])
+    odd.hidden_act = "no such thing"
+    for other in (odd, AutoConfig.for_model("mamba", num_hidden_layers=1)):
+        with pytest.raises(UserError, match=f"{other.model_type} and qwen3 will hold cannot be counted"):
+            plan.plan(settings(), other, good, 8)

@@ -200,7 +200,7 @@ def test_a_checkpoint_without_room(tmp_path):
         checkpoint.save()
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
     assert Checkpoint(tmp_path, student, optimizer, first=True).step == 1
-    with pytest.raises(RuntimeError), checkpoint.kept(), checkpoint.advancing(3):
+    with pytest.raises(RuntimeError), checkpoint.kept(lambda: None), checkpoint.advancing(3):
         raise RuntimeError("in the middle")
     assert Checkpoint(tmp_path, student, optimizer, first=True).step == 1
     with little_room(10_000), pytest.raises(UserError, match="student cannot be written"):
