@@ -368,7 +368,7 @@ def test_expert_of_a_game_is_made_when_it_is_drawn(folder, tmp_path):
         file.unlink()
     env = envs.make_env("alfworld", data=str(tmp_path / "data"))
     tasks = envs.make_tasks("alfworld", "train", str(tmp_path / "data"))
-    assert envs.ALFWorld.with_experts(tasks) == tasks
+    assert envs.game_type("alfworld").with_experts(tasks) == tasks
     first = env.demonstrate(tasks[0])
     assert [task.expert for task in tasks] == [()] * 4
     env.reset(options={"task": first})
@@ -527,23 +527,6 @@ def test_mistakes_end_in_one_sentence(folder, tmp_path):
     assert "valid_seen" in message(envs.make_tasks, "alfworld", "test", folder)
     assert "valid_seen" in message(envs.make_env, "alfworld", split="test", data=folder)
     assert "alfworld-download" in message(envs.make_tasks, "alfworld", "train", str(tmp_path))
-
-
-def test_a_knob_that_does_not_exist_is_refused_everywhere():
-    """A misspelt knob that is read and never used, or that surfaces as a TypeError."""
-    assert "no knob 'level'" in message(envs.make_env, "alfworld", level="small")
-    assert "no knob 'level'" in message(envs.make_tasks, "alfworld", "train", level="small")
-    assert "no knob 'level=small'" in message(envs.parse_knobs, "alfworld", "level=small")
-    says = "webshop has no knob 'gaols'; it has goals, seed, most, written as in goals=VALUE."
-    assert message(envs.parse_knobs, "webshop", "gaols") == says
-
-
-def test_the_help_names_every_environment_and_knob():
-    """An environment or a knob added without a word about it in --help."""
-    for name, game in envs.ENVS.items():
-        assert f"{name}: {game.data_help}" in envs.DATA_HELP
-        assert game.data_help and f"{name}: {game.knobs_help}" in envs.KNOBS_HELP
-        assert all(f"{knob}=" in game.knobs_help for knob in game.knob_types)
 
 
 def shortened(text):

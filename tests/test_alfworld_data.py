@@ -62,7 +62,7 @@ def test_valid_train_is_a_split(data):
     write(data, "v", split="valid_train")
     task, = envs.make_tasks("alfworld", "valid_train", str(data))
     assert task.id == "valid_train/v/trial"
-    assert "valid_train" not in envs.ALFWorld.eval_splits
+    assert "valid_train" not in envs.game_type("alfworld").eval_splits
 
 
 # ---- games of an older release

@@ -519,13 +519,13 @@ def test_with_experts_makes_each_episode_once(cache, monkeypatch):
     data = "lifespan-shortest-lived,find-plant"
     tasks = envs.make_tasks("scienceworld", "train", data)
     assert not any(listed.expert for listed in tasks)
-    able = envs.ScienceWorld.with_experts(tasks, data)
+    able = envs.game_type("scienceworld").with_experts(tasks, data)
     sources = [listed.source for listed in able]
     assert sources[:2] == [("lifespan-shortest-lived", 0), ("lifespan-shortest-lived", 31)]
     assert sources[2:] == [("find-plant", 0), ("find-plant", 75)]
     scienceworld_env.world_of.cache_clear()
     monkeypatch.setattr(sw, "Game", None)           # nothing may be played again
-    assert envs.ScienceWorld.with_experts(tasks, data) == able
+    assert envs.game_type("scienceworld").with_experts(tasks, data) == able
     listed_again = envs.make_tasks("scienceworld", "train", data)
     assert [listed for listed in listed_again if listed.expert] == able
 
