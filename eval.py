@@ -35,13 +35,14 @@ from chat import prompts
 from chat.template import Chat
 from harness.cli import UserError, check_knobs, command, fill_presets, knob, preset
 from harness.folder import Journal, check_place, write_json, write_lines
+from harness.plan import AT_ONCE
 from harness.ranks import Ranks, device
 from harness.report import (
     LEFT_OUT, named, outcome, percent, playable, success, summarise, table, table_by_kind, total, unplayable)
 from watch import page
 
 CONTEXT = 16_384  # tokens per row, unless the models have fewer positions; why: docs/real-models.md
-AT_ONCE, SMALL_AT_ONCE = 32, 140  # games that a process plays at once in an evaluation; of a tiny model
+SMALL_AT_ONCE = 140  # games that a process plays at once in an evaluation of a tiny model
 LABELS = {  # of who is evaluated
     "teacher": "teacher", "guest": "teacher, as the student", "before": "student before",
     "after": "student after"}

@@ -18,12 +18,12 @@ from transformers.utils import logging
 import model as lm
 from harness.cli import UserError
 from harness.folder import write_json
+from harness.plan import SMALL
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
-SMALL = 10_000_000  # parameters
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # nats, see `distance`
 PRECISIONS = ("auto", "fp32", "bf16")
 BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # what torch calls a processor's instructions for it

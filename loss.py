@@ -92,24 +92,23 @@ def distributions(states, head, vocabulary, temperature):
 
 def pieces(vocabulary):
     """How many tokens a chunk has."""
-    return min(CHUNK, max(1, LOGITS // vocabulary.size))
+    return min(CHUNK, max(64, LOGITS // vocabulary.size))
 
 
 @torch.no_grad()
 def judgement(student, teacher, ids, vocabulary, temperature):
-    """What the teacher says of n tokens, means in nats: (log p of them, its entropy, KL(θ‖φ)).
+    """What the teacher says of n tokens, in nats: log p of each, its entropy, KL(θ‖φ) -> (3, n).
 
     student, teacher: (states before the tokens (n, D), head (V', D)). A greedy sampler's distributions are
     compared at temperature 1.
     """
-    token = torch.tensor(ids, device=teacher[0].device)  # (n,)
-    sums = 0
-    for n in torch.arange(len(ids)).split(pieces(vocabulary)):
+    token, found = torch.tensor(ids, device=teacher[0].device), []  # (n,)
+    for n in torch.arange(len(ids), device=token.device).split(pieces(vocabulary)):
         logq, logp = (
             distributions(states[n], head, vocabulary, temperature or 1.0)
             for states, head in (student, teacher))
-        sums = sums + torch.stack([at(logp, token[n]), entropy(logp), reverse(logq, logp)]).sum(1)  # (3,)
-    return (sums / len(ids)).tolist()
+        found.append(torch.stack([at(logp, token[n]), entropy(logp), reverse(logq, logp)]))
+    return torch.cat(found, 1)
 
 
 # ---- the gradient, a chunk at a time
@@ -171,11 +170,11 @@ def chunked(student, teacher, batch, *, beta, temperature, vocabulary):
         if teacher is not None:
             with torch.no_grad():
                 logp = distributions(teacher[0][n], teacher[1], vocabulary, temperature)  # (n, V)
+                logged[2, n], logged[3, n] = at(logp, token), entropy(logp)
         found = LOSSES[name](logq, logp, token, beta)
         logged[0, n], logq = found.detach(), logq.detach()
         if logp is not None:
             logged[1, n] = logged[0, n] if name == "reverse" else reverse(logq, logp)
-            logged[2, n], logged[3, n] = at(logp, token), entropy(logp)
         logged[4, n] = (at(logq, token) - batch.sampled_logp[n]).abs()
         return found
 

@@ -352,16 +352,19 @@ def judge(teacher, student, going, said, chat, limits):
     new = [e.row.ids[n:] + said[e].ids if e in said else [0] for e, n in zip(going, seen)]
     hidden, _ = lm.read(teacher.model, cache, new)  # (B, T, D')
     cache.length = [n + len(ids) if e in said else n for e, ids, n in zip(going, new, seen)]
-    judged = {}
+    before = {}  # (n, D') of each answer
     for episode, ids, behind in zip(going, new, hidden):
         if episode in said:
-            answer = said[episode]
-            before = behind[len(ids) - len(answer.ids) - 1: len(ids) - 1]  # (n, D')
-            means = losses.judgement(
-                (answer.states, student.cache.head), (before, cache.head), answer.ids, vocabulary,
-                limits.temperature)
-            judged[episode] = answer._replace(taught=before, judgement=Judgement(*means))
-    return judged
+            before[episode] = behind[len(ids) - len(said[episode].ids) - 1: len(ids) - 1]
+    answers = [said[episode] for episode in before]
+    values = losses.judgement(
+        (torch.cat([answer.states for answer in answers]), student.cache.head),
+        (torch.cat(list(before.values())), cache.head),
+        [i for answer in answers for i in answer.ids], vocabulary, limits.temperature)  # (3, N)
+    means = [part.mean(1) for part in values.split([len(answer.ids) for answer in answers], 1)]
+    return {
+        episode: said[episode]._replace(taught=before[episode], judgement=Judgement(*mean))
+        for episode, mean in zip(before, torch.stack(means).tolist())}
 
 
 def revise(rules, teacher, student, going, said, seed, chat, limits):

@@ -1,41 +1,84 @@
 """What each GPU will hold, said before anything is loaded: `tcod.py --plan GPUS`, and a line at the start of
 a run on a GPU.
 
-From the configurations of student and teacher alone: the numbers of their weights, and what the run's own
-code takes beside these (counted.py). A plan is {phase: {part: bytes}}, of the fullest GPU, for the longest
-row and the fullest micro-batch. It refuses nothing; it warns, and names what would help.
+Arithmetic on the configurations of student and teacher: a plan is {phase: {part: bytes}}, of the fullest
+GPU, for the longest row and the fullest micro-batch, all of it trained. It refuses nothing; it warns, and
+names what would help. What a layer and the loss hold at their peak was read off the tensors that are alive
+there, in decoders as Llama's and Qwen's; the tests trace them anew.
 
 Left out on purpose: what CUDA, NCCL and the gaps between allocations take (see MARGIN).
+T = token, V = vocabulary, D = width, I = inner width of the MLP, Q, K = width of all queries, of all keys.
 """
 
 import math
 
 import torch
+from transformers import AutoModelForCausalLM
 
-import model as lm
 from harness.cli import UserError
-from harness.counted import learning, numbers, playing, scoring
+from harness.ranks import device
 
 CARDS = {"80 GB": 85.5e9, "96 GB": 102.6e9, "141 GB": 150.7e9}  # as they are sold: the bytes that they have
 MARGIN = 0.05  # of a card, for what is left out above
 OPENING = 2048  # tokens of a first prompt, about
-FEW = 128  # --chunk from which on the loss is no more what counts
+SMALL = 10_000_000  # parameters of a student whose activations are kept, and whose evaluation is one batch
+AT_ONCE = 32  # games that a process plays at once in an evaluation of any other
+LOSS = {"forward": 9, "jsd": 13, "nll": 6}  # tensors (chunk, V) in fp32 at once; 8 for all others
 
 
-# ---- the plan
+# ---- what a configuration says
 
-def at_once(args, gpus):
-    """The most episodes that one of so many GPUs plays at once, in training or in an evaluation."""
-    return max(args.episodes // gpus, min(args.eval_batch, args.eval_games))
+def weights(config):
+    """{name: how many numbers} of the model's parameters. Raises UserError where it cannot be made."""
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except Exception as error:  # whatever a model's or a fork's code does: it may load all the same
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"the weights of {config.model_type} cannot be counted ({reason})") from error
+    return {name: parameter.numel() for name, parameter in model.named_parameters()}
+
+
+def known(config, *names, default=None):
+    """The first of these numbers that the configuration names."""
+    config = config.get_text_config()
+    return next((found for name in names if (found := getattr(config, name, None))), default)
+
+
+def widths(config):
+    """(D, I, Q, K). The inner width of a mixture of experts is what its experts hold of a token, in dense
+    ones."""
+    width, heads = known(config, "hidden_size"), known(config, "num_attention_heads")
+    head = known(config, "qk_head_dim", "head_dim", default=width // heads)
+    inner = known(config, "intermediate_size", default=4 * width)
+    experts = known(config, "num_experts_per_tok", default=0)
+    if experts:
+        own = known(config, "moe_intermediate_size", default=inner)
+        inner = max(inner, experts * max(4 * width, width + 4 * own) // 3)
+    return width, inner, heads * head, known(config, "num_key_value_heads", default=heads) * head
+
+
+def at_once(args, gpus, student):
+    """The most episodes that one of so many GPUs plays at once in an evaluation; student: its number of
+    parameters."""
+    every = math.ceil(args.eval_games / gpus)
+    return every if student < SMALL else min(every, max(AT_ONCE, args.episodes // gpus))
+
+
+def chunk(vocabulary):
+    """Tokens whose distributions are in memory at once."""
+    return min(1024, max(64, 2**26 // vocabulary))
 
 
 def cards():
     """{name: bytes} of this machine's GPU; without one, of those that there are."""
     if not torch.cuda.is_available():
         return CARDS
-    own = torch.cuda.get_device_properties(lm.device())
+    own = torch.cuda.get_device_properties(device())
     return {own.name: own.total_memory}
 
+
+# ---- the parts, in bytes; size: of a number in the precision that is played and learned in
 
 def most_moments(sizes, gpus):
     """Numbers whose moments the fullest of the GPUs holds: whole parameters are shared out, the largest
@@ -46,65 +89,87 @@ def most_moments(sizes, gpus):
     return max(shares)
 
 
-def plan(args, student, teacher, gpus, learner):
-    """{phase: {part: bytes}} on the fullest of so many GPUs.
-
-    student, teacher: their configurations; learner: (model, args, vocabulary) -> the student with its loss.
-    Raises UserError for an architecture whose operations cannot be counted.
-    """
-    try:
-        return phases(args, student, teacher, gpus, learner)
-    except Exception as error:  # whatever a model's or a fork's code does without data: it may run with data
-        reason = str(error).strip().split("\n")[0]
-        kinds = f"{student.model_type} and {teacher.model_type}"
-        raise UserError(f"what {kinds} will hold cannot be counted ({reason})") from error
+def cache(config, tokens, size):
+    """Keys and values of so many tokens."""
+    return 2 * widths(config)[3] * known(config, "num_hidden_layers") * tokens * size
 
 
-def phases(args, student, teacher, gpus, learner):
-    """See `plan`. Assumed are the longest row and the fullest micro-batch, all of it trained."""
-    longest = min(lm.longest(student), lm.longest(teacher))
-    context = min(args.max_context, longest)
-    learns, plays = resident(args, student, teacher, gpus)
-    found = {"playing": {**plays, **training_turn(args, student, teacher, context, args.episodes // gpus)}}
-    if args.eval_every:
-        further = (args.eval_max_response or args.max_response) - args.max_response
-        games = min(math.ceil(args.eval_games / gpus), at_once(args, gpus))
-        turns = [turn([who], args, games, OPENING, min(context + further, longest))
-                 for who in (student, teacher)]
-        found["evaluating"] = {**plays, **max(turns, key=total)}
-    tokens = max(args.batch_tokens, context)
-    kept, peak = learning(student, teacher, tokens, learner, args)
-    peak = max(peak, scoring(teacher, lm.play_dtype(args.precision), tokens) - kept)
-    found["learning"] = {**learns, "kept of all layers": kept, "the loss, or a layer's backward": peak}
-    found["updating"] = learns
-    return found
+def forward(config, tokens, size):
+    """The peak of a forward that is not learned from: in one layer's MLP."""
+    width, inner, *_ = widths(config)
+    return tokens * size * (3 * inner + 4 * width)
 
 
-def resident(args, student, teacher, gpus):
-    """Parts that are there whatever is done: (while the student learns, while it plays)."""
-    sizes, each = numbers(student), lm.play_dtype(args.precision).itemsize
-    whole = gpus == 1 or args.moments == "whole"
+def saved(config, found, tokens, size):
+    """What one layer, the largest, keeps for its backward pass; found: see `weights`."""
+    width, inner, queries, keys = widths(config)
+    each = 4 * size * inner + (28 - size) * width + 2 * size * (queries + keys)
+    if any("q_norm" in name for name in found):
+        each += (4 + size) * (queries + keys)
+    layer = 2 * width * (queries + keys) + 3 * width * inner
+    return tokens * each + (2 * layer if size == 2 else 0)  # the layer's weights, rounded
+
+
+def losing(args, student, teacher, tokens, size):
+    """The loss at its peak: what a chunk's logits become, or the head's gradient as it is added to, and
+    hidden states."""
+    rows, width = min(known(each, "vocab_size") for each in (student, teacher)), widths(student)[0]
+    each, head = min(tokens, chunk(rows)) * rows, width * known(student, "vocab_size")
+    logits = LOSS.get(args.loss, 8) - 2 * (tokens <= chunk(rows))  # the chunk before leaves two
+    judged = 0 if args.loss == "nll" else size * tokens * widths(teacher)[0]
+    return 4 * (max(logits * each + head, 2 * each + 2 * head) + 5 * tokens * width) + judged
+
+
+def learning(args, student, teacher, found, tokens, size):
+    """Parts of a micro-batch. Of layers that are computed again in the backward pass, each keeps its input
+    alone."""
+    width, inner, *_ = widths(student)
+    again = sum(found.values()) >= SMALL
+    layer, last = saved(student, found, tokens, size), 2 * size * tokens * (inner + width)
+    kept = known(student, "num_hidden_layers") * (4 * tokens * width if again else layer)
+    # The gradient of a tied head waits for that of the embeddings, and a third is made of the two.
+    tied, table = bool(known(student, "tie_word_embeddings")), 4 * width * known(student, "vocab_size")
+    peak = max(
+        losing(args, student, teacher, tokens, size), again * layer + last + tied * table,
+        (1 + 2 * tied) * table - kept, forward(teacher, tokens, size) - kept)
+    return {"kept of all layers": kept, "the loss, or a layer's backward": peak}
+
+
+def playing(players, rows, fed, context, size):
+    """Parts of a turn of so many episodes, each fed so many tokens: the caches of all who play, at their
+    largest, and its forward."""
+    return {
+        "keys and values": sum(cache(config, rows * context, size) for config in players),
+        "a turn's forward": max((forward(config, rows * fed, size) for config in players), default=0)}
+
+
+# ---- the plan
+
+def plan(args, student, teacher, gpus):
+    """{phase: {part: bytes}} on the fullest of so many GPUs. student, teacher: their configurations."""
+    size = 2 if args.precision == "bf16" else 4
+    context = min(args.max_context, *(
+        known(each, "max_position_embeddings", default=math.inf) for each in (student, teacher)))
+    tokens, found = max(args.batch_tokens, context), weights(student)
+    number = sum(found.values())
     held = {
-        "student, fp32": 4 * sum(sizes), f"teacher, {args.precision}": each * sum(numbers(teacher)),
-        "AdamW's moments, fp32": 8 * (sum(sizes) if whole else most_moments(sizes, gpus))}
-    copied = each * sum(sizes) if args.precision == "bf16" else 0  # in fp32 the student itself plays
-    return {**held, "gradients, fp32": 4 * sum(sizes)}, {**held, "playing copy": copied}
+        "student, fp32": 4 * number, f"teacher, {args.precision}": size * sum(weights(teacher).values()),
+        "AdamW's moments, fp32": 8 * most_moments(found.values(), gpus)}
+    learns = {**held, "gradients, fp32": 4 * number}
+    plays = {**held, "playing copy": size * number if size == 2 else 0}  # in fp32 the student itself plays
 
-
-def training_turn(args, student, teacher, context, rows):
-    """Parts of a turn in training. What an expert has said, or the other model, is fed at once."""
+    # What an expert has said, or the other model, is fed at once; of a window all is fed anew.
     players = {"sft": [], "guided": [student, teacher]}.get(args.method, [student])
-    fed = context if args.method in ("b2f", "guided") else OPENING
-    return turn(players, args, rows, fed, context)
-
-
-def turn(players, args, rows, fed, context):
-    """Parts of a turn of so many episodes: the caches of all who play, at their largest, and its forward,
-    which feeds `fed` tokens to each row, or all that a window shows."""
-    fed, dtype = min(fed if args.history == "full" else context, context), lm.play_dtype(args.precision)
-    found = [playing(config, dtype, rows, fed, context) for config in players]
-    caches, forwards = zip(*found) if found else ([0], [0])
-    return {"keys and values": sum(caches), "a turn's forward": max(forwards)}
+    opening = min(OPENING if args.history == "full" else context, context)
+    fed = context if args.method in ("b2f", "guided") else opening
+    phases = {"playing": {**plays, **playing(players, args.episodes // gpus, fed, context, size)}}
+    if args.eval_every:
+        games = at_once(args, gpus, number)
+        turns = [playing([who], games, opening, context, size) for who in (student, teacher)]
+        phases["evaluating"] = {**plays, **max(turns, key=total)}
+    phases["learning"] = {**learns, **learning(args, student, teacher, found, tokens, size)}
+    phases["updating"] = learns
+    return phases
 
 
 def total(parts):
@@ -115,19 +180,15 @@ def total(parts):
 
 def helpful(phase, args, gpus):
     """What makes a phase smaller, as flags."""
-    learns, plays = phase == "learning", phase in ("playing", "evaluating")
+    rows = phase in ("playing", "evaluating", "learning")
     wanted = {
-        "--moments shared": gpus > 1 and args.moments == "whole",
-        "--recompute true": learns and not args.recompute,
-        f"--chunk {FEW}": learns and args.chunk > FEW,
-        f"--batch-tokens {args.max_context}": learns and args.batch_tokens > args.max_context,
+        f"--batch-tokens {args.max_context}": phase == "learning" and args.batch_tokens > args.max_context,
         f"--episodes {gpus}": phase == "playing" and args.episodes > gpus,
-        f"--eval-batch {args.episodes // gpus}":
-            phase == "evaluating" and min(args.eval_batch, args.eval_games) > args.episodes // gpus,
-        "a smaller --max-context": learns or plays,
-        "--history window:N with it": (learns or plays) and args.history == "full",
-        "more GPUs": args.moments != "whole"}
-    return ", ".join(flag for flag, helps in wanted.items() if helps) or "smaller models"
+        "fewer --eval-games": phase == "evaluating",
+        "a smaller --max-context": rows,
+        "--history window:N with it": rows and args.history == "full",
+        "more GPUs": True}
+    return ", ".join(flag for flag, helps in wanted.items() if helps)
 
 
 def verdict(found, card, args, gpus):

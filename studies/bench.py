@@ -12,6 +12,9 @@ the prefill of all that was said before.
 *Token*: one more token behind `--context` tokens a row. It reads every weight and every cached key and value
 once: these bytes over the bandwidth of a large copy are the least that it can take.
 
+*Judge*: playing ALFWorld's small games with and without a teacher that reads the student's answers before the
+game hears them (curriculum.Method.judged).
+
 *Step*: what one training step takes, two micro-batches of `--batch-tokens`, and beside what is measured the
 bytes that the numbers of weights say. What a peak has beyond those is activations and logits, or the
 optimizer's own. On a CPU it is resident memory, roughly, with what libraries and the allocator keep.
@@ -33,10 +36,13 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 # Last, so that PYTHONPATH may name another version's folder.
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import envs
 import load
 import model as lm
 import rollout
 import tcod
+from chat.template import Chat
+from curriculum import Method, Rules
 from harness.cli import UserError, check_knobs, command, fill_presets, knob
 from harness.ranks import Ranks
 from training import Student
@@ -72,7 +78,7 @@ SIZES = {
 @dataclass
 class Args:
     """What is measured, and how large."""
-    what: str = knob("talk,token,step", "by commas")
+    what: str = knob("talk,token,judge,step", "by commas")
     student: str = knob("tiny", "its size, and that of who talks", choices=tuple(SIZES))
     teacher: str = knob("tiny", "its size", choices=tuple(SIZES))
     rows: int = knob(16, "conversations at once", least=1)
@@ -215,6 +221,28 @@ def measure_token(args):
           flush=True)
 
 
+class Judged(Method):
+    """On-policy distillation in which the teacher reads along."""
+    judged = True
+
+
+def measure_judge(args):
+    """Print the seconds of playing with and without judgement, one after the other, the fastest of each."""
+    tokenizer = load.load_tokenizer(load.resolve("tiny-student", "alfworld"))
+    actors = {"student": make_model(SIZES[args.student]), "teacher": make_model(SIZES[args.teacher])}
+    chat = Chat(tokenizer, vocabulary=load.vocabulary(tokenizer, *actors.values()))
+    tasks = envs.make_tasks("alfworld", "train", "generated")[: args.rows]
+    games = [envs.make_env("alfworld", data="generated") for _ in tasks]
+    limits, took = rollout.Limits(max_response=args.response), {Method: [], Judged: []}
+    for _ in range(1 + REPEATS):  # the first warms up
+        for method, found in took.items():
+            rules = Rules(method(), 0, args.turns)
+            found.append(seconds(partial(rollout.play, actors, chat, games, tasks, rules, limits)))
+    plain, judged = (min(found[1:]) for found in took.values())
+    print(f"{args.rows} games of {args.turns} turns, {args.response} tokens a response: {plain:.2f} s, with "
+          f"judgement {judged:.2f} s, {judged / plain:.2f} times as long", flush=True)
+
+
 # ---- one training step
 
 def episodes(tokens, length, vocabulary):
@@ -267,7 +295,7 @@ def measure_step(args):
           f"of them trained, {args.batch_tokens} a micro-batch")
 
 
-MEASURES = {"talk": measure_talk, "token": measure_token, "step": measure_step}
+MEASURES = {"talk": measure_talk, "token": measure_token, "judge": measure_judge, "step": measure_step}
 
 
 def main(args):

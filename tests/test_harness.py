@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -166,29 +167,43 @@ class Args:
 
 class Swallows:
     def __del__(self):
-        os.kill(os.getpid(), signal.SIGTERM)
+        kill(signal.SIGTERM)
+
+def kill(number):
+    os.kill(os.getpid(), number)
 
 def main(args):
-    with stops.whole():
-        if args.what == "swallowed":
-            Swallows()
-        elif args.what == "mistake":
-            raise UserError("no such thing")
-        elif args.what == "full":
-            open("/dev/full", "w").write("x" * 10**6)
-        elif args.what == "signs":
-            print("50.0% [9%–91%] · seen ✓")
-        else:
-            os.kill(os.getpid(), getattr(signal, args.what))
-            os.kill(os.getpid(), signal.SIGINT)
+    if args.what == "begins":
+        kill(signal.SIGINT)
+    elif args.what == "swallowed":
+        Swallows()
+    elif args.what == "mistake":
+        raise UserError("no such thing")
+    elif args.what == "full":
+        open("/dev/full", "w").write("x" * 10**6)
+    elif args.what == "signs":
+        return print("50.0% [9%–91%] · seen ✓")
+    for n in range(1, 4):
+        if stops.asked():
+            stops.end(f"step {{n - 1}} is kept")
+        print(f"step {{n}}")
+        if n == 1:
+            continue
+        if args.what == "again":
+            stops.PRESS = 0.01
+            kill(signal.SIGINT)
+            time.sleep(0.05)
+            kill(signal.SIGTERM)
+        elif args.what.startswith("SIG"):
+            kill(getattr(signal, args.what))
+            kill(signal.SIGTERM)
         print("whole")
-    if args.what != "signs":
-        print("too far")
 
 if "--what=early" in sys.argv:
-    os.kill(os.getpid(), signal.SIGINT)
+    kill(signal.SIGINT)
 command(main, Args)
 """
+FIRST = "this step is finished first; a second one ends at once\n"
 
 
 def heed_signals():
@@ -196,29 +211,62 @@ def heed_signals():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("what, status, out, err", [
-    ("SIGINT", 130, "whole\n", "stopped by Ctrl-C\n"),
-    ("SIGTERM", 143, "whole\n", "stopped by SIGTERM\n"),
-    ("early", 130, "", "stopped by Ctrl-C\n"),
-    ("mistake", 2, "", "error: no such thing\n"),
-    ("full", 2, "", "error: No space left on device\n"),
-    ("signs", 0, "50.0% [9%-91%] - seen ?\nwhole\n", ""),
-])
-def test_how_a_command_ends(what, status, out, err):
-    """A traceback; a step cut in two; a signal while modules are still imported; a second one, as torchrun
-    sends, that cuts off what the first began to save; a table that the screen's encoding cannot show."""
+def run_command(what, before=heed_signals):
+    """(status, stdout, stderr) of the command above."""
     process = subprocess.run(
         [sys.executable, "-c", COMMAND.format(root=ROOT), f"--what={what}"], capture_output=True, text=True,
-        env={**os.environ, "PYTHONIOENCODING": "ascii"}, preexec_fn=heed_signals)
-    assert (process.returncode, process.stdout, process.stderr) == (status, out, err)
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, preexec_fn=before)
+    return process.returncode, process.stdout, process.stderr
+
+
+@pytest.mark.parametrize("what, status, out, err", [
+    ("SIGINT", 130, "step 1\nstep 2\nwhole\n", f"Ctrl-C: {FIRST}stopped by Ctrl-C: step 2 is kept\n"),
+    ("SIGTERM", 143, "step 1\nstep 2\nwhole\n", f"SIGTERM: {FIRST}stopped by SIGTERM: step 2 is kept\n"),
+    ("SIGHUP", 129, "step 1\nstep 2\nwhole\n", f"SIGHUP: {FIRST}stopped by SIGHUP: step 2 is kept\n"),
+    ("again", 143, "step 1\nstep 2\n", f"Ctrl-C: {FIRST}stopped by SIGTERM\n"),
+    ("early", 130, "", "stopped by Ctrl-C\n"),
+    ("begins", 130, "", "stopped by Ctrl-C\n"),
+    ("mistake", 2, "", "error: no such thing\n"),
+    ("full", 2, "", "error: No space left on device\n"),
+    ("signs", 0, "50.0% [9%-91%] - seen ?\n", ""),
+])
+def test_how_a_command_ends(what, status, out, err):
+    """A traceback; a step cut in two; a command without a loop, or a signal while modules are imported, that
+    goes on; a signal that a launcher hands on, taken for a second one; a second one that is not heeded, or
+    loses what was printed; a table that the screen's encoding cannot show."""
+    assert run_command(what) == (status, out, err)
 
 
 def test_a_signal_that_python_drops():
     """Stopped, raised in a `__del__`, is only printed: the run would never end."""
-    process = subprocess.run(
-        [sys.executable, "-c", COMMAND.format(root=ROOT), "--what=swallowed"], capture_output=True, text=True)
-    assert process.returncode == 143
-    assert process.stderr.endswith("stopped by SIGTERM\n") and "too far" not in process.stdout
+    status, out, err = run_command("swallowed")
+    assert (status, out) == (143, "") and err.endswith("stopped by SIGTERM: step 0 is kept\n")
+
+
+def test_an_ignored_signal_stays_ignored():
+    """nohup, whose run ends when its terminal does."""
+    def nohup():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    assert run_command("SIGHUP", nohup)[::2] == (0, "")
+
+
+def test_a_terminal_that_is_closed(tmp_path):
+    """An error of a screen that is gone, in the middle of the step that is to be finished."""
+    mark = f"print('whole'); open({str(tmp_path / 'whole')!r}, 'w')"
+    code = COMMAND.format(root=ROOT).replace('print("whole")', mark)
+    code = code.replace("kill(getattr(signal, args.what))", "while not stops.now.came: time.sleep(0.01)")
+    child, terminal = pty.fork()
+    if not child:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.execv(sys.executable, [sys.executable, "-c", code, "--what=SIGHUP"])
+    shown = b""
+    while b"step 2" not in shown:
+        shown += os.read(terminal, 100)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+    assert (tmp_path / "whole").exists()
 
 
 # ---- report

@@ -1,24 +1,29 @@
-"""What a GPU will hold is said before anything is loaded: the numbers of weights, what is counted on tensors
-without data against what is really allocated, the flags that are named."""
+"""What a GPU will hold is said before anything is loaded: the arithmetic against what is traced on tensors
+without data, that against what is really allocated, the flags that are named."""
 
 import copy
 import json
 
 import pytest
 import torch
+import traced
+from traced import MODELS
 from transformers import AutoConfig
 
+import loss as losses
 import model as lm
 import tcod
-from benchmarks.plan_pairs import MODELS
-from harness import counted, plan
+from harness import plan
 from harness.cli import UserError, fill_presets
+from load import play_dtype
 
 
-def settings(**knobs):
-    """The arguments of a run, the paper's defaults filled in."""
-    args = tcod.Args(precision="bf16", **knobs)
+def settings(*configs, **knobs):
+    """The arguments of a run of these models, the paper's defaults filled in."""
+    args = tcod.Args(**{"precision": "bf16", **knobs})
     fill_presets(args)
+    if configs:
+        args.recompute = sum(plan.weights(configs[0]).values()) >= plan.SMALL
     return args
 
 
@@ -29,32 +34,39 @@ def settings(**knobs):
 def test_weights_and_caches_of_the_papers_models(name, numbers, per_token):
     """A tied head counted twice; a cache by the query's heads, of 2 bytes instead of 2 for each of keys and
     values."""
-    assert sum(counted.numbers(MODELS[name])) == numbers
-    cache, _ = counted.playing(MODELS[name], torch.bfloat16, rows=3, fed=64, context=4096)
-    assert cache == 3 * 4096 * per_token
+    assert sum(plan.weights(MODELS[name]).values()) == numbers
+    assert plan.cache(MODELS[name], 3 * 4096, size=2) == 3 * 4096 * per_token
 
 
-@pytest.mark.parametrize("name, recompute", [("Qwen2.5-3B", True), ("Qwen3-1.7B", False)])
-def test_a_step_of_few_layers_says_what_more_will_take(name, recompute):
-    """What a layer keeps is not the same for all, or the peak is elsewhere in a deeper model: counted whole,
-    with 8 layers of their real width. Recomputed layers keep their fp32 input alone."""
-    config, args, tokens = counted.cut(MODELS[name], 8), settings(recompute=recompute, chunk=512), 2048
-    kept, peak = counted.learning(config, config, tokens, tcod.learner, args)
-    _, whole = counted.learned(config, 8, config, tokens, tcod.learner, args)
-    print(f"{name}, recompute {recompute}: {(kept + peak) / 1e9:.2f} GB by plan, {whole / 1e9:.2f} counted")
-    assert kept + peak == pytest.approx(whole, rel=0.1)
-    if recompute:
-        assert kept == 8 * tokens * config.hidden_size * 4
+@pytest.mark.parametrize("student, teacher, tokens, knobs", [
+    ("Qwen2.5-3B", "Qwen2.5-7B", 16384, dict()), ("Qwen2.5-7B", "Qwen2.5-7B", 8192, dict()),
+    ("Qwen3-1.7B", "Qwen3-30B-A3B", 4096, dict()), ("Qwen3-4B", "Qwen3-30B-A3B", 16384, dict()),
+    ("Qwen3-4B", "Qwen3-4B", 4096, dict(precision="fp32")),
+    *[("Qwen3-1.7B", "Qwen3-4B", 2048, dict(loss=loss)) for loss in ("forward", "jsd", "k1", "nll")]])
+def test_learning_is_as_traced(student, teacher, tokens, knobs):
+    """A peak that is elsewhere than where the arithmetic looks: the loss, a layer's backward, the gradient of
+    a tied head, the teacher's forward. Recomputed layers keep their fp32 input alone. Eight layers of the
+    real width."""
+    student, teacher = (traced.cut(MODELS[name], 8) for name in (student, teacher))
+    args = settings(student, teacher, **knobs)
+    dtype = play_dtype(args.precision)
+    kept, peak = traced.learned(student, teacher, tokens, args)
+    peak = max(peak, traced.scored(teacher, dtype, tokens))
+    parts = plan.learning(args, student, teacher, plan.weights(student), tokens, dtype.itemsize)
+    print(f"{plan.total(parts) / 1e9:.2f} GB by plan, {peak / 1e9:.2f} traced")
+    assert plan.total(parts) == pytest.approx(peak, rel=0.1)
+    assert parts["kept of all layers"] == 8 * tokens * student.hidden_size * 4 < kept
 
 
-def test_a_teachers_forward_of_few_layers_is_that_of_all():
-    """Experts' hidden states that a mixture of experts keeps from layer to layer."""
-    config = counted.cut(MODELS["Qwen3-30B-A3B"], 8)
-    with torch.no_grad(), counted.FakeTensorMode(), counted.Tally() as tally:
-        model = counted.build(config, torch.bfloat16)
-        before = tally.begin()
-        lm.hidden_states(model, torch.zeros(1, 4096, dtype=torch.long))
-    assert counted.scoring(config, torch.bfloat16, 4096) == pytest.approx(tally.peak - before, rel=0.1)
+@pytest.mark.parametrize("name", MODELS)
+def test_playing_is_as_traced(name):
+    """What a mixture of experts makes of a token forgotten; a forward that grows with the layers."""
+    config = traced.cut(MODELS[name], 4)
+    for rows, fed in ((2, 2048), (18, 512)):
+        cache, forward = traced.played(config, torch.bfloat16, rows, fed)
+        parts = plan.playing([config], rows, fed, fed, size=2)
+        assert parts["keys and values"] == cache
+        assert parts["a turn's forward"] == pytest.approx(forward, rel=0.1)
 
 
 SMALL = dict(
@@ -65,11 +77,11 @@ SMALL = dict(
 def allocated(config, tokens, args):
     """Bytes at the peak of a real micro-batch, by torch's profiler: what the allocator gave out, and the
     teacher's hidden states."""
-    student = tcod.learner(counted.build(config, torch.float32), args, lm.Vocabulary(config.vocab_size, []))
+    student = traced.learner(traced.build(config, torch.float32), args, lm.Vocabulary(config.vocab_size, []))
     student.train(args.recompute)
     for parameter in student.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    batch = counted.all_trained(tokens, args.loss)
+    batch = traced.all_trained(tokens, args.loss)
     hidden = torch.zeros(tokens, config.hidden_size, dtype=torch.bfloat16)
     head = torch.zeros(config.vocab_size, config.hidden_size)
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
@@ -84,14 +96,28 @@ def allocated(config, tokens, args):
     return peak + hidden.nbytes
 
 
-@pytest.mark.parametrize("kind, recompute", [("qwen2", True), ("qwen3", False)])
-def test_what_is_counted_is_what_is_allocated(kind, recompute):
-    """Views counted as memory of their own, memory that is counted and never freed or freed too early."""
-    config, args = AutoConfig.for_model(kind, **SMALL), settings(recompute=recompute, chunk=32)
-    real = allocated(config, 128, args)
-    kept, peak = counted.learning(config, config, 128, tcod.learner, args)
-    print(f"{kind}, recompute {recompute}: {(kept + peak) / 1e6:.1f} MB by plan, {real / 1e6:.1f} allocated")
-    assert kept + peak == pytest.approx(real, rel=0.1)
+@pytest.mark.parametrize("kind, again", [("qwen2", True), ("qwen3", False)])
+def test_what_is_traced_is_what_is_allocated(kind, again, monkeypatch):
+    """Views counted as memory of their own, memory that is counted and never freed or freed too early; a
+    small student, whose activations are kept."""
+    if again:
+        monkeypatch.setattr(plan, "SMALL", 0)
+    config, tokens = AutoConfig.for_model(kind, **SMALL), 1024
+    args = settings(config)
+    assert args.recompute == again
+    real = allocated(config, tokens, args)
+    _, peak = traced.learned(config, config, tokens, args)
+    parts = plan.learning(args, config, config, plan.weights(config), tokens, size=2)
+    shown = [f"{size / 1e6:.1f}" for size in (plan.total(parts), peak, real)]
+    print(f"{kind}, computed again {again}: {shown[0]} MB by plan, {shown[1]} traced, {shown[2]} allocated")
+    assert peak == pytest.approx(real, rel=0.1)
+    assert plan.total(parts) == pytest.approx(real, rel=0.1)
+
+
+def test_a_chunk_is_as_the_loss_cuts_it():
+    """A constant that stands in two places, and is changed in one."""
+    for size in (75, 65536, 151936, 2**20):
+        assert plan.chunk(size) == losses.pieces(lm.Vocabulary(size, []))
 
 
 def test_moments_are_shared_as_whole_parameters():
@@ -100,18 +126,36 @@ def test_moments_are_shared_as_whole_parameters():
     assert plan.most_moments([5, 4, 3, 3, 3], 2) == 10
 
 
+def test_a_plan_by_hand():
+    """Moments that are not shared, or one GPU's that are; games of an evaluation over all GPUs on each; a
+    playing copy that stands beside the gradients."""
+    args = settings()
+    configs = MODELS["Qwen2.5-3B"], MODELS["Qwen2.5-7B"]
+    found, alone = plan.plan(args, *configs, gpus=8), plan.plan(args, *configs, gpus=1)
+    assert list(found) == ["playing", "evaluating", "learning", "updating"]
+    rounded = {part: round(size / 1e9, 1) for phase in found.values() for part, size in phase.items()}
+    assert rounded["student, fp32"] == rounded["gradients, fp32"] == 12.3  # 4 · 3.086
+    assert rounded["teacher, bf16"] == 15.2 and rounded["AdamW's moments, fp32"] == 3.1  # 2 · 7.616, 8 · .386
+    assert alone["updating"]["AdamW's moments, fp32"] == 8 * 3_085_938_688
+    assert not {"gradients, fp32", "playing copy"} <= set(found["playing"])
+    caches = found["evaluating"]["keys and values"], alone["evaluating"]["keys and values"]
+    assert caches == (18 * 16384 * 57344, 32 * 16384 * 57344)  # 140 games over 8 GPUs; at most 32 at once
+    assert plan.at_once(args, 1, student=10**6) == 140
+    assert "evaluating" not in plan.plan(settings(eval_every=0), *configs, gpus=8)
+
+
 def test_verdicts_by_hand():
     """A card that is full to the last byte called enough; flags that are given already, or change nothing."""
     found = {"playing": {"a": 50e9, "b": 20e9}, "learning": {"a": 50e9, "c": 33e9}}
-    args = settings(chunk=128, batch_tokens=1024, max_context=2048, history="window:3")
+    args = settings(batch_tokens=1024, max_context=2048, history="window:3")
     assert plan.verdict(found, 100e9, args, 8) == "fits: learning takes 83.0 of its 100.0 GB"
     tight = "is tight: learning takes 83.0 of its 85.0 GB. It would help learning: a smaller --max-context, "
     assert plan.verdict(found, 85e9, args, 8) == tight + "more GPUs"
-    args.recompute, args.moments, args.history = False, "whole", "full"
+    args.batch_tokens, args.history = 4096, "full"
     assert plan.verdict(found, 65e9, args, 8) == (
-        "does not fit: learning takes 83.0 of its 65.0 GB. It would help playing: --moments shared, "
-        "--episodes 8, a smaller --max-context, --history window:N with it; learning: --moments shared, "
-        "--recompute true, a smaller --max-context, --history window:N with it")
+        "does not fit: learning takes 83.0 of its 65.0 GB. It would help playing: --episodes 8, a smaller "
+        "--max-context, --history window:N with it, more GPUs; learning: --batch-tokens 2048, a smaller "
+        "--max-context, --history window:N with it, more GPUs")
 
 
 def folder(tmp_path, name, config):
@@ -123,8 +167,8 @@ def folder(tmp_path, name, config):
 
 def test_the_command_needs_configurations_alone(tmp_path, capsys):
     """Weights, tokenizers or games that are looked for; a run that begins."""
-    student = folder(tmp_path, "student", counted.cut(MODELS["Qwen3-1.7B"], 1))
-    teacher = folder(tmp_path, "teacher", counted.cut(MODELS["Qwen2.5-3B"], 1))
+    student = folder(tmp_path, "student", traced.cut(MODELS["Qwen3-1.7B"], 1))
+    teacher = folder(tmp_path, "teacher", traced.cut(MODELS["Qwen2.5-3B"], 1))
     tcod.main(tcod.Args(
         plan=8, student=student, teacher=teacher, data="/nowhere", out=str(tmp_path / "run"),
         max_context=1024, batch_tokens=1024))
@@ -138,7 +182,8 @@ def test_the_command_needs_configurations_alone(tmp_path, capsys):
 
 
 def test_an_architecture_that_cannot_be_counted():
-    """A traceback out of a forward that reads its data."""
+    """A traceback out of a model that cannot be made."""
     config = copy.deepcopy(MODELS["Qwen3-1.7B"])
-    with pytest.raises(UserError, match="qwen3 and qwen3 will hold cannot be counted"):
-        plan.plan(settings(), config, config, 8, lambda model, args, vocabulary: model.weight)
+    config.hidden_act = "no such thing"
+    with pytest.raises(UserError, match="weights of qwen3 cannot be counted"):
+        plan.plan(settings(), config, config, 8)

@@ -94,7 +94,7 @@ def test_the_row_is_what_was_said_and_its_logps_are_exact(world):
 @pytest.mark.parametrize("method, history", [
     ("opd", "full"), ("f2b", "full"), ("b2f", "full"), ("sft", "full"), ("guided", "full"),
     (TAKE_OVER, "full"), ("guided", "window:2"), ("b2f", "window:1"),
-    (TAKE_OVER, "window:3")])
+    (TAKE_OVER, "window:3")], ids=lambda value: value if isinstance(value, str) else "take-over")
 def test_what_was_sampled_equals_an_uncached_forward(world, method, history):
     """A model that rides along while another acts, and is caught up wrongly; rows of replayed turns that
     shift a cache: the log-probabilities of all that the student sampled, in all methods, with ragged expert
@@ -138,6 +138,35 @@ def test_an_episode_does_not_depend_on_its_batch(world):
             assert np.allclose(alone.row.logp, together[i].row.logp, atol=1e-4, equal_nan=True)
         other = run(world, [5], method, k=0.5, T=4, seed=(7,), step=4, first_index=5)[0]
         assert other.row.ids != together[5].row.ids
+
+
+class Coins(curriculum.Method):
+    """Notes of every turn: its number, its coin, the episode's, its coin once more."""
+
+    def __init__(self):
+        self.seen = []
+
+    def act(self, turn):
+        self.seen.append((turn.t, turn.coin, turn.episode_coin, turn.coin))
+        return curriculum.STUDENT
+
+
+def test_coins_are_a_turns_and_an_episodes(world):
+    """A coin that is another when it is looked at again, the same in every turn, or drawn from the numbers
+    that the tokens are drawn from; an episode's that changes on its way."""
+    method = Coins()
+    run(world, [0, 1], method, T=3, seed=(7,), step=3)
+    turns = sorted(method.seen)
+    assert [t for t, *_ in turns] == [0, 0, 1, 1, 2, 2]
+    coins, of_episodes = {coin for _, coin, *_ in turns}, {coin for *_, coin, _ in turns}
+    assert all(coin == again for _, coin, _, again in turns)
+    assert len(coins) == 6 and len(of_episodes) == 2 and not coins & of_episodes
+    tokens = {rollout.generator((7, 3), rollout.Episode(None, i, turns=[None] * t)).random()
+              for i in (0, 1) for t in (0, 1, 2)}
+    assert not (coins | of_episodes) & tokens
+    alone = Coins()
+    run(world, [1], alone, T=3, seed=(7,), step=3, first_index=1)
+    assert set(alone.seen) < set(method.seen)
 
 
 def test_rank_shares_are_the_same_episodes(world):
@@ -249,6 +278,24 @@ def answered(episode, chat, t):
     said = said_at(episode.rows[t], t) + [chat.end] * episode.turns[t].cut
     assert said == episode.turns[t].ids
     return said
+
+
+def test_an_action_that_is_said_again_repeats(world, monkeypatch):
+    """An action that is compared with the one before the last, or not with the expert's."""
+    def scripted(player, going, acting, seed, stream, chat, limits):
+        said = [chat.encode_response(words[len(episode.turns)]) for episode in acting]
+        return {episode: rollout.Answer(ids, [-1.0] * len(ids)) for episode, ids in zip(acting, said)}
+
+    monkeypatch.setattr(rollout, "respond", scripted)
+    words = ["look", "look", "inventory", "look", "look", "look"]
+    turns = run(world, [0], T=6)[0].turns
+    assert [turn.action for turn in turns] == words
+    assert [turn.repeats for turn in turns] == [False, True, False, False, True, True]
+    expert = world["tasks"][0].expert
+    words = [*expert[:-2], expert[-3], "look"]
+    turns = run(world, [0], "b2f", k=2, T=3)[0].turns
+    assert [turn.who for turn in turns[-3:]] == ["expert", "student", "student"]
+    assert [turn.repeats for turn in turns[-2:]] == [True, False]
 
 
 def test_window_1_by_hand(world):

@@ -17,7 +17,7 @@ import load
 import tcod
 from chat import prompts
 from harness.cli import UserError
-from harness.folder import append, read_args, read_log, write_json
+from harness.folder import read_args, read_log, write_json
 from harness.run import Checkpoint
 from worlds import alfworld_env
 
@@ -106,7 +106,8 @@ def test_the_same_command_goes_on(checkpoints, data, tmp_path, capsys):
 
 @pytest.mark.parametrize("changed, words", [
     (dict(seed=3, method="opd"), "another method, another seed: give the same arguments"),
-    (dict(lr=2e-2), "another lr: "), (dict(eta=2.0), "another eta: "), (dict(max_turns=5), "another max_turns: "),
+    (dict(lr=2e-2), "another lr: "), (dict(eta=2.0), "another eta: "),
+    (dict(max_turns=5), "another max_turns: "),
     (dict(steps=1), "--steps 1 is less than the 2")])
 def test_another_command_does_not_go_on(changed, words, checkpoints, data, tmp_path):
     """A flag that is silently dropped since the run's own is taken; two runs in one log."""
@@ -169,6 +170,7 @@ def test_torchruns_restart_goes_on(checkpoints, data, tmp_path, monkeypatch):
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
         tcod.main(arguments(checkpoints, data, out, **args))
         assert [r["step"] for r in read_log(f"{run}/log.jsonl")] == [1, 2, 3]
+        assert len(read_log(f"{run}/episodes.jsonl")) == 3 * 4  # the broken step's are made anew
     assert os.listdir("runs") == ["alfworld-f2b-1"]
 
 

@@ -321,11 +321,11 @@ def stop(process, number, log, step):
 def test_a_killed_run_goes_on_exactly(checkpoints, damaged, tmp_path):
     """State that is not in the checkpoint (a generator, the optimizer's moments, the order of the tasks), or
     steps logged twice; a game that cannot be played, which ended a run, and its --resume at the same step."""
-    shared = dict(steps=9, eval_every=4, keep=3)
+    shared = dict(steps=9, eval_every=4, keep=3, save_every=3)
     tcod.main(arguments(checkpoints, damaged, tmp_path / "whole", **shared))
     log = tmp_path / "killed" / "log.jsonl"
     args = arguments(checkpoints, damaged, tmp_path / "killed", **shared)
-    for step, number in ((2, signal.SIGKILL), (5, signal.SIGTERM)):
+    for step, number in ((4, signal.SIGKILL), (7, signal.SIGTERM)):
         stop(launch(args), number, log, step)
         assert not (tmp_path / "killed" / "student").exists(), "the run ended before it was killed"
         if number != signal.SIGKILL:
@@ -461,7 +461,7 @@ class Sceptic(curriculum.Method):
         return median(said or [-6.0])
 
     def revise(self, turn, judgement):
-        return curriculum.TEACHER if judgement.logp < turn.k else None
+        return curriculum.TEACHER if turn.t and judgement.logp < turn.k else None
 
     def weigh(self, episode, progress):
         return [0.0 if t == 0 else turn.weight for t, turn in enumerate(episode.turns)]
@@ -469,11 +469,11 @@ class Sceptic(curriculum.Method):
 
 def test_a_method_of_ones_own(checkpoints, data, tmp_path, monkeypatch):
     """Evaluations that are judged; a log that does not say by which value an answer was dropped; a dial that
-    does not see the log, or begins anew in a run that goes on."""
+    does not see the log, or begins anew in a run that goes on; weights that are not asked for."""
     monkeypatch.setitem(curriculum.METHODS, "opd", Sceptic)
     heard, judge = [], rollout.judge
     monkeypatch.setattr(rollout, "judge", lambda *args: heard.append(1) or judge(*args))
-    own = dict(method="opd", aggregate="turn", eval_every=2)
+    own = dict(method="opd", eval_every=2)
     tcod.main(arguments(checkpoints, data, tmp_path / "whole", steps=4, **own))
     assert len(heard) == 4 * 4  # once a turn of each step
     tcod.main(arguments(checkpoints, data, tmp_path / "run", steps=2, **own))
@@ -486,8 +486,10 @@ def test_a_method_of_ones_own(checkpoints, data, tmp_path, monkeypatch):
         own = [e for e in episodes if e["step"] == r["step"]]
         for e in own:
             dropped = [judged["logp"] < r["k"] for judged in e["judged"]]
-            assert e["who"] == "".join("st"[gone] for gone in dropped) and len(e["who"]) == 4
+            assert e["who"] == "s" + "".join("st"[gone] for gone in dropped[1:]) and len(e["who"]) == 4
             assert None not in e["kl_turn"] and e["trained"] == 4
+        counted = sum(e["loss"] - e["kl_turn"][0] for e in own) / 4  # of a student's turn the loss is its KL
+        assert abs(r["loss"] - counted) < 1e-4 * counted
     assert 0 < sum(e["who"].count("t") for e in episodes) < 4 * 4 * 4
 
 
@@ -585,7 +587,8 @@ def test_an_evaluation_that_was_stopped(checkpoints, data, tmp_path, monkeypatch
     """Hours of evaluation played again since the last of them was cut off; a step that is trained twice."""
     shared = dict(steps=2, eval_every=2)
     tcod.main(arguments(checkpoints, data, tmp_path / "whole", **shared))
-    original, labels, at = evaluation.evaluate, [], [4, 6]  # of 4 splits before the first step, and 2 at the end
+    original, labels = evaluation.evaluate, []
+    at = [4, 6]  # of 4 splits before the first step, and 2 at the end
 
     def evaluate(*args, label, **named):
         if at and len(labels) + 1 == at[0]:

@@ -1,26 +1,50 @@
-"""How much memory the run's own code takes for models of any size, without any of it: on tensors that have
-sizes and types but no data, what is allocated is counted.
+"""The reference of harness/plan.py: how much memory the run's own code takes for models of any size, traced
+on tensors that have sizes and types but no data.
 
 Counted are the student's forward with its loss and its backward pass, the teacher's forward, and a turn over
-the ragged cache, of models cut to a few layers: the others are like them. The tensors stand for a CPU's, so
-that every machine counts the same; a GPU's kernels want no more. All results are bytes.
+the ragged cache. The tensors stand for a CPU's, so that every machine counts the same; a GPU's kernels need
+no more. All results are bytes.
 """
 
 import copy
 import weakref
 
 import torch
+import transformers.masking_utils
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import batch as batches
 import loss as losses
 import model as lm
-from rollout import Row
+from load import play_dtype, without_noise
+from rollout import Episode, Row, Turn
+from training import Distiller
 
-DEPTHS = 3, 4  # layers of the models that are counted: what the second has more is what a layer adds
+# Whether rows are packed is asked of their positions' data: without any, a mask is made that no run has.
+transformers.masking_utils.find_packed_sequence_indices = lambda *_, **__: None
+
+
+def sizes(kind, width, layers, heads, kv_heads, inner, **more):
+    """The configuration of a Qwen model."""
+    return AutoConfig.for_model(
+        kind, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, intermediate_size=inner,
+        **{"vocab_size": 151936, "tie_word_embeddings": True, **more})
+
+
+MODELS = {  # the paper's, by their public configurations
+    "Qwen2.5-3B": sizes("qwen2", 2048, 36, 16, 2, 11008, max_position_embeddings=32768),
+    "Qwen2.5-7B": sizes(
+        "qwen2", 3584, 28, 28, 4, 18944, max_position_embeddings=32768, vocab_size=152064,
+        tie_word_embeddings=False),
+    "Qwen3-1.7B": sizes("qwen3", 2048, 28, 16, 8, 6144, max_position_embeddings=40960, head_dim=128),
+    "Qwen3-4B": sizes("qwen3", 2560, 36, 32, 8, 9728, max_position_embeddings=40960, head_dim=128),
+    "Qwen3-30B-A3B": sizes(
+        "qwen3_moe", 2048, 48, 32, 4, 6144, max_position_embeddings=262144, head_dim=128, num_experts=128,
+        num_experts_per_tok=8, moe_intermediate_size=768, tie_word_embeddings=False)}
 
 
 class Tally(TorchDispatchMode):
@@ -72,14 +96,8 @@ def cut(config, layers):
 def build(config, dtype):
     """The model of a configuration, as it is loaded."""
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    lm.without_noise(model)
+    without_noise(model)
     return model.eval()
-
-
-def numbers(config):
-    """How many numbers each parameter of the whole model has."""
-    with torch.device("meta"):
-        return [parameter.numel() for parameter in build(config, torch.float32).parameters()]
 
 
 def rows_in_common(*configs):
@@ -92,18 +110,24 @@ def rows_in_common(*configs):
 def all_trained(tokens, loss):
     """A micro-batch of one row, every token of it trained."""
     row = Row([0] * tokens, [0] * tokens, [0.0] * tokens)
-    return batches.collate([batches.Sample(0, row, [1.0] * tokens, [loss] * tokens)], "cpu")
+    turn = Turn("student", 1.0, "", "", "", [], "", False, False, False, False)
+    sample = batches.Sample(row, Episode(None, 0, turns=[turn]), 0, {0: 1.0})
+    return batches.collate([sample], loss, "cpu")
 
 
-def learned(config, layers, teacher, tokens, learner, args):
-    """(what the forward of a micro-batch keeps for the backward pass, the peak of both), of a student with so
-    many layers, beyond its weights and gradients.
+def learner(model, args, vocabulary):
+    """The student with its loss, as in training.Student."""
+    if args.recompute:
+        model.activation_checkpointing_enable()
+    return Distiller(model, beta=args.beta, temperature=args.temperature, vocabulary=vocabulary)
 
-    learner: (model, args, vocabulary) -> the student with its loss.
-    """
-    rows, dtype = rows_in_common(config, teacher), lm.play_dtype(args.precision)
+
+def learned(config, teacher, tokens, args):
+    """(what the forward of a micro-batch keeps for the backward pass, the peak of both), beyond the student's
+    weights and gradients."""
+    rows, dtype = rows_in_common(config, teacher), play_dtype(args.precision)
     with FakeTensorMode(), Tally() as tally:
-        distiller = learner(build(cut(config, layers), torch.float32), args, lm.Vocabulary(rows, []))
+        distiller = learner(build(config, torch.float32), args, lm.Vocabulary(rows, []))
         distiller.train(args.recompute)
         for parameter in distiller.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -120,30 +144,22 @@ def learned(config, layers, teacher, tokens, learner, args):
         return kept, tally.peak - before
 
 
-def learning(config, teacher, tokens, learner, args):
-    """(what all layers keep for the backward pass, the peak beyond that), see `learned`."""
-    (fewer, _), (more, peak) = (learned(config, n, teacher, tokens, learner, args) for n in DEPTHS)
-    each = more - fewer
-    return each * config.num_hidden_layers, peak - each * DEPTHS[1]
-
-
-def scoring(config, dtype, tokens):
+def scored(config, dtype, tokens):
     """The teacher's forward over a micro-batch, beyond its weights."""
     with FakeTensorMode(), Tally() as tally, torch.no_grad():
-        model = build(cut(config, DEPTHS[1]), dtype)
+        model = build(config, dtype)
         before = tally.begin()
         lm.hidden_states(model, torch.zeros(1, tokens, dtype=torch.long))
         return tally.peak - before
 
 
-def playing(config, dtype, rows, fed, context):
-    """(the cache when so many rows have `context` tokens, the forward that feeds `fed` tokens to each of
-    them, beyond it)."""
+def played(config, dtype, rows, fed):
+    """(the cache of so many rows of `fed` tokens, the forward that feeds them beyond it)."""
     with FakeTensorMode(), Tally() as tally, torch.no_grad():
-        model = build(cut(config, DEPTHS[1]), dtype)
+        model = build(config, dtype)
         out = model.get_output_embeddings()  # as in `learned`
         model.set_output_embeddings(torch.nn.Linear(out.in_features, out.out_features, out.bias is not None))
         cache, before = lm.RaggedCache(model, range(rows), fed), tally.begin()
         lm.extend(model, cache, [[0] * fed] * rows)
         full = sum(kept.untyped_storage().nbytes() for pair in cache.layers for kept in pair)
-        return full / DEPTHS[1] * config.num_hidden_layers * context / fed, tally.peak - before - full
+        return full, tally.peak - before - full
