@@ -529,21 +529,6 @@ def test_mistakes_end_in_one_sentence(folder, tmp_path):
     assert "alfworld-download" in message(envs.make_tasks, "alfworld", "train", str(tmp_path))
 
 
-def test_a_knob_that_does_not_exist_is_refused_everywhere():
-    """A misspelt knob that is read and never used, or that surfaces as a TypeError."""
-    assert "no knob 'level'" in message(envs.make_env, "alfworld", level="small")
-    assert "no knob 'level'" in message(envs.make_tasks, "alfworld", "train", level="small")
-    assert "no knob 'level=small'" in message(envs.parse_knobs, "alfworld", "level=small")
-    says = "webshop has no knob 'gaols'; it has goals, seed, most, written as in goals=VALUE."
-    assert message(envs.parse_knobs, "webshop", "gaols") == says
-
-
-def test_the_help_names_every_environment_and_knob():
-    """An environment or a knob added without a word about it in --help."""
-    for name, world in envs.WORLDS.items():
-        assert world.data and all(f"{knob}=" in world.knobs for knob in envs.game_type(name).knob_types)
-
-
 def shortened(text):
     return text[:-500]
 

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 import pytest
 
 import envs
+import eval as evaluation
 from chat import prompts
 from harness.cli import UserError
 
@@ -42,7 +43,9 @@ def test_the_game_gets_the_tidy_action(data):
     (lambda: envs.make_tasks("scienceworld", "tcod_test", "boil"), "no tasks with --data 'boil'"),
     (lambda: envs.make_tasks("alfworld", "dev"), "no split 'dev'; it has train, "),
     (lambda: envs.make_env("chess"), "no environment 'chess'; there are alfworld, webshop, scienceworld"),
-    (lambda: envs.make_env("webshop", level="small"), "no knob 'level'; it has goals, "),
+    (lambda: envs.make_env("alfworld", level="small"), "alfworld has no knobs, and so no 'level'"),
+    (lambda: envs.make_tasks("webshop", "train", level=1), "no knob 'level'; it has goals, seed, most"),
+    (lambda: envs.parse_knobs("webshop", "gaols"), "no knob 'gaols'; .* written as in goals=VALUE"),
     (lambda: envs.parse_knobs("webshop", "seed=red"), "seed of webshop is a whole number, not 'red'")])
 def test_what_there_is_not_is_said(ask, words):
     """0.0 % of 0 games, or a traceback from a draw among none; a knob that is misspelt and quietly
@@ -55,6 +58,16 @@ def test_knobs_have_their_types():
     """A seed that is a text, and so another catalogue."""
     assert envs.parse_knobs("webshop", "goals=human seed=3") == dict(goals="human", seed=3)
     assert envs.parse_knobs("scienceworld", "simplification=") == dict(simplification="")
+
+
+def test_the_help_names_every_world_and_its_knobs():
+    """A world or a knob added without a word about it in --help."""
+    told = {f.name: f.metadata["help"] for f in dataclasses.fields(evaluation.PlayArgs)}
+    for name, world in envs.WORLDS.items():
+        knobs = envs.game_type(name).knob_types
+        assert name in told["env"] and f"{name}: {world.data}" in told["data"]
+        assert all(f"{knob}=" in world.knobs for knob in knobs)
+        assert (f"{name}: {world.knobs}" in told["knobs"]) == bool(knobs)
 
 
 # ---- hostile players, broken games
