@@ -1,4 +1,4 @@
-"""What a game is to the code that plays it: a task, and a Gymnasium environment that plays one task after another.
+"""What a game is to the code that plays it: a task, and a Gymnasium environment for one task after another.
 
     env = make_env("alfworld", split="valid_seen")
     obs, info = env.reset(options={"task": make_tasks("alfworld", "valid_seen")[0]})

@@ -38,7 +38,18 @@ from harness.folder import Journal, check_place, write_json, write_lines
 from harness.plan import AT_ONCE
 from harness.ranks import Ranks, device
 from harness.report import (
-    LEFT_OUT, named, outcome, percent, playable, success, summarise, table, table_by_kind, total, unplayable)
+    LEFT_OUT,
+    named,
+    outcome,
+    percent,
+    playable,
+    success,
+    summarise,
+    table,
+    table_by_kind,
+    total,
+    unplayable,
+)
 from watch import page
 
 CONTEXT = 16_384  # tokens per row, unless the models have fewer positions; why: docs/real-models.md

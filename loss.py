@@ -157,9 +157,9 @@ def chunked(student, teacher, batch, *, beta, temperature, vocabulary):
     teacher   the same of the teacher, widths of its own; None where no loss asks for it
     batch     a Batch: a chunk holds tokens of one loss
     Only the ids of `vocabulary` are compared, since checkpoints pad their heads differently. Returns Σ
-    weight · value (), and for the log (5, N), not differentiable, by LOGGED: the value; KL(θ‖φ), log p of what
-    was said and the entropy of φ in nats, NaN without a teacher; |log q − log q_sampled|, the mismatch of the
-    learner and the player, NaN where the student did not play.
+    weight · value (), and for the log (5, N), not differentiable, by LOGGED: the value; KL(θ‖φ), log p of
+    what was said and the entropy of φ in nats, NaN without a teacher; |log q − log q_sampled|, the mismatch
+    of the learner and the player, NaN where the student did not play.
     """
     hidden, head = student
     logged = torch.full((len(LOGGED), len(hidden)), torch.nan, device=hidden.device)

@@ -40,7 +40,6 @@ from harness.ranks import Ranks
 from harness.run import begun, going_on
 from training import run_name, set_up
 
-
 # ---- arguments
 
 @dataclass

@@ -27,7 +27,6 @@ from harness.report import clipping, episode_records, left_out, outcome, status,
 from harness.run import Run
 from watch import row
 
-
 # ---- the student
 
 class Distiller(torch.nn.Module):

@@ -13,8 +13,21 @@ import torch
 
 from harness.cli import UserError
 from harness.folder import (
-    EPISODES, LOG, append, claim, differing, free_folder, holds_run, left_by_restart, read_args, read_log,
-    replacing, rewind, write_json, write_lines)
+    EPISODES,
+    LOG,
+    append,
+    claim,
+    differing,
+    free_folder,
+    holds_run,
+    left_by_restart,
+    read_args,
+    read_log,
+    replacing,
+    rewind,
+    write_json,
+    write_lines,
+)
 from harness.stops import Stopped
 
 OPEN = (None, "", "auto")  # what a preset is that the user left open, or to the machine
@@ -142,7 +155,7 @@ class Checkpoint:
                 try:
                     torch.save(dict(**parts, step=self.step), file)
                 except RuntimeError as error:  # torch's writer, closing, covers what the disk had said
-                    raise error.__context__ or error
+                    raise (error.__context__ or error) from None
         self.saved = self.step
 
     @property

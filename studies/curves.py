@@ -19,9 +19,9 @@ import numpy as np
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
 
-import plot
 from compare import found, interval, last, markdown, mean_height
 
+import plot
 from harness.cli import check_knobs, command, knob
 
 

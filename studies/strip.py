@@ -2,8 +2,8 @@
 
     python studies/strip.py --out docs/row.svg
 
-A real episode: the shipped student plays a game, and the shipped teacher's KL at each of its tokens stands above
-it. Below, the same strip by method: who acts in each turn, what is trained, where the episode ends.
+A real episode: the shipped student plays a game, and the shipped teacher's KL at each of its tokens stands
+above it. Below, the same strip by method: who acts in each turn, what is trained, where the episode ends.
 """
 
 import os

@@ -21,7 +21,9 @@ from gymnasium.utils.env_checker import check_env
 
 import envs
 from harness.cli import UserError
-from worlds import alfworld, alfworld_data, alfworld_games as games, alfworld_search as search
+from worlds import alfworld, alfworld_data
+from worlds import alfworld_games as games
+from worlds import alfworld_search as search
 from worlds.alfworld import Engine
 from worlds.alfworld_env import NO_EFFECT
 

@@ -9,7 +9,8 @@ import pytest
 from textworld.logic import Proposition, Variable
 
 from harness.folder import cache_home
-from worlds import alfworld_games as games, alfworld_problems as problems
+from worlds import alfworld_games as games
+from worlds import alfworld_problems as problems
 from worlds.alfworld import Engine
 from worlds.cache import _cannot, keep, kept
 

@@ -15,7 +15,6 @@ from chat import prompts, template
 from chat.template import Chat
 from harness.cli import UserError
 
-
 # ---- the template
 
 def test_the_templates_own_end_token_ends_a_response():

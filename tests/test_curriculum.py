@@ -6,7 +6,18 @@ from types import SimpleNamespace
 import pytest
 
 from curriculum import (
-    METHODS, STUDENT, Guided, Method, NextTurn, Rules, TakeOver, beta, depth, explained, stages)
+    METHODS,
+    STUDENT,
+    Guided,
+    Method,
+    NextTurn,
+    Rules,
+    TakeOver,
+    beta,
+    depth,
+    explained,
+    stages,
+)
 
 ARGS = SimpleNamespace(schedule="linear", k_start=1, eta=2.0, steps=200)
 
@@ -52,7 +63,7 @@ def played(method, k, L, T, coins=None):
     rules, letters = Rules(method, k, T), ""
     while True:
         t, models = len(letters), sum(letter in "sStT" for letter in letters)
-        turn = NextTurn(t, k, T, L, draw=lambda stream: coins[t])
+        turn = NextTurn(t, k, T, L, draw=lambda stream, t=t: coins[t])
         role = rules.act(SimpleNamespace(played=models), turn)
         if role is None:
             return letters

@@ -115,8 +115,8 @@ def test_a_fork_runs_as_written(title, ran):
     played = {e["who"] for e in episodes}
     number = title.split(".")[0]
     if number == "1":
-        assert [r["k"] for r in log][:2] == [1, 1] and all(e["rounds"] <= r["k"] for r in log for e in episodes
-                                                           if e["step"] == r["step"])
+        depth = {r["step"]: r["k"] for r in log}
+        assert depth[1] == 1 and all(e["rounds"] <= depth[e["step"]] for e in episodes)
     elif number == "3":
         assert played <= {"sss", "stt", "sst", "ss", "s"} and any("t" in who for who in played)
         assert all(e["trained"] == e["who"].count("s") and e["judged"][0]["kl"] > 0 for e in episodes)
@@ -128,7 +128,6 @@ def test_a_fork_runs_as_written(title, ran):
         assert log[0]["kl"] > 1e-3 and played == {"sss"}
     elif number == "8":
         assert log[0]["loss"] != log[1]["loss"]
-        assert not any("LoRA" in name or "down" == name.split(".")[-1] for name in os.listdir(out / "student"))
         load.load_model(str(out / "student"))
     elif number == "9":
         assert len({e["task"] for e in episodes if e["step"] == 1}) == 1

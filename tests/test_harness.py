@@ -20,7 +20,6 @@ from harness import cli, folder, report
 from harness.cli import UserError, knob, preset
 from rollout import Turn
 
-
 # ---- cli
 
 @dataclass
@@ -365,7 +364,8 @@ def test_tables_by_hand():
 def told(number, **sums):
     """(turns (N,), {name: values (N,)}) of trained tokens: `number` of each turn, which share its sum."""
     turns = [t for t, count in enumerate(number) for _ in range(count)]
-    known = {name: sums.get(name, [0.0] * len(number)) for name in ("loss", "kl", "logp", "entropy", "mismatch")}
+    names = ("loss", "kl", "logp", "entropy", "mismatch")
+    known = {name: sums.get(name, [0.0] * len(number)) for name in names}
     return np.array(turns), {
         name: np.array([values[t] / number[t] for t in turns]) for name, values in known.items()}
 
@@ -400,7 +400,8 @@ def test_a_steps_tokens_go_to_their_episodes():
     """Tokens of micro-batches that come in any order, given to the episodes in theirs."""
     played = [episode("a", "heat", True, [turn()]), episode("b", "heat", False, [turn(), turn()], 1)]
     tokens = {name: np.zeros(3) for name in ("weight", "loss", "logp", "entropy", "mismatch")}
-    tokens.update(episode=np.array([1.0, 0.0, 1.0]), turn=np.array([1.0, 0.0, 0.0]), kl=np.array([3.0, 5.0, 7.0]))
+    tokens.update(
+        episode=np.array([1.0, 0.0, 1.0]), turn=np.array([1.0, 0.0, 0.0]), kl=np.array([3.0, 5.0, 7.0]))
     records = report.episode_records(1, played, tokens)
     assert [record["kl_turn"] for record in records] == [[5.0], [7.0, 3.0]]
 

@@ -17,11 +17,12 @@ from conftest import ROOT, launch
 from gymnasium.utils.env_checker import check_env
 
 import envs
-from chat import prompts
 import tcod
+from chat import prompts
 from harness.cli import UserError
 from harness.folder import read_log
-from worlds import scienceworld as sw, scienceworld_env
+from worlds import scienceworld as sw
+from worlds import scienceworld_env
 
 if not find_spec("scienceworld"):
     pytest.skip("the simulator is not installed: pip install scienceworld==1.2.3", allow_module_level=True)

@@ -20,8 +20,6 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import worlds.alfworld_package  # first
-
 import fast_downward
 import textworld.logic
 from alfworld.agents.utils.misc import Demangler

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from harness.cli import UserError
 from envs import digest, reason
+from harness.cli import UserError
 
 RELEASE = "json_2.1.1"          # the folder of the data set's splits, as alfworld-download names it
 GAME, TRAJECTORY, EXPERT = "game.tw-pddl", "traj_data.json", "expert.json"

@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import worlds.alfworld_package  # first
-
 import alfworld.gen
 from alfworld.gen import constants
 from alfworld.gen.goal_library import gdict

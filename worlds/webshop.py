@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from rapidfuzz import fuzz, utils as fuzz_utils
+from rapidfuzz import fuzz
+from rapidfuzz import utils as fuzz_utils
 
 from worlds.cache import keep, kept, say
 from worlds.webshop_data import FILES, SOURCE, Catalogue, DataError, price_tag

@@ -4,8 +4,8 @@ import functools
 import json
 from pathlib import Path
 
-from harness.cli import UserError
 from envs import Task, TextGame, digest
+from harness.cli import UserError
 from worlds.webshop import Session, open_shop
 from worlds.webshop_catalogue import default_folder
 
