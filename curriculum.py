@@ -204,7 +204,8 @@ class Rules:
 
     @classmethod
     def at(cls, n, method, args, log, T):
-        """The rules of training step n."""
+        """The rules of training step n; log: of a run, which may begin with an evaluation before step 1."""
+        log = [record for record in log if record["step"]]
         return cls(method, method.dial(n, args, log), T, n / args.steps)
 
     @property

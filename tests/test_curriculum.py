@@ -126,7 +126,8 @@ def test_what_the_methods_ask_for():
 
 
 def test_the_rules_of_a_step():
-    """A dial that does not move; progress that counts from the step before, or is no share."""
+    """A dial that does not move, or is shown the evaluation before the first step; progress that counts from
+    the step before, or is no share."""
     rules = Rules.at(50, METHODS["f2b"](), ARGS, [], 30)
     assert (rules.k, rules.T, rules.progress) == (26, 30, 0.25)
     assert Rules.at(80, Guided(), ARGS, [], 30).k == pytest.approx(0.5)
@@ -136,7 +137,8 @@ def test_the_rules_of_a_step():
         def dial(self, n, args, log):
             return log[-1]["kl"] if log else math.inf
 
-    assert [Rules.at(2, Log(), ARGS, log, 30).k for log in ([], [dict(kl=0.5)])] == [math.inf, 0.5]
+    assert [Rules.at(2, Log(), ARGS, log, 30).k for log in ([dict(step=0)], [dict(step=1, kl=0.5)])] == [
+        math.inf, 0.5]
 
 
 def test_what_a_method_sees_before_a_turn():
