@@ -86,7 +86,7 @@ def at_temperature(logits, temperature):
 
 def distributions(states, head, vocabulary, temperature):
     """Log-probabilities (n, V) over the ids of `vocabulary` behind hidden states (n, D); head (V', D)."""
-    logits = vocabulary.among(lm.logits(states, head))  # (n, V)
+    logits = vocabulary.logits(states, head)  # (n, V)
     return torch.log_softmax(at_temperature(logits, temperature), -1)
 
 
@@ -122,7 +122,7 @@ def gradients(hidden, head, weight, value, chunks, vocabulary, temperature):
     d_hidden, d_head = torch.zeros_like(hidden), torch.zeros_like(head)
     seen, total = head[: vocabulary.size], hidden.new_zeros((), dtype=torch.float32)  # (V, D), ()
     for name, n in chunks:
-        logits = vocabulary.among(lm.logits(hidden[n], seen))  # (n, V)
+        logits = vocabulary.logits(hidden[n], seen)  # (n, V)
         logits = at_temperature(logits, temperature).requires_grad_()
         with torch.enable_grad():
             loss = (value(name, n, logits) * weight[n]).sum()
@@ -181,3 +181,16 @@ def chunked(student, teacher, batch, *, beta, temperature, vocabulary):
     chunks = [(name, n) for name, index in batch.losses.items() for n in index.split(pieces(vocabulary))]
     total = Chunked.apply(hidden, head, batch.weight, value, chunks, vocabulary, temperature)
     return total, logged
+
+
+class Distiller(torch.nn.Module):
+    """The student with its loss, so that DistributedDataParallel sees one forward per micro-batch."""
+
+    def __init__(self, student, **setting):
+        """setting: what `chunked` asks for by name."""
+        super().__init__()
+        self.student, self.setting = student, setting
+
+    def forward(self, batch, teacher):
+        """A Batch, and the teacher's (hidden (N, D'), head (V', D')) or None -> what `chunked` returns."""
+        return chunked(lm.states(self.student, batch.ids, batch.where), teacher, batch, **self.setting)

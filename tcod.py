@@ -135,9 +135,9 @@ def check(args, world):
 # ---- the gradient
 
 @torch.no_grad()
-def score(teacher, samples):
+def score(teacher, samples, batch):
     """The teacher's part: its hidden states before the trained tokens of these samples, (N, D'), and its
-    head; in order of (row, position).
+    head; in order of (row, position). batch: the samples as tensors.
 
     What it has read while the episodes were played is not read again. A fork that shows the teacher another
     opening than the student (a hint, a solution) does it here: other rows, the same trained tokens. Each
@@ -146,9 +146,7 @@ def score(teacher, samples):
     known = [[sample.episode.turns[t].taught for t in sample.weight] for sample in samples]
     if all(states is not None for row in known for states in row):
         return torch.cat([states for row in known for states in row]), lm.head(teacher)
-    rows = [sample.row for sample in samples]
-    hidden = lm.hidden_states(teacher, batches.padded(rows, teacher.device)).flatten(0, 1)  # (B · T, D')
-    return hidden[batches.before(rows, teacher.device)], lm.head(teacher)
+    return lm.states(teacher, batch.ids, batch.where)
 
 
 def backward(student, teacher, episodes, args, ranks):
@@ -172,7 +170,7 @@ def backward(student, teacher, episodes, args, ranks):
         with torch.autocast(
                 student.model.device.type, torch.bfloat16, enabled=args.precision == "bf16",
                 cache_enabled=not student.recompute):
-            judged = score(teacher, group) if taught else None
+            judged = score(teacher, group, batch) if taught else None
             with nullcontext() if last or ranks.world == 1 else distiller.no_sync():
                 value, tokens = distiller(batch, judged)
                 (value * ranks.world).backward()  # DDP averages over ranks; Eq. 2 is a sum

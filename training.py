@@ -15,7 +15,6 @@ import batch as batches
 import curriculum
 import eval as evaluation
 import load
-import loss as losses
 import model as lm
 import rollout
 import tasks as lists
@@ -25,25 +24,10 @@ from harness.cli import UserError
 from harness.ranks import Gradients, Ranks, device
 from harness.report import clipping, episode_records, left_out, outcome, status, step_record
 from harness.run import Run
+from loss import Distiller
 from watch import row
 
 # ---- the student
-
-class Distiller(torch.nn.Module):
-    """The student with its loss, so that DistributedDataParallel sees one forward per micro-batch."""
-
-    def __init__(self, student, **setting):
-        """setting: what `loss.chunked` asks for by name."""
-        super().__init__()
-        self.student, self.setting = student, setting
-
-    def forward(self, batch, teacher):
-        """A Batch, and the teacher's (hidden (N, D'), head (V', D')) or None -> what `loss.chunked`
-        returns."""
-        hidden = lm.hidden_states(self.student, batch.ids).flatten(0, 1)  # (B, T, D) -> (B · T, D)
-        student = hidden[batch.where], lm.head(self.student)  # (N, D), (V', D)
-        return losses.chunked(student, teacher, batch, **self.setting)
-
 
 def adamw(student, lr, world):
     """The optimizer: fp32 moments, fused on a GPU; of several GPUs each holds a part of them."""
