@@ -43,10 +43,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 import plot
-from curriculum import METHODS
 from harness.cli import UserError, check_knobs, command, knob
 from harness.folder import LOG, read_args, read_log, write_lines
 from harness.report import wilson
+from methods import METHODS
 
 # ---- what can be compared
 

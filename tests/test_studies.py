@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-import curriculum
 import eval as evaluation
+import methods
 import plot
 import tcod
 from harness.cli import UserError, parse
@@ -94,7 +94,7 @@ def test_the_lines_are_tcods():
     assert {*compare.LOSSES, "nll"} == set(LOSSES)
     for label, flags in compare.LINES.items():
         args = parse(tcod.Args, flags.split())
-        assert args.method in curriculum.METHODS and args.loss in LOSSES, label
+        assert args.method in methods.METHODS and args.loss in LOSSES, label
     parse(evaluation.Args, compare.TESTED.split())
     named = [label for study in compare.STUDIES.values() for label in getattr(study, "lines", ())]
     assert set(named) <= set(compare.LINES)
