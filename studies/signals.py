@@ -2,11 +2,11 @@
 
     python studies/signals.py --pairs alfworld:tiny-student:tiny-narrow webshop:tiny-student:tiny-teacher
 
-The student plays training games to their end, and the teacher judges each of its answers. A pair has three
-lines: ℓ, the mean log p of what was said; H, the teacher's mean entropy; KL, the mean KL(θ‖φ); nats a token.
-Columns: the mean over turns that the game took and that do not repeat, that it refused, that repeat; over
-the index of the turn; and the AUC of −ℓ, H and KL as detectors of a refused turn, and of one behind turn 10:
-0.5 is blind. Its 95 % interval is a bootstrap over games.
+The student plays training games to their end, and the teacher judges each of its answers: ℓ, the mean log p
+of what was said; H, the teacher's mean entropy; KL, the mean KL(θ‖φ), in nats a token. The first table has
+their means over turns that the game took and that do not repeat, that it refused, that repeat, and by the
+index of the turn. The second has the AUC of −ℓ, H and KL as detectors of a refused turn, and of one from turn
+10 on: 0.5 is blind. Its 95 % interval is a bootstrap over games.
 """
 
 import os
@@ -84,29 +84,30 @@ def auc_cell(values, positive, game):
 
 
 def rows(pair, found):
-    """The lines of a pair, {column: cell}."""
+    """The lines of a pair in both tables, {column: cell}."""
     game, number = np.array([[g, t] for g, t, _ in found]).T
     invalid = np.array([turn.invalid for *_, turn in found])
     repeats = np.array([turn.repeats for *_, turn in found])
-    for name, of in SIGNALS.items():
-        values = np.array([of(turn.judgement) for *_, turn in found])
-        kinds = {"valid": ~invalid & ~repeats, "refused": invalid, "repeats": repeats}
-        spans = {span: (number >= first) & (number < end) for span, (first, end) in SPANS.items()}
-        each = {**kinds, **spans}
-        means = {what: f"{values[some].mean():.2f}" for what, some in each.items() if some.any()}
-        size = -values if name == "ℓ" else values
-        yield {"pair": f"{pair}, {len(found):,} turns", "": name, **means,
-               "AUC, refused": auc_cell(size, invalid, game),
-               "AUC, behind turn 10": auc_cell(size, number >= 10, game)}
+    values = {name: np.array([of(turn.judgement) for *_, turn in found]) for name, of in SIGNALS.items()}
+    spans = {span: (number >= first) & (number < end) for span, (first, end) in SPANS.items()}
+    some = {"valid": ~invalid & ~repeats, "refused": invalid, "repeats": repeats, **spans}
+    means, found_by = {"turns": f"{len(found):,}"}, {}
+    for what, chosen in some.items():
+        if chosen.any():
+            means[what] = " · ".join(f"{each[chosen].mean():.2f}" for each in values.values())
+    for what, positive in {"refused": invalid, "late": number >= 10}.items():
+        for name, each in values.items():
+            sign = -1 if name == "ℓ" else 1
+            found_by[f"{what}, by {name}"] = auc_cell(sign * each, positive, game)
+    return {"ℓ · H · KL": pair, **means}, {"AUC": pair, **found_by}
 
 
 def main(args):
     check_knobs(args)
     if not args.pairs or any(pair.count(":") != 2 for pair in args.pairs):
         raise UserError("name --pairs as in alfworld:tiny-student:tiny-narrow")
-    lines = [row for pair in args.pairs for row in rows(pair, played(pair, args))]
-    columns = ["pair", "", "valid", "refused", "repeats", *SPANS, "AUC, refused", "AUC, behind turn 10"]
-    print(markdown(columns, lines))
+    for lines in zip(*(rows(pair, played(pair, args)) for pair in args.pairs)):
+        print(markdown(max(map(list, lines), key=len), lines))
 
 
 if __name__ == "__main__":
