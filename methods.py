@@ -15,6 +15,7 @@ KL(θ‖φ). No torch. Read before this: curriculum.py; after it: envs.py.
 
 import inspect
 import math
+import re
 from bisect import bisect
 from collections import Counter
 from dataclasses import replace
@@ -304,7 +305,8 @@ METHODS = {
 def explained():
     """What --help says of the methods: the first sentence of each."""
     said = {name: " ".join(inspect.getdoc(method).split()) for name, method in METHODS.items()}
-    return "; ".join(f"{name}: {text.split('. ')[0].rstrip('.')}" for name, text in said.items())
+    first = {name: re.split(r"(?<!Eq)\. ", text)[0].rstrip(".") for name, text in said.items()}
+    return "; ".join(f"{name}: {text}" for name, text in first.items())
 
 
 def constants():
