@@ -97,7 +97,8 @@ def pieces(vocabulary):
 
 @torch.no_grad()
 def judgement(student, teacher, ids, vocabulary, temperature):
-    """What the teacher says of n tokens, in nats: log p of each, its entropy, KL(θ‖φ) -> (3, n).
+    """What the teacher says of n tokens, in nats: log p of each, its entropy, KL(θ‖φ), |log q − log p| of
+    each -> (4, n).
 
     student, teacher: (states before the tokens (n, D), head (V', D)). A greedy sampler's distributions are
     compared at temperature 1.
@@ -107,7 +108,8 @@ def judgement(student, teacher, ids, vocabulary, temperature):
         logq, logp = (
             distributions(states[n], head, vocabulary, temperature or 1.0)
             for states, head in (student, teacher))
-        found.append(torch.stack([at(logp, token[n]), entropy(logp), reverse(logq, logp)]))
+        said, own = at(logp, token[n]), at(logq, token[n])
+        found.append(torch.stack([said, entropy(logp), reverse(logq, logp), (own - said).abs()]))
     return torch.cat(found, 1)
 
 

@@ -360,7 +360,7 @@ def judge(teacher, student, going, said, chat, limits):
     values = losses.judgement(
         (torch.cat([answer.states for answer in answers]), student.cache.head),
         (torch.cat(list(before.values())), cache.head),
-        [i for answer in answers for i in answer.ids], vocabulary, limits.temperature)  # (3, N)
+        [i for answer in answers for i in answer.ids], vocabulary, limits.temperature)  # (4, N)
     means = [part.mean(1) for part in values.split([len(answer.ids) for answer in answers], 1)]
     return {
         episode: said[episode]._replace(taught=before[episode], judgement=Judgement(*mean))

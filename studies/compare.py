@@ -42,11 +42,12 @@ from matplotlib.lines import Line2D
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+import curriculum
 import plot
-from curriculum import METHODS
 from harness.cli import UserError, check_knobs, command, knob
 from harness.folder import LOG, read_args, read_log, write_lines
 from harness.report import wilson
+from methods import METHODS
 
 # ---- what can be compared
 
@@ -67,6 +68,9 @@ LINES = {  # label: flags of tcod.py
     "f2b-eta-8": "--method f2b --loss reverse --eta 8",
     "f2b-stages": "--method f2b --loss reverse --schedule 5@10,10@20,20@40",
     "opd-tokens": "--method opd --loss reverse",
+    "opd-near": "--method opd --loss jsd --beta 0.2",   # TOP-D
+    "f2b-constant": "--method f2b --loss reverse --schedule constant --k-start 6",
+    **{name: f"--method {name} --loss reverse" for name in METHODS if name not in curriculum.METHODS},
 }
 # A line that ends where it has trained the tokens of another: (the same with all steps, the other), by seed.
 EQUAL_TOKENS = {"opd-tokens": ("opd", "f2b")}

@@ -78,7 +78,8 @@ def states_before(model, ids, number):
 
 
 def obviously(world, before, said, temperature=1.0):
-    """(mean log p, entropy, KL(θ‖φ)) of a response behind a row, by plain forwards and float64 softmaxes."""
+    """(mean log p, entropy, KL(θ‖φ), mean |log q − log p|) of a response behind a row, by plain forwards and
+    float64 softmaxes."""
     logs = {}
     for who in ("student", "teacher"):
         states = states_before(world[who], before + said, len(said))
@@ -88,7 +89,8 @@ def obviously(world, before, said, temperature=1.0):
     means = [
         logp[range(len(said)), said].mean(),
         -(logp.exp() * logp).sum(-1).mean(),
-        (logq.exp() * (logq - logp)).sum(-1).mean()]
+        (logq.exp() * (logq - logp)).sum(-1).mean(),
+        (logq - logp)[range(len(said)), said].abs().mean()]
     return torch.stack(means)
 
 
