@@ -184,7 +184,8 @@ METHODS = {"opd": Method, "f2b": F2B, "b2f": B2F, "sft": SFT, "guided": Guided}
 
 def explained():
     """What --help says of the methods: the first sentence of each."""
-    said = {name: " ".join(inspect.getdoc(method).split()) for name, method in METHODS.items()}
+    said = {name: inspect.getdoc(method) or "a method" for name, method in METHODS.items()}  # none by -OO
+    said = {name: " ".join(text.split()) for name, text in said.items()}
     return "; ".join(f"{name}: {text.split('. ')[0].rstrip('.')}" for name, text in said.items())
 
 

@@ -33,6 +33,11 @@ def preset(paper, text, **bounds):
     return field(default=None, metadata=dict(help=text, paper=paper, **bounds))
 
 
+def usual(kind):
+    """{knob: value} of a dataclass of arguments: what each was before there was such a knob."""
+    return {f.name: f.metadata.get("paper", f.default) for f in fields(kind)}
+
+
 def fits(value, kind):
     """Whether a value of a JSON file is one of this type: 1 is a float too, true is no number."""
     if kind is float:
