@@ -167,7 +167,10 @@ def command(main, args_type):
     stops.catch()
     try:
         with stops.running():
-            main(parse(args_type, description=sys.modules["__main__"].__doc__))
+            args = parse(args_type, description=sys.modules["__main__"].__doc__)
+            if os.path.expanduser("~") == "~":  # libraries end in a traceback, or make a folder called ~
+                raise UserError("this user has no home: set HOME to a folder to write in")
+            main(args)
     except UserError as error:
         fail(error)
     except OSError as error:

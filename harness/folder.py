@@ -28,17 +28,9 @@ LOG, EPISODES = "log.jsonl", "episodes.jsonl"  # in a run folder: a line per ste
 def cache_home():
     """Where what was made once is kept: $TCOD_CACHE, else tcod in $XDG_CACHE_HOME or ~/.cache."""
     usual = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "tcod")
-    return at_home(os.environ.get("TCOD_CACHE") or usual, "TCOD_CACHE, or HOME")
-
-
-def at_home(path, variable="HOME"):
-    """A path whose ~ is one's home; raises UserError where that is nowhere, as for a container's user.
-
-    variable: what to set then.
-    """
-    found = os.path.expanduser(path)
-    if str(found).startswith("~"):
-        raise UserError(f"there is no home for {path} to lie in: set {variable}, to a folder to write in")
+    found = os.path.expanduser(os.environ.get("TCOD_CACHE") or usual)
+    if found.startswith("~"):
+        raise UserError(f"{found} leads to no home: set TCOD_CACHE, or HOME, to a folder to write in")
     return Path(found)
 
 

@@ -589,16 +589,25 @@ def test_a_disk_without_locks(tmp_path, monkeypatch):
         add_slowly(str(tmp_path / "number"), 1)
 
 
-def test_a_user_without_a_home(monkeypatch):
-    """A traceback, or a folder called ~ where the command was given, for a container's user."""
+def test_a_user_without_a_home(monkeypatch, capsys):
+    """A traceback, or a folder called ~ where the command was given, for a container's user; --help, which
+    needs none, refused."""
     def nobody(number):
         raise KeyError(number)
 
     for name in ("HOME", "TCOD_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", nobody)
-    with pytest.raises(UserError, match="no home for ~/.cache/tcod to lie in: set TCOD_CACHE, or HOME"):
+    with pytest.raises(UserError, match="~/.cache/tcod leads to no home: set TCOD_CACHE, or HOME"):
         folder.cache_home()
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    with pytest.raises(SystemExit):
+        cli.command(lambda args: pytest.fail("begun"), Args)
+    assert capsys.readouterr().err == "error: this user has no home: set HOME to a folder to write in\n"
+    monkeypatch.setattr(sys, "argv", ["x.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        cli.command(print, Args)
+    assert ended.value.code == 0
     monkeypatch.setenv("TCOD_CACHE", "/elsewhere")
     assert str(folder.cache_home()) == "/elsewhere"
 
