@@ -194,7 +194,7 @@ def check_one_set(name):
     for file in present[1:]:
         second = read_weights(name, file)
         both = first.keys() & second.keys()  # a tied head may be in one of them
-        other = sorted(key for key in both if not torch.equal(first[key], second[key]))
+        other = sorted(key for key in both if not torch.equal(first[key].float(), second[key].float()))
         if other or not both:
             raise UserError(
                 f"{name!r} holds two sets of weights that differ, {present[0]} and {file}, as in "
@@ -215,9 +215,9 @@ def read_weights(folder, file):
                 found.update(load_file(path))
             else:
                 found.update(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        raise cannot_load(folder, error) from error
-    return found
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        raise cannot_load(os.path.join(folder, file), error) from error
+    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
 
 def cannot_load(name, error):

@@ -216,30 +216,21 @@ def played_on(args):
     return ["--env", args.env, "--data", args.data, "--teacher", args.teacher]
 
 
-def as_played(args):
-    """What the runs have in common: tcod.Args as their flags, the student's own defaults and the models give
-    them. Raises UserError for flags that are for the collection to say."""
-    import tcod  # and torch: not for --draw
-
-    common = parse(tcod.Args, [*played_on(args), "--student", args.student, *shlex.split(args.flags)])
-    for name in ("without", "experts"):
-        if getattr(common, name):
-            raise UserError(f"--flags --{name}: with --experts teacher that is for the comparison to say")
-    tcod.resolve(common)
-    return common
-
-
 def collect(args):
     """The teacher's own successes and the hard split, by the prompt, history, horizon and context of the
-    runs; returns the flags that leave its tasks out of training and evaluate on them.
+    runs, the student's own defaults among them; returns the flags that leave its tasks out of training and
+    evaluate on them.
 
     Interrupted, it goes on; finished, eval.py finds nothing left to play, or says that what it finds is of
     another teacher, other games or samples.
     """
-    import envs  # the engines: not for --draw
+    import envs  # the engines and torch: not for --draw
+    import tcod
     from eval import PlayArgs
 
-    hard, common, game = os.path.join(args.out, "hard.jsonl"), as_played(args), envs.game_type(args.env)
+    hard, game = os.path.join(args.out, "hard.jsonl"), envs.game_type(args.env)
+    common = parse(tcod.Args, [*played_on(args), "--student", args.student, *shlex.split(args.flags)])
+    tcod.resolve(common)
     start("eval.py", [
         *(f"--{f.name}={getattr(common, f.name)}" for f in fields(PlayArgs)),
         "--model", args.teacher, "--split", common.train_split or game.train_split,
@@ -249,8 +240,7 @@ def collect(args):
     with open(hard, encoding="utf-8") as file:
         if not file.read().strip():
             return []
-    splits = common.eval_splits or ",".join(game.eval_splits)
-    return ["--without", hard, "--eval-splits", f"{splits},hard={hard}"]
+    return ["--without", hard, "--eval-splits", ",".join([*game.eval_splits, f"hard={hard}"])]
 
 
 def short(value):

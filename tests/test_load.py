@@ -350,6 +350,10 @@ def test_two_sets_of_weights_in_a_folder(tmp_path):
     torch.save(model.state_dict(), tmp_path / "model" / "pytorch_model.bin")
     with pytest.raises(UserError, match="model.safetensors and pytorch_model.bin, as in model.norm.weight"):
         load.load_model(folder)
+    for broken in (b"", b"PK"):
+        (tmp_path / "model" / "pytorch_model.bin").write_bytes(broken)
+        with pytest.raises(UserError, match="cannot load .*pytorch_model.bin'"):
+            load.load_model(folder)
     (tmp_path / "model" / "pytorch_model.bin").unlink()
     model.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
     for path in (tmp_path / "parts").glob("model*"):
