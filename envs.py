@@ -137,6 +137,11 @@ class TextGame(gymnasium.Env):
         raise NotImplementedError
 
     @classmethod
+    def shared(cls, data="", **knobs) -> dict[str, str]:
+        """{what: in few letters} of what all games share and no task's digest covers: a catalogue."""
+        return {}
+
+    @classmethod
     def with_experts(cls, tasks, data="", **knobs) -> list[Task]:
         """The tasks for which an expert's episode is known or can be made, filled in where it is known.
         Where it is made only when a task is drawn, `demonstrate` does so."""

@@ -33,7 +33,7 @@ import rollout
 import tasks as lists
 from chat import prompts
 from chat.template import Chat
-from harness.cli import UserError, check_knobs, command, fill_presets, knob, preset
+from harness.cli import UserError, check_knobs, command, fill_presets, knob, preset, usual
 from harness.folder import Journal, check_place, write_json, write_lines
 from harness.plan import AT_ONCE
 from harness.ranks import Ranks, device
@@ -452,12 +452,18 @@ def open_journal(args, split, chat, actors, tasks, turns, ranks):
     products = (args.out, args.save_expert, args.save_hard)
     path = next((f"{product}.played" for product in products if product), "")
     head = {name: value for name, value in asdict(args).items() if name not in ELSEWHERE}
-    head.update({f"{who}'s weights": load.fingerprint(model) for who, model in actors.items()})
+    head.update({f"{who}'s weights": load.sample(model) for who, model in actors.items()})
     head.update({"list of tasks": lists.fingerprint(tasks), "max_turns": turns})
     head.update(split=split, experts=bool(args.save_expert))
     head["template"] = [chat.before, chat.behind, chat.between]
     head["words of the prompt"] = chat.prompt.digest
-    journal = Journal(path if ranks.first else "", head, products)
+    if ranks.first and path:
+        head["identity"] = lists.world_identity(args)
+        for who, model in actors.items():
+            head["identity"].update(load.identity(who, model, chat if who == "student" else None))
+    unsaid = {name: value for name, value in usual(Args).items() if name in head}
+    unsaid["identity"] = head.get("identity")
+    journal = Journal(path if ranks.first else "", head, products, unsaid)
     journal.records = ranks.broadcast(lambda: journal.records)
     return journal
 

@@ -9,12 +9,16 @@ import json
 import math
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+import envs
 import model as lm
 from harness.cli import UserError
 from harness.folder import write_json
@@ -32,6 +36,13 @@ BY_LENGTH = ("dynamic", "longrope")  # rotary frequencies that change with the l
 TINY = {
     "tiny-teacher": "teacher", "tiny-student": "student", "tiny-narrow": "teacher-narrow",
     "full-teacher": "full-teacher", "full-student": "full-student", "full-narrow": "full-teacher-narrow"}
+WEIGHTS = (  # how a folder may hold them, in the order in which transformers looks
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+PIECE = 1 << 22  # numbers of a weight that are hashed at once
+NOISE = ("drop", "jitter")  # in the names of what `without_noise` sets to 0
+SILENT = (  # of a configuration: what changes no logit
+    "transformers_version", "architectures", "_name_or_path", "dtype", "initializer_range", "use_cache",
+    "pad_token_id", "bos_token_id", "eos_token_id")
 DEFAULTS = "defaults.json"  # beside a checkpoint: {knob: value}, how it wants to be played and trained
 
 
@@ -156,6 +167,7 @@ def load_model(name, device="cpu", dtype=torch.float32):
     """
     if os.path.exists(os.path.join(name, "adapter_config.json")):
         raise UserError(f"{name!r} holds an adapter, not a model: merge it into its base model and save that")
+    check_one_set(name)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, attn_implementation="sdpa", output_loading_info=True,
@@ -170,6 +182,42 @@ def load_model(name, device="cpu", dtype=torch.float32):
     model = model.to(device).eval()
     check_logits(name, model)
     return model
+
+
+def check_one_set(name):
+    """Raises UserError where a folder holds weights in two formats, or whole and in parts, that differ: which
+    of them a library reads is its choice, and another's may be another."""
+    present = [file for file in WEIGHTS if os.path.isfile(os.path.join(name, file))]
+    if len(present) < 2:
+        return
+    first = read_weights(name, present[0])
+    for file in present[1:]:
+        second = read_weights(name, file)
+        both = first.keys() & second.keys()  # a tied head may be in one of them
+        other = sorted(key for key in both if not torch.equal(first[key].float(), second[key].float()))
+        if other or not both:
+            raise UserError(
+                f"{name!r} holds two sets of weights that differ, {present[0]} and {file}, as in "
+                f"{(other or sorted(second))[0]}: leave the one that is meant, and move the other away")
+
+
+def read_weights(folder, file):
+    """{name: tensor} of a file of weights, or of all that an index names; raises UserError where that cannot
+    be read."""
+    found, files = {}, [file]
+    try:
+        if file.endswith(".index.json"):
+            with open(os.path.join(folder, file), encoding="utf-8") as index:
+                files = sorted(set(json.load(index)["weight_map"].values()))
+        for part in files:
+            path = os.path.join(folder, part)
+            if part.endswith(".safetensors"):
+                found.update(load_file(path))
+            else:
+                found.update(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        raise cannot_load(os.path.join(folder, file), error) from error
+    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
 
 def cannot_load(name, error):
@@ -282,15 +330,53 @@ def without_noise(model):
     """
     for module in model.modules():
         for name, value in vars(module).items():
-            if isinstance(value, float) and ("drop" in name or "jitter" in name):
+            if isinstance(value, float) and any(noise in name for noise in NOISE):
                 setattr(module, name, 0.0)
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
 
 
-def fingerprint(model):
-    """12 hex digits that stand for a model's weights: of each its name, its shape and some of its values, as
-    bf16."""
+# ---- what a model is
+
+def identity(who, model, chat=None):
+    """{"teacher's weights": ...}: every part of a model that changes what it says, in few letters, and of the
+    chat that it is asked in (chat.template.Chat), where that is its own; who: "teacher"."""
+    parts = {"weights": weights(model), "configuration": configured(model.config)}
+    if chat:
+        parts.update(chat.identity())
+    return {f"{who}'s {part}": value for part, value in parts.items()}
+
+
+def weights(model):
+    """12 hex digits that stand for every value of a model's weights, the same in bf16 and fp32."""
+    def hashed(piece):
+        values = piece.cpu().float()
+        short = values.bfloat16()  # half as long, where nothing is lost by it
+        if torch.equal(short.float(), values):
+            values = short.view(torch.int16)
+        return hashlib.sha256(values.numpy()).digest()
+
+    whole, pieces = hashlib.sha256(), []
+    for name, weight in model.state_dict().items():
+        whole.update(f"{name} {tuple(weight.shape)}".encode())
+        pieces += weight.flatten().split(PIECE)
+    with ThreadPoolExecutor() as pool:  # hashlib lets other threads run
+        for digest in pool.map(hashed, pieces):
+            whole.update(digest)
+    return whole.hexdigest()[:12]
+
+
+def configured(config):
+    """12 hex digits that stand for a configuration as far as it changes logits. What is as the library has it
+    by default is left out: a later version has more of it."""
+    said = {name: value for name, value in config.to_diff_dict().items()
+            if name not in SILENT and not any(noise in name for noise in NOISE)}
+    return envs.digest(json.dumps(said, sort_keys=True, default=str).encode())
+
+
+def sample(model):
+    """12 hex digits that stand for some values of each of a model's weights, as bf16: all that older runs
+    noted of a model."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
         flat = weight.detach().flatten()
@@ -336,13 +422,48 @@ def same_vocabulary(student, teacher):
         f"tokens and {student.name_or_path!r} {len(ours)}, and {len(other)} have other ids, as {other[0]!r}")
 
 
+def rewrite(path, change):
+    """Change the dictionary in a JSON file. change: dictionary -> {name: its new entry, None for none}."""
+    with open(path, encoding="utf-8") as file:
+        content = json.load(file)
+    changed = change(content)
+    kept = {name: value for name, value in content.items() if name not in changed}
+    write_json(path, kept | {name: value for name, value in changed.items() if value is not None})
+
+
+def older_rotary(config):
+    """What a reader of before transformers 5 looks for in config.json: without it, it takes a rotary base of
+    10,000 in silence. gpt_neox had names of its own."""
+    rope, neox = dict(config.get("rope_parameters") or {}), config["model_type"] == "gpt_neox"
+    theta, part = rope.pop("rope_theta", None), rope.pop("partial_rotary_factor", None)
+    return {
+        "rotary_emb_base" if neox else "rope_theta": theta,
+        "rotary_pct" if neox else "partial_rotary_factor": part,
+        "rope_scaling": rope if rope.get("rope_type", "default") != "default" else None}
+
+
+def older_tokenizer(config):
+    """What it looks for in tokenizer_config.json: a class and a list that have other names now."""
+    changed = {}
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        changed["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        changed["additional_special_tokens"] = config["extra_special_tokens"]
+        changed["extra_special_tokens"] = None
+    return changed
+
+
 def save(model, tokenizer, folder, own=None):
-    """Write an ordinary Hugging Face checkpoint (safetensors), beside and then moved into place; raises
-    UserError where there is no room or no way to. own: its `defaults`, if it has any."""
+    """Write an ordinary Hugging Face checkpoint (safetensors), beside and then moved into place, that
+    transformers 4 and 5 read alike; raises UserError where there is no room or no way to. own: its
+    `defaults`, if it has any."""
+    folder = os.path.realpath(folder)  # a link leads there as before
     beside, old = f"{folder}.tmp-{os.getpid()}", f"{folder}.old-{os.getpid()}"
     try:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
+        rewrite(os.path.join(beside, "config.json"), older_rotary)
+        rewrite(os.path.join(beside, "tokenizer_config.json"), older_tokenizer)
         if own:
             write_json(os.path.join(beside, DEFAULTS), own)
         if os.path.exists(folder):

@@ -73,8 +73,9 @@ WITHOUT_TEACHER = ("nll",)
 
 
 def explained():
-    """What --help says of the losses: the first line of each."""
-    return "; ".join(f"{name}: {loss.__doc__.splitlines()[0].rstrip('.')}" for name, loss in LOSSES.items())
+    """What --help says of the losses: the first line of each (`python -OO` leaves out what that is)."""
+    said = {name: loss.__doc__ or "a loss" for name, loss in LOSSES.items()}
+    return "; ".join(f"{name}: {text.splitlines()[0].rstrip('.')}" for name, text in said.items())
 
 
 # ---- distributions

@@ -304,7 +304,8 @@ METHODS = {
 
 def explained():
     """What --help says of the methods: the first sentence of each."""
-    said = {name: " ".join(inspect.getdoc(method).split()) for name, method in METHODS.items()}
+    told = {name: inspect.getdoc(method) or "a method" for name, method in METHODS.items()}  # none by -OO
+    said = {name: " ".join(text.split()) for name, text in told.items()}
     first = {name: re.split(r"(?<!Eq)\. ", text)[0].rstrip(".") for name, text in said.items()}
     return "; ".join(f"{name}: {text}" for name, text in first.items())
 

@@ -26,7 +26,7 @@ def read_ids(path):
     Raises UserError for a file that cannot be read or names none.
     """
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig").splitlines()
         said = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         entries = [json.loads(line) if line.startswith("{") else dict(task=line) for line in said]
         ids = {entry["task"]: entry.get("digest", "") for entry in entries}
@@ -56,17 +56,23 @@ def listed(name, split, data="", **knobs):
     if split in game.splits or not os.path.isfile(split):
         return envs.make_tasks(name, split, data, **knobs)
     game.check_knobs(knobs)
-    wanted, found = read_ids(split), {}
-    begun = [own for own in game.splits if any(id.startswith(own + "/") for id in wanted)]
+    return looked_up(game, read_ids(split), split, data, **knobs)
+
+
+def looked_up(game, ids, path, data, **knobs):
+    """The tasks of a world that the ids in a file, {task id: digest}, name; raises UserError for ids that are
+    of no task, naming the first."""
+    found = {}
+    begun = [own for own in game.splits if any(id.startswith(own + "/") for id in ids)]
     for own in begun or game.splits:
         found.update((task.id, task) for task in game.tasks(own, data, **knobs))
-    strange = [id for id in wanted if id not in found]
+    strange = [id for id in ids if id not in found]
     if strange:
         raise UserError(
-            f"{len(strange)} of the {len(wanted)} ids in {split} are of no {game.name} task with --data "
+            f"{len(strange)} of the {len(ids)} ids in {path} are of no {game.name} task with --data "
             f"'{data}', the first one is '{strange[0]}'.")
-    tasks = [found[id] for id in wanted]
-    check_digests(tasks, wanted, split)
+    tasks = [found[id] for id in ids]
+    check_digests(tasks, ids, path)
     return tasks
 
 
@@ -102,9 +108,12 @@ def named_splits(name, text):
     return found
 
 
-def without(tasks, path):
-    """The tasks except those that a file of task ids names. Raises UserError where it names none, or all."""
+def without(tasks, path, game, data="", **knobs):
+    """The tasks of a world except those that a file of task ids names; it may name others that are not among
+    them. Raises UserError where it names none, or all, and for ids that are of no task."""
     ids = read_ids(path)
+    if not set(ids) <= {task.id for task in tasks}:
+        looked_up(game, ids, path, data, **knobs)
     left = [task for task in tasks if task.id not in ids]
     check_digests(tasks, ids, path)
     if not left or len(left) == len(tasks):
@@ -124,6 +133,22 @@ def spread(tasks, count):
 def fingerprint(tasks):
     """12 hex digits that stand for a list of tasks: their ids and what their games are."""
     return envs.digest("\n".join(f"{task.id} {task.digest}" for task in tasks).encode())
+
+
+def identity(args, tasks, held_out, expert):
+    """{what: in few letters}: the games of a run; expert: whether its method replays one."""
+    found = {"list of training tasks": fingerprint(tasks), **world_identity(args)}
+    for split, chosen in held_out.items():
+        found[f"list of {split} tasks"] = fingerprint(chosen)
+    if expert:
+        episodes = [[task.id, task.expert, task.responses] for task in tasks]
+        found["experts' episodes"] = envs.digest(json.dumps(episodes).encode())
+    return found
+
+
+def world_identity(args):
+    """{what: in few letters} of what games of a world share, beyond what its tasks' digests cover."""
+    return envs.game_type(args.env).shared(args.data, **envs.parse_knobs(args.env, args.knobs))
 
 
 # ---- experts' episodes in a file: the shortest won one of each task
@@ -240,7 +265,7 @@ def training_tasks(args, expert, prompt, ranks):
     tasks = listed(args.env, split, args.data, **knobs)
     if args.without:
         number = len(tasks)
-        tasks = without(tasks, args.without)
+        tasks = without(tasks, args.without, game_type, args.data, **knobs)
         ranks.print(f"{number - len(tasks)} of {number} training tasks are left out, as {args.without} says")
     if not expert:
         return tasks

@@ -239,10 +239,10 @@ def set_up(args, told, ranks):
     together = max(args.episodes // ranks.world, evaluation.at_once(model, args.eval_games, ranks.world))
     games = evaluation.make_games(args, together)
     turns = args.max_turns or games[0].horizon
-    prints = {
-        "student": load.fingerprint(model), "teacher": load.fingerprint(teacher),
-        "prompt": chat.prompt.digest, "list of training tasks": lists.fingerprint(tasks),
-        **{f"list of {split} tasks": lists.fingerprint(chosen) for split, chosen in held_out.items()}}
+    prints = ranks.broadcast(lambda: {
+        "student": load.sample(model), "teacher": load.sample(teacher),
+        **load.identity("student", model, chat), **load.identity("teacher", teacher, other),
+        "prompt": chat.prompt.digest, **lists.identity(args, tasks, held_out, method.expert)})
     run = Run(args, run_name(args), model, student.optimizer, prints, ranks)
     student.plays()
     ranks.print(f"{args.method} on {args.env}: {len(tasks)} training tasks, {told}, run folder {run.folder}"

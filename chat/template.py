@@ -5,6 +5,7 @@ tokenised again, and what a game says is text: no string in it becomes a control
 """
 
 import datetime
+import json
 import re
 from itertools import pairwise
 
@@ -12,7 +13,7 @@ import jinja2
 
 import load
 from chat import prompts
-from envs import readable
+from envs import digest, readable
 from harness.cli import UserError
 
 DAY = datetime.date(2026, 1, 1)  # the present day of templates that write one: a run must not depend on it
@@ -186,6 +187,16 @@ class Chat:
         return [
             what for what, names in parts.items()
             if any(getattr(self, name) != getattr(other, name) for name in names)]
+
+    def identity(self):
+        """{part: what it is, in few letters} of all that a model reads and says by this chat, but the words
+        of the prompt."""
+        core = json.loads(self.tokenizer.backend_tokenizer.to_str())  # vocabulary, additions, normaliser, ...
+        texts = [self.before, self.behind, self.lead, self.tail, self.between]
+        return {
+            "end tokens": sorted(self.stop),
+            "tokenizer": digest(json.dumps(core, sort_keys=True).encode()),
+            "template": digest(json.dumps(texts).encode())}
 
     # ---- text to tokens and back
 

@@ -33,6 +33,11 @@ def preset(paper, text, **bounds):
     return field(default=None, metadata=dict(help=text, paper=paper, **bounds))
 
 
+def usual(kind):
+    """{knob: value} of a dataclass of arguments: what each was before there was such a knob."""
+    return {f.name: f.metadata.get("paper", f.default) for f in fields(kind)}
+
+
 def fits(value, kind):
     """Whether a value of a JSON file is one of this type: 1 is a float too, true is no number."""
     if kind is float:
@@ -162,7 +167,10 @@ def command(main, args_type):
     stops.catch()
     try:
         with stops.running():
-            main(parse(args_type, description=sys.modules["__main__"].__doc__))
+            args = parse(args_type, description=sys.modules["__main__"].__doc__)
+            if os.path.expanduser("~") == "~":  # libraries end in a traceback, or make a folder called ~
+                raise UserError("this user has no home: set HOME to a folder to write in")
+            main(args)
     except UserError as error:
         fail(error)
     except OSError as error:

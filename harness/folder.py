@@ -20,14 +20,18 @@ except ImportError:
     fcntl = None  # Windows has none
 
 LOCKED = "another process is at work in {}: wait for its end, or choose another --out"
-NO_LOCKS = "files are locked by fcntl, which Windows does not have: use Linux, macOS or WSL"
+NO_FCNTL = "files are locked by fcntl, which Windows does not have: use Linux, macOS or WSL"
+NO_LOCKS = "{} lies where files cannot be locked ({}): choose a place on another disk, by {}"
 LOG, EPISODES = "log.jsonl", "episodes.jsonl"  # in a run folder: a line per step, a line per episode
 
 
 def cache_home():
     """Where what was made once is kept: $TCOD_CACHE, else tcod in $XDG_CACHE_HOME or ~/.cache."""
     usual = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "tcod")
-    return Path(os.environ.get("TCOD_CACHE") or usual).expanduser()
+    found = os.path.expanduser(os.environ.get("TCOD_CACHE") or usual)
+    if found.startswith("~"):
+        raise UserError(f"{found} leads to no home: set TCOD_CACHE, or HOME, to a folder to write in")
+    return Path(found)
 
 
 @contextmanager
@@ -44,9 +48,12 @@ def locked(path):
     """Hold an exclusive lock on the file `path`, waiting for whoever has it; it ends with the process,
     however that ends."""
     if fcntl is None:
-        raise UserError(NO_LOCKS)
+        raise UserError(NO_FCNTL)
     with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(NO_LOCKS.format(path, error.strerror, "TCOD_CACHE")) from None
         yield
 
 
@@ -66,7 +73,7 @@ def hold(file, what):
     what: what it stands for. Raises UserError where another process has it.
     """
     if fcntl is None:
-        raise UserError(NO_LOCKS)
+        raise UserError(NO_FCNTL)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -74,9 +81,9 @@ def hold(file, what):
         raise UserError(LOCKED.format(what)) from None
     except OSError as error:  # some network disks have no locks
         file.close()
-        raise UserError(
-            f"{what} lies where files cannot be locked ({error.strerror}): choose a place on another disk"
-        ) from None
+        if os.path.getsize(file.name) == 0:
+            os.unlink(os.path.realpath(file.name))
+        raise UserError(NO_LOCKS.format(what, error.strerror, "--out")) from None
 
 
 def claim(folder):
@@ -97,7 +104,9 @@ def claim(folder):
 
 @contextmanager
 def replacing(path, mode="w"):
-    """A file to write beside `path`, which is moved into place once it is whole, and never otherwise."""
+    """A file to write beside `path`, which is moved into place once it is whole, and never otherwise. What is
+    written to a link goes where that leads."""
+    path = os.path.realpath(path)
     beside = f"{path}.tmp"
     try:
         with writing(path):
@@ -156,8 +165,17 @@ def rewind(path, last):
 
 
 def differing(before, now):
-    """In which of its entries one dictionary differs from another: their names, sorted."""
-    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    """The same? In which entries two dictionaries differ that say what something was made of, as names,
+    sorted; of an entry that is itself a dictionary these are its own."""
+    names = set()
+    for key in {*before, *now}:
+        one, other = before.get(key), now.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            names.update(differing(one, other))
+        elif one != other:
+            names.add(key)
+    # Of a model older versions noted a sample of its weights, under its bare name.
+    return sorted(name for name in names if f"{name}'s weights" not in names)
 
 
 class Journal:
@@ -166,8 +184,9 @@ class Journal:
     The same evaluation, begun again, goes on behind the last whole line. Without a path it is in memory only.
     """
 
-    def __init__(self, path, head, products=()):
+    def __init__(self, path, head, products=(), unsaid=()):
         """head: a dict that the file found must begin with. products: files that are made from the journal.
+        unsaid: a dict of what older versions did not write there, as it was then.
 
         Raises UserError where the file found is of something else, a product is there without it, or another
         process is writing it; what is there stays as it is.
@@ -181,7 +200,7 @@ class Journal:
         if os.path.getsize(path) == 0:
             self.begin(head, products)
         found, length = self.read()
-        changed = ", ".join(differing(found, head))
+        changed = ", ".join(differing({**dict(unsaid), **found}, head))
         if changed:
             raise UserError(
                 f"{path} is of another evaluation (it differs in {changed}): go on with the same, or name "

@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 
 import torch
 
-from harness.cli import UserError
+from harness.cli import UserError, usual
 from harness.folder import (
     EPISODES,
     LOG,
@@ -84,7 +84,8 @@ def check_asked(folder, saved, args):
         if not ("paper" in f.metadata and getattr(args, f.name) in OPEN)}
     for name in ("resume", "out", "steps"):
         asked.pop(name, None)
-    changed = differing({name: saved.get(name, asked[name]) for name in asked}, asked)
+    before = {**usual(type(args)), **saved}  # what an older version had no knob for was as it is by default
+    changed = differing({name: before[name] for name in asked}, asked)
     if changed:
         raise UserError(
             f"{folder} holds a run that was begun with another {', another '.join(changed)}: give the same "

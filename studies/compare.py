@@ -32,7 +32,7 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +44,7 @@ sys.path.insert(0, ROOT)
 
 import curriculum
 import plot
-from harness.cli import UserError, check_knobs, command, knob
+from harness.cli import UserError, check_knobs, command, knob, parse
 from harness.folder import LOG, read_args, read_log, write_lines
 from harness.report import wilson
 from methods import METHODS
@@ -221,25 +221,30 @@ def played_on(args):
 
 
 def collect(args):
-    """The teacher's own successes and the hard split; returns the flags that leave its tasks out of training
-    and evaluate on them.
+    """The teacher's own successes and the hard split, by the prompt, history, horizon and context of the
+    runs, the student's own defaults among them; returns the flags that leave its tasks out of training and
+    evaluate on them.
 
     Interrupted, it goes on; finished, eval.py finds nothing left to play, or says that what it finds is of
     another teacher, other games or samples.
     """
-    hard = os.path.join(args.out, "hard.jsonl")
+    import envs  # the engines and torch: not for --draw
+    import tcod
+    from eval import PlayArgs
+
+    hard, game = os.path.join(args.out, "hard.jsonl"), envs.game_type(args.env)
+    common = parse(tcod.Args, [*played_on(args), "--student", args.student, *shlex.split(args.flags)])
+    tcod.resolve(common)
     start("eval.py", [
-        "--env", args.env, "--data", args.data, "--model", args.teacher, "--split", "train",
+        *(f"--{f.name}={getattr(common, f.name)}" for f in fields(PlayArgs)),
+        "--model", args.teacher, "--split", common.train_split or game.train_split,
         "--games", str(args.collect or 10**9), "--samples", str(args.samples), "--temperature", "1.0",
         "--save-expert", os.path.join(args.out, "experts.jsonl"), "--save-hard", hard,
         "--out", os.path.join(args.out, "teacher.json")], os.path.join(args.out, "teacher.txt"))
     with open(hard, encoding="utf-8") as file:
         if not file.read().strip():
             return []
-    import envs  # the engines: not for --draw
-
-    splits = [*envs.game_type(args.env).eval_splits, f"hard={hard}"]
-    return ["--without", hard, "--eval-splits", ",".join(splits)]
+    return ["--without", hard, "--eval-splits", ",".join([*game.eval_splits, f"hard={hard}"])]
 
 
 def short(value):

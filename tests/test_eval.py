@@ -3,11 +3,13 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 from conftest import two_ranks
+from safetensors.torch import load_file, save_file
 
 import envs
 import eval as evaluation
@@ -250,6 +252,33 @@ def test_a_stopped_evaluation_goes_on(checkpoints, data, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation.rollout, "play", stopping(1))
     evaluation.main(args(part))  # nothing is left to play
     assert files(part) == done
+
+
+def test_figures_of_a_model_that_is_not_there_any_more(checkpoints, data, tmp_path, monkeypatch):
+    """The same command after config.json was mended, or one weight that a sample of them does not see: the
+    old table printed again. A journal of a version that noted less, refused for it."""
+    mine, out = tmp_path / "student", tmp_path / "t.json"
+    shutil.copytree(checkpoints / "student", mine)
+    args = arguments(checkpoints, data, model=str(mine), out=str(out), games=2)
+    evaluation.main(replace(args))
+    evaluation.main(replace(args))
+    config = json.loads((mine / "config.json").read_text())
+    (mine / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-2}))
+    with pytest.raises(UserError, match="of another evaluation .it differs in student's configuration."):
+        evaluation.main(replace(args))
+    (mine / "config.json").write_text(json.dumps(config))
+    weights = load_file(mine / "model.safetensors")
+    weights["model.embed_tokens.weight"][3, 5] += 1
+    save_file(weights, mine / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="of another evaluation .it differs in student's weights."):
+        evaluation.main(replace(args))
+    head, *played = (tmp_path / "t.json.played").read_text().splitlines()
+    old = {name: value for name, value in json.loads(head).items() if name not in ("identity", "history")}
+    (tmp_path / "t.json.played").write_text("\n".join([json.dumps(old), *played, ""]))
+    monkeypatch.setattr(evaluation.rollout, "play", stopping(1))
+    evaluation.main(replace(args))  # nothing is left to play
+    with pytest.raises(UserError, match="of another evaluation .it differs in history."):
+        evaluation.main(replace(args, history="window:1"))
 
 
 def test_games_are_shared_among_the_processes(checkpoints, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pty
+import pwd
 import signal
 import subprocess
 import sys
@@ -549,6 +550,79 @@ def test_a_full_disk(tmp_path):
         folder.append("/dev/full", [dict(text="x" * 9000)])
 
 
+def test_a_link_stays_one(tmp_path):
+    """A table or a log that is a link to another disk, replaced by a file when it is written the second time;
+    a link that leads nowhere yet."""
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "a.json"
+    link.symlink_to("disk/there.json")
+    for content in (1, 2):
+        folder.write_json(link, content)
+        folder.write_lines(tmp_path / "b", [dict(a=content)])
+        assert link.is_symlink() and (tmp_path / "disk" / "there.json").read_text() == str(content)
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "b", "disk"]
+    assert os.listdir(tmp_path / "disk") == ["there.json"]
+
+
+def test_what_differs_is_named():
+    """An entry that only one of both has taken for the same; a table of parts named as a whole."""
+    one = dict(seed=1, teacher=dict(weights="a", template="b"), lr=None)
+    assert folder.differing(one, dict(one)) == []
+    assert folder.differing(one, dict(seed=2, teacher=dict(weights="c", template="b"))) == ["seed", "weights"]
+    assert folder.differing(one, dict(one, teacher="a", games=3)) == ["games", "teacher"]
+    assert folder.differing(dict(teacher={}), one) == ["seed", "template", "weights"]
+    older, now = {"teacher": "a"}, {"teacher": "b", "teacher's weights": "c"}
+    assert folder.differing(older, now) == ["teacher's weights"]
+    assert folder.differing(older, {}) == ["teacher"]
+
+
+def test_a_disk_without_locks(tmp_path, monkeypatch):
+    """A sentence that names neither place nor cause; an empty journal that stays behind."""
+    def none(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(folder.fcntl, "flock", none)
+    words = "{} lies where files cannot be locked .Function not implemented.: choose a place .*, by {}"
+    with pytest.raises(UserError, match=words.format("x.played", "--out")):
+        folder.Journal(str(tmp_path / "x.played"), {})
+    with pytest.raises(UserError, match=words.format(tmp_path.name, "--out")):
+        folder.claim(tmp_path)
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(UserError, match=words.format("number.lock", "TCOD_CACHE")):
+        add_slowly(str(tmp_path / "number"), 1)
+
+
+def test_a_user_without_a_home(monkeypatch, capsys):
+    """A traceback, or a folder called ~ where the command was given, for a container's user; --help, which
+    needs none, refused."""
+    def nobody(number):
+        raise KeyError(number)
+
+    for name in ("HOME", "TCOD_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(UserError, match="~/.cache/tcod leads to no home: set TCOD_CACHE, or HOME"):
+        folder.cache_home()
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    with pytest.raises(SystemExit):
+        cli.command(lambda args: pytest.fail("begun"), Args)
+    assert capsys.readouterr().err == "error: this user has no home: set HOME to a folder to write in\n"
+    monkeypatch.setattr(sys, "argv", ["x.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        cli.command(print, Args)
+    assert ended.value.code == 0
+    monkeypatch.setenv("TCOD_CACHE", "/elsewhere")
+    assert str(folder.cache_home()) == "/elsewhere"
+
+
+def test_help_without_docstrings():
+    """python -OO strips what --help is made of."""
+    code = "import curriculum, loss; print(curriculum.explained(), loss.explained())"
+    done = subprocess.run([sys.executable, "-OO", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "f2b: a method" in done.stdout and "reverse: a loss" in done.stdout
+
+
 def test_a_journal_goes_on(tmp_path):
     """A line cut short by a kill that spoils the next one; the journal of another evaluation added to; a
     result of unknown make overwritten."""
@@ -568,6 +642,10 @@ def test_a_journal_goes_on(tmp_path):
     assert again.records == [dict(index=0), dict(index=1)]
     again.append([dict(index=2)])
     again.file.close()
+    for unsaid in ((), dict(games=4)):
+        with pytest.raises(UserError, match="another evaluation .it differs in games"):
+            folder.Journal(path, dict(seed=1, games=3), unsaid=unsaid)
+    folder.Journal(path, dict(seed=1, games=3), unsaid=dict(games=3, seed=2)).file.close()
     assert open(path).read().count("\n") == 4
     os.unlink(path)
     with pytest.raises(UserError, match="x is there already, and no .*x.played says of what"):

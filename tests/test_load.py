@@ -7,12 +7,14 @@ import pytest
 import torch
 from conftest import FAMILIES, make_model, make_tokenizer, of_kind
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 
 import load
 import model as lm
+from chat.template import Chat
 from harness.cli import UserError
+from harness.folder import differing
 
 
 def saved(folder, model, **config):
@@ -33,7 +35,7 @@ def test_a_round_trip(tmp_path):
         load.save(make_model(seed=seed), tokenizer, folder, own)
     loaded, again = load.load_model(folder), load.load_tokenizer(folder)
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), make_model(seed=1).parameters()))
-    assert load.fingerprint(loaded) == load.fingerprint(make_model(seed=1)) != load.fingerprint(make_model())
+    assert load.weights(loaded) == load.weights(make_model(seed=1)) != load.weights(make_model())
     assert load.style(again) == "bare" and again.get_vocab() == tokenizer.get_vocab()
     assert load.defaults(folder) == dict(steps=3) and load.defaults("some/name") == {}
     assert (load.positions(folder), load.positions("/nowhere")) == (4096, math.inf)
@@ -222,6 +224,144 @@ def test_distance_by_hand():
     ours = torch.tensor([[0.25, 0.5, 0.25, 0.0]]).log()
     assert load.distance(own, ours) == pytest.approx(0.75 * math.log(2), abs=1e-6)
     assert load.distance(own, own) == 0.0
+
+
+# ---- what a model is
+
+def changed_parts(one, other):
+    """In which parts of their identities two (model, tokenizer) differ."""
+    prints = [load.identity("student", model, Chat(tokenizer, load.end_tokens(model)))
+              for model, tokenizer in (one, other)]
+    return differing(*prints)
+
+
+@pytest.mark.parametrize("number", [1, 2049, 128 * 32 - 1])
+def test_every_weight_counts(number):
+    """One number of an embedding of which a sample looks at a column only: a model that was trained on, or
+    mended, taken for the one of before."""
+    model = make_model()
+    before, sampled = load.weights(model), load.sample(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.view(-1)[number] += 0.25
+    assert load.weights(model) != before and load.sample(model) == sampled
+
+
+def test_weights_are_told_across_precisions_and_pieces(monkeypatch):
+    """A checkpoint in bf16 that is another one in fp32; two numbers that changed places; one hash for another
+    order of the same pieces."""
+    model = make_model().bfloat16()
+    before = load.weights(model)
+    assert load.weights(model.float()) == before
+    monkeypatch.setattr(load, "PIECE", 100)
+    weight = model.get_input_embeddings().weight.data
+    there = load.weights(model)
+    weight[[5, 90]] = weight[[90, 5]]
+    assert load.weights(model) != there
+    weight[[5, 90]] = weight[[90, 5]]
+    assert load.weights(model) == there
+
+
+def test_a_configuration_as_far_as_it_changes_logits():
+    """Another rotary base or scale of the norm taken for the same model; what only says how to train or
+    cache taken for another."""
+    plain, tokenizer = make_model(), make_tokenizer()
+    rope = dict(rope_type="default", rope_theta=3.0)
+    for name, value in (("rms_norm_eps", 1e-2), ("rope_parameters", rope)):
+        other = make_model(**{name: value})
+        assert changed_parts((plain, tokenizer), (other, tokenizer)) == ["student's configuration"]
+    other = make_model(
+        attention_dropout=0.1, use_cache=False, bos_token_id=3, transformers_version="9", architectures=["X"])
+    assert changed_parts((plain, tokenizer), (other, tokenizer)) == []
+    other.generation_config.eos_token_id = [2, 5]
+    assert changed_parts((plain, tokenizer), (other, tokenizer)) == ["student's end tokens"]
+
+
+def test_a_tokenizer_and_its_template():
+    """A vocabulary or normaliser that was mended, a template with other words: the same weights, another
+    student."""
+    model, plain = make_model(), make_tokenizer()
+    lower, other = make_tokenizer(), make_tokenizer()
+    lower.backend_tokenizer.normalizer = normalizers.Lowercase()
+    other.chat_template = other.chat_template.replace("assistant ", "assistant : ")
+    for tokenizer, part in (
+            (make_tokenizer(extra=["zebra"]), "tokenizer"), (lower, "tokenizer"), (other, "template")):
+        assert changed_parts((model, plain), (model, tokenizer)) == [f"student's {part}"]
+    assert changed_parts((model, plain), (model, make_tokenizer())) == []
+
+
+# ---- what others read
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_older_readers_find_the_rotary_frequencies(tmp_path):
+    """A student that transformers 4 reads with base 10,000, half a nat off, in silence: it knows the names of
+    before. An empty entry that is dropped, so that a library's default takes its place."""
+    scaled = dict(rope_type="yarn", rope_theta=1e6, factor=4.0, original_max_position_embeddings=1024)
+    for kind, rope, found in (
+            ("qwen2", dict(rope_type="default", rope_theta=1e6), dict(rope_theta=1e6)),
+            ("qwen2", scaled, dict(rope_theta=1e6, rope_scaling={
+                name: value for name, value in scaled.items() if name != "rope_theta"})),
+            ("phi", dict(rope_type="default", rope_theta=1e5, partial_rotary_factor=0.5),
+             dict(rope_theta=1e5, partial_rotary_factor=0.5)),
+            ("gpt_neox", dict(rope_type="default", rope_theta=1e5, partial_rotary_factor=0.5),
+             dict(rotary_emb_base=1e5, rotary_pct=0.5))):
+        model, folder = of_kind(kind, rope_parameters=rope), tmp_path / kind
+        load.save(model, make_tokenizer(), str(folder))
+        own = model.config.to_diff_dict()
+        written = read(folder / "config.json")
+        older = ("rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_emb_base", "rotary_pct")
+        assert {name: written[name] for name in older if name in written} == found
+        assert {name for name, value in own.items() if value is None} <= set(written)
+        again = load.configuration(str(folder))
+        assert load.configured(again) == load.configured(model.config)
+
+
+def test_older_readers_load_the_tokenizer(tmp_path):
+    """A class that transformers 4 does not know, and a list where it wants a dictionary: no tokenizer."""
+    load.save(make_model(), make_tokenizer(), str(tmp_path / "student"))
+    written = read(tmp_path / "student" / "tokenizer_config.json")
+    assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert written["additional_special_tokens"] == ["<|im_start|>"] and "extra_special_tokens" not in written
+    again = load.load_tokenizer(str(tmp_path / "student"))
+    assert Chat(again).identity() == Chat(make_tokenizer()).identity()
+
+
+def test_a_student_behind_a_link(tmp_path):
+    """A link to a larger disk that the first saving replaces by a folder."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "student").symlink_to(tmp_path / "disk" / "student")
+    for seed in (0, 1):
+        load.save(make_model(seed=seed), make_tokenizer(), str(tmp_path / "student"))
+    assert (tmp_path / "student").is_symlink()
+    there = load.load_model(str(tmp_path / "disk" / "student"))
+    assert load.weights(there) == load.weights(make_model(seed=1))
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["student"]
+
+
+def test_two_sets_of_weights_in_a_folder(tmp_path):
+    """The older of two files loaded, since its format is looked for first; two that agree refused."""
+    folder, model = saved(tmp_path / "model", make_model()), make_model()
+    torch.save(model.state_dict(), tmp_path / "model" / "pytorch_model.bin")
+    load.load_model(folder)
+    with torch.no_grad():
+        model.model.norm.weight[3] += 1
+    torch.save(model.state_dict(), tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(UserError, match="model.safetensors and pytorch_model.bin, as in model.norm.weight"):
+        load.load_model(folder)
+    for broken in (b"", b"PK"):
+        (tmp_path / "model" / "pytorch_model.bin").write_bytes(broken)
+        with pytest.raises(UserError, match="cannot load .*pytorch_model.bin'"):
+            load.load_model(folder)
+    (tmp_path / "model" / "pytorch_model.bin").unlink()
+    model.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    for path in (tmp_path / "parts").glob("model*"):
+        path.rename(tmp_path / "model" / path.name)
+    with pytest.raises(UserError, match="differ, model.safetensors and model.safetensors.index.json, as in"):
+        load.load_model(folder)
+    (tmp_path / "model" / "model.safetensors").unlink()
+    assert load.weights(load.load_model(folder)) == load.weights(model)
 
 
 # ---- vocabularies

@@ -1,6 +1,7 @@
 """A run on disk: what goes on exactly, what is refused, what a kill or a full disk leaves."""
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -12,13 +13,14 @@ from conftest import ROOT, arguments, little_room, make_model, make_tokenizer
 from safetensors.torch import load_file
 
 import curriculum
+import envs
 import harness.run
 import load
 import methods
 import tcod
 from chat import prompts
 from harness.cli import UserError
-from harness.folder import read_args, read_log, write_json
+from harness.folder import read_args, read_log, write_json, write_lines
 from harness.run import Checkpoint
 from worlds import alfworld_env
 
@@ -49,7 +51,7 @@ def test_resume_refuses_another_teacher(checkpoints, data, tmp_path):
     shutil.copytree(checkpoints, mine)
     begun(mine, data, tmp_path / "run")
     make_model("qwen3", 7, 144).save_pretrained(mine / "teacher")
-    with pytest.raises(UserError, match="begun with another teacher:"):
+    with pytest.raises(UserError, match="begun with another teacher's weights:"):
         tcod.main(tcod.Args(resume=str(tmp_path / "run")))
     shutil.copytree(checkpoints / "teacher", mine / "teacher", dirs_exist_ok=True)
     tcod.main(tcod.Args(resume=str(tmp_path / "run")))
@@ -76,6 +78,70 @@ def test_resume_refuses_another_prompt(checkpoints, data, tmp_path):
     write_json(tmp_path / "old" / "args.json", saved)
     tcod.main(tcod.Args(resume=str(tmp_path / "old"), steps=2))
     assert read_args(tmp_path / "old")["fingerprint"]["prompt"] == prompts.load("bare").digest
+
+
+def change_theta(folder, theta):
+    """Another rotary base in a checkpoint's config.json."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["rope_parameters"]["rope_theta"] = config["rope_theta"] = theta
+    path.write_text(json.dumps(config))
+
+
+def test_resume_refuses_what_says_other_things_by_the_same_weights(checkpoints, data, tmp_path):
+    """A config.json, or an end token, that was mended between a run's stop and its --resume; a run of a
+    version that noted a sample of the weights alone, refused for what it did not note, or not for them."""
+    mine, run = tmp_path / "mine", str(tmp_path / "run")
+    shutil.copytree(checkpoints, mine)
+    begun(mine, data, tmp_path / "run")
+    for who in ("student", "teacher"):
+        change_theta(mine / who, 50.0)
+        with pytest.raises(UserError, match=f"begun with another {who}'s configuration:"):
+            tcod.main(tcod.Args(resume=run))
+        change_theta(mine / who, 10000.0)
+    ends = mine / "teacher" / "generation_config.json"
+    before = ends.read_text()
+    ends.write_text(json.dumps({**json.loads(before), "eos_token_id": [2, 7]}))
+    with pytest.raises(UserError, match="begun with another teacher's end tokens:"):
+        tcod.main(tcod.Args(resume=run))
+    saved = read_args(run)
+    prints = {name: value for name, value in saved["fingerprint"].items() if "'s " not in name}
+    assert set(prints) >= {"student", "teacher", "prompt", "list of training tasks"}
+    write_json(f"{run}/args.json", {**saved, "fingerprint": {**prints, "teacher": "0" * 12}})
+    with pytest.raises(UserError, match="begun with another teacher:"):
+        tcod.main(tcod.Args(resume=run))
+    write_json(f"{run}/args.json", {**saved, "fingerprint": prints})
+    tcod.main(tcod.Args(resume=run))
+    assert read_args(run)["fingerprint"]["teacher's end tokens"] == [2, 7]
+
+
+def test_resume_refuses_other_experts(checkpoints, data, tmp_path):
+    """--experts that is told by its path: the second half of a run learns from other episodes."""
+    experts, run = tmp_path / "experts.jsonl", tmp_path / "run"
+    tasks = envs.make_tasks("alfworld", "train", data)
+    lines = [dict(task=task.id, digest=task.digest, actions=["look"], responses=["look"]) for task in tasks]
+    write_lines(experts, lines)
+    args = arguments(
+        checkpoints, data, run, method="sft", loss="nll", steps=1, eval_every=0, experts=str(experts))
+    tcod.main(args)
+    write_lines(experts, [*lines[1:], dict(lines[0], actions=["inventory"], responses=["inventory"])])
+    with pytest.raises(UserError, match="begun with another experts' episodes:"):
+        tcod.main(tcod.Args(resume=str(run), steps=2))
+    write_lines(experts, lines)
+    tcod.main(tcod.Args(resume=str(run), steps=2))
+
+
+def test_a_knob_that_an_older_version_did_not_have(checkpoints, data, tmp_path):
+    """The same command with a knob that the run's version did not know: it goes on, the knob is dropped."""
+    args = arguments(checkpoints, data, tmp_path / "run", steps=1, eval_every=0)
+    tcod.main(dataclasses.replace(args))
+    saved = read_args(args.out)
+    for name in ("history", "max_turns"):
+        saved.pop(name)
+    write_json(f"{args.out}/args.json", saved)
+    with pytest.raises(UserError, match="begun with another history, another max_turns: give"):
+        tcod.main(dataclasses.replace(args, history="window:1"))
+    tcod.main(dataclasses.replace(args, max_turns=None))
 
 
 def test_resume_refuses_other_games(checkpoints, data, tmp_path):

@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +187,25 @@ def test_the_teachers_own_episodes_and_the_hard_split(started, tmp_path, monkeyp
         assert splits == ["valid_seen", "valid_unseen", f"hard={tmp_path}/hard.jsonl"]
     (tmp_path / "hard.jsonl").write_text("")
     assert compare.collect(args) == []
+
+
+def test_the_teacher_that_collects_plays_as_the_runs_do(started, tmp_path):
+    """Experts and a hard split of another prompt, history, horizon or list of tasks than the runs'; the
+    student's own presets unknown to it."""
+    (tmp_path / "hard.jsonl").write_text("{}\n")
+    (tmp_path / "some.ids").write_text("train/0")
+    args = compare.Args(
+        out=str(tmp_path), experts="teacher",
+        flags=f"--prompt react --max_turns=6 --history window:2 --steps 1 --train-split {tmp_path}/some.ids")
+    compare.collect(args)
+    (_, flags), = started
+    own = parse(evaluation.Args, flags)
+    asked = parse(tcod.Args, [*compare.played_on(args), "--student", args.student, *shlex.split(args.flags)])
+    tcod.resolve(asked)
+    assert (own.max_turns, own.history, own.prompt) == (6, "window:2", "react")
+    assert {f.name: getattr(own, f.name) for f in fields(evaluation.PlayArgs)} == {
+        f.name: getattr(asked, f.name) for f in fields(evaluation.PlayArgs)}
+    assert (own.split, own.model, own.temperature) == (f"{tmp_path}/some.ids", "tiny-teacher", 1.0)
 
 
 def test_a_study_of_pairs_makes_its_teachers(started, tmp_path):

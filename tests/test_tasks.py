@@ -16,7 +16,7 @@ from harness.folder import read_log
 from harness.ranks import Ranks
 from tasks import Experts, check_shared, expert_line, give_experts, listed, named_splits, pick, read_experts
 
-BARE = prompts.load("bare")
+BARE, ALFWORLD = prompts.load("bare"), envs.game_type("alfworld")
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_split_may_be_a_file_of_ids(encoding, data, ids_file):
     assert listed("alfworld", path, data) == wanted
     first = ids_file(train[0].id, encoding=encoding)
     assert listed("alfworld", first, data) == train[:1]
-    assert lists.without(train, first) == train[1:]
+    assert lists.without(train, first, ALFWORLD, data) == train[1:]
 
 
 def test_lines_of_eval_are_ids_of_the_same_games(data, ids_file):
@@ -52,9 +52,10 @@ def test_lines_of_eval_are_ids_of_the_same_games(data, ids_file):
     train = envs.make_tasks("alfworld", "train", data)
     lines = [json.dumps(dict(task=task.id, digest=task.digest)) for task in train[:2]]
     assert listed("alfworld", ids_file(*lines), data) == train[:2]
-    assert lists.without(train, ids_file(*lines)) == train[2:]
+    assert lists.without(train, ids_file(*lines), ALFWORLD, data) == train[2:]
     other = ids_file(lines[0], json.dumps(dict(task=train[1].id, digest="0123456789ab")))
-    for read in (lambda: listed("alfworld", other, data), lambda: lists.without(train, other)):
+    for read in (
+            lambda: listed("alfworld", other, data), lambda: lists.without(train, other, ALFWORLD, data)):
         with pytest.raises(UserError, match=f"1 of the tasks .* are other games here, .*{train[1].id}"):
             read()
 
@@ -99,13 +100,20 @@ def test_files_that_hold_no_ids(data, ids_file, tmp_path):
 
 
 def test_tasks_are_left_out(data, ids_file):
-    """--without that leaves nothing out, or everything."""
-    train = envs.make_tasks("alfworld", "train", data)
-    left = lists.without(train, ids_file(train[3].id, "valid_seen/another"))
+    """--without that leaves nothing out, or everything; a misspelt id that leaves its task in, unsaid; one of
+    another split, or of a task that is not trained on anyway, refused."""
+    train, seen = (envs.make_tasks("alfworld", split, data) for split in ("train", "valid_seen"))
+    assert seen[0].id not in {task.id for task in train}
+    left = lists.without(train, ids_file(train[3].id, seen[0].id), ALFWORLD, data)
     assert left == train[:3] + train[4:]
-    for path in (ids_file("valid_seen/another"), ids_file(*(task.id for task in train), name="all")):
+    left = lists.without(train[:6], ids_file(train[3].id, train[7].id), ALFWORLD, data)
+    assert left == train[:3] + train[4:6]
+    for path in (ids_file(seen[0].id), ids_file(*(task.id for task in train), name="all")):
         with pytest.raises(UserError, match="names (0|8) of the 8 training tasks"):
-            lists.without(train, path)
+            lists.without(train, path, ALFWORLD, data)
+    wrong = ids_file(train[3].id, train[2].id.upper(), "train/none", encoding="utf-8-sig")
+    with pytest.raises(UserError, match=f"2 of the 3 ids in .* no alfworld task .*'{train[2].id.upper()}'"):
+        lists.without(train, wrong, ALFWORLD, data)
 
 
 # ---- the tasks of a run

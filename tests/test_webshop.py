@@ -726,6 +726,25 @@ def test_a_digest_tells_goals_of_one_number_apart(tmp_path):
     assert len(set(one.values())) == 2                  # options differ
 
 
+def test_a_catalogue_is_told_by_all_of_it(tmp_path):
+    """A run that goes on in a shop with another price or product that no goal names, since its goals are the
+    same; files of the same size and time."""
+    def shop(folder, pricing):
+        folder.mkdir(exist_ok=True)
+        write_files(folder, items=[*ITEMS[:-1], {**ITEMS[-1], "pricing": pricing}])
+        for path in folder.iterdir():
+            os.utime(path, (1, 1))
+        return envs.game_type("webshop").shared(str(folder))
+
+    one, same, other = (
+        shop(tmp_path / name, price) for name, price in (("a", "$75.00"), ("b", "$75.00"), ("c", "$99.99")))
+    assert one == same and one["tagger of titles"]
+    assert {name for name in one if one[name] != other[name]} == {"catalogue"}
+    assert Catalogue(tmp_path / "a").digest[:12] == one["catalogue"]
+    shop(tmp_path / "a", "$99.99")
+    assert Catalogue(tmp_path / "a").digest[:12] == other["catalogue"]
+
+
 def test_adapter():
     """Gymnasium's own checks; tasks with experts that replay to reward 1."""
     env = gymnasium.make("tcod/WebShop-v0", split="test").unwrapped

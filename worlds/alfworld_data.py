@@ -18,10 +18,10 @@ GAME, TRAJECTORY, EXPERT = "game.tw-pddl", "traj_data.json", "expert.json"
 def data_folder(data):
     """The folder of the real data set, or None when there is none and the user did not name one."""
     # Who imports alfworld sets $ALFWORLD_DATA to this default: the variable does not say that a user did.
-    default = Path("~/.cache/alfworld").expanduser()
+    default = Path(os.path.expanduser("~/.cache/alfworld"))  # nowhere, for a user without a home
     if data == "generated":
         return None
-    folder = Path(data or os.environ.get("ALFWORLD_DATA") or default).expanduser()
+    folder = Path(os.path.expanduser(data or os.environ.get("ALFWORLD_DATA") or default))
     if folder == default and not (folder / RELEASE).is_dir():
         return None
     return folder

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from pathlib import Path
+import os
 
 from envs import Task, TextGame, digest
 from harness.cli import UserError
@@ -41,6 +41,11 @@ class WebShop(TextGame):
         cls.check_split(split)
         return list(tasks_of(shop_of(data, goals, seed), split, most))
 
+    @classmethod
+    def shared(cls, data="", *, goals="synthetic", seed=0, most=0):
+        shop = shop_of(data, goals, seed)
+        return {"catalogue": shop.catalogue.digest[:12], "tagger of titles": shop.tagger}
+
     @property
     def shop(self):
         return shop_of(self.data, self.knobs.get("goals", "synthetic"), self.knobs.get("seed", 0))
@@ -76,7 +81,7 @@ class WebShop(TextGame):
 
 def shop_of(data, goals, seed):
     """The shop of a data folder, shared by all environments of the process."""
-    folder = Path(data).expanduser() if data else default_folder()
+    folder = os.path.expanduser(data) if data else default_folder()
     return open_shop(str(folder), goals, seed)
 
 
