@@ -183,13 +183,12 @@ def parse_lines(texts):
     return dict(sorted(lines.items(), key=lambda line: line[0] in EQUAL_TOKENS))
 
 
-def refuse(flags, owned, where):
-    """Raises UserError for flags that are not theirs to say."""
-    names = [flag.split("=")[0].removeprefix("--").replace("_", "-") for flag in flags]
-    wrong = [name for name in names if name in {one.replace("_", "-") for one in owned}]
+def refuse(flags, owned, where, whose):
+    """Raises UserError for flags that are for others to say."""
+    given = [flag.split("=")[0].removeprefix("--").replace("-", "_") for flag in flags]
+    wrong = [f"--{name.replace('_', '-')}" for name in given if name in owned]
     if wrong:
-        raise UserError(f"{where}: --{', --'.join(wrong)} is the same for the whole comparison, or its lines "
-                        "say it, and cannot be given there")
+        raise UserError(f"{where} cannot give {', '.join(wrong)}: that is for {whose} to say")
 
 
 def asked(args):
@@ -198,9 +197,10 @@ def asked(args):
     check_knobs(args)
     parse_seeds(args.seeds)
     ours = ("experts", "without", "eval_splits") if args.experts == "teacher" else ()
-    refuse(shlex.split(args.flags), (*OWNED, *CHOSEN, *ours), "--flags")
+    refuse(shlex.split(args.flags), (*OWNED, *CHOSEN, *ours), "--flags", "the comparison or its --lines")
     for label, flags in parse_lines(args.lines or ()).items():
-        refuse(flags, (*OWNED, *EVALUATION, "eval_games", "eval_splits", *ours), f"--lines {label}")
+        owned = (*OWNED, *EVALUATION, "eval_games", "eval_splits", *ours)
+        refuse(flags, owned, f"--lines {label}", "the whole comparison")
     study = STUDIES[args.study]
     if not args.lines:
         return study

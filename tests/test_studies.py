@@ -117,12 +117,12 @@ def test_the_lines_are_tcods():
     (dict(seeds="0,0"), "each once"),
     (dict(seeds="-1"), "whole numbers"),
     (dict(study="paper2"), "unknown --study"),
-    (dict(flags="--lr 1e-4 --loss=k1"), "--flags: --loss is the same"),
-    (dict(flags="--seed 7 --plan 1 --lr 1"), "--flags: --seed, --plan is the same"),
-    (dict(flags="--resume a"), "--flags: --resume is the same"),
-    (dict(flags="--eval_splits a", experts="teacher"), "--flags: --eval-splits is the same"),
-    (dict(lines=["a=--method f2b --teacher b"]), "--lines a: --teacher is the same"),
-    (dict(lines=["a=--method f2b --max-turns 5"]), "--lines a: --max-turns is the same"),
+    (dict(flags="--lr 1e-4 --loss=k1"), "--flags cannot give --loss: that is for the comparison or"),
+    (dict(flags="--seed 7 --plan 1 --lr 1"), "--flags cannot give --seed, --plan: "),
+    (dict(flags="--resume a"), "cannot give --resume"),
+    (dict(flags="--eval_splits a", experts="teacher"), "--flags cannot give --eval-splits"),
+    (dict(lines=["a=--method f2b --teacher b"]), "--lines a cannot give --teacher: that is for the whole"),
+    (dict(lines=["a=--method f2b --max-turns 5"]), "--lines a cannot give --max-turns"),
 ])
 def test_what_cannot_be_asked(asked, words):
     """A line that stands under another's label, a flag that changes what a label says: runs of hours that
