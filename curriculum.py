@@ -1,17 +1,18 @@
 """The temporal curriculum: how deep an episode the student is shown at training step n, and what a method is.
 
-A method answers four questions. Each has a default, plain on-policy distillation, and a method is the one or
+A method answers five questions. Each has a default, plain on-policy distillation, and a method is the one or
 two answers in which it differs:
 
     dial    before step n: the number that moves over training, mostly the depth k of Eq. 4
+    start   before an episode: which turns of its task are there to be replayed
     act     before a turn: who answers, by which loss and weight the answer is trained; None: the episode ends
     revise  before the game hears the student: its answer stands, or is dropped and the teacher answers
     weigh   when the episode is over: a weight for each of its turns
 
-No torch, no environment: plain numbers. Read before this: the loop at the end of tcod.py; after it: envs.py.
+The paper's own methods are here, those of the field around it in methods.py. No torch, no environment: plain
+numbers. Read before this: the loop at the end of tcod.py; after it: envs.py.
 """
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class Judgement(NamedTuple):
     logp: float             # log p_φ of what was said
     entropy: float          # of the teacher's own distribution
     kl: float               # KL(θ‖φ)
+    gap: float              # |log p_θ − log p_φ| of what was said
 
 
 @dataclass
@@ -120,6 +122,10 @@ class Method:
     judged = False          # the teacher reads the student's answers while the episode is played
     paced = False           # depends on the number of steps N: a run of it cannot be made longer
     loss = ""               # the loss that --loss is by default; "": the paper's
+    scored = True           # that a training episode is won says something; else the log has no success
+    constant = ""           # what --at sets in the place of the dial; "": nothing
+    calibrated = ""         # by which rule the first step's episodes set the dial; "": they do not
+    remembers = False       # `start` asks the log for responses: episodes.jsonl has them
     revise = None           # revise(turn, judgement) -> None: the answer stands; a Role of the teacher's
 
     def dial(self, n, args, log):
@@ -127,13 +133,18 @@ class Method:
         of the steps before (harness/report.py), each with its "episodes"."""
         return depth(n, args.schedule, args.k_start, args.eta)
 
+    def start(self, task, k, log):
+        """The task (envs.Task) as it is played in this step, k being the dial: its `expert` are the actions
+        of the turns that may be replayed, its `responses` what was said in them."""
+        return task
+
     def act(self, turn):
         """The Role of the turn to come, a NextTurn; None: the episode ends before it."""
         return STUDENT
 
     def weigh(self, episode, progress):
         """The weight of every turn of a rollout.Episode that is over; the normalisers of the loss count the
-        turns that have weight."""
+        turns that have weight. `episode.ahead`, the last NextTurn, has the dial and the episode's coin."""
         return [turn.weight for turn in episode.turns]
 
 
@@ -182,12 +193,6 @@ class TakeOver(Method):
 METHODS = {"opd": Method, "f2b": F2B, "b2f": B2F, "sft": SFT, "guided": Guided}
 
 
-def explained():
-    """What --help says of the methods: the first sentence of each."""
-    said = {name: " ".join(inspect.getdoc(method).split()) for name, method in METHODS.items()}
-    return "; ".join(f"{name}: {text.split('. ')[0].rstrip('.')}" for name, text in said.items())
-
-
 # ---- a method at one training step
 
 @dataclass(frozen=True)
@@ -204,8 +209,11 @@ class Rules:
 
     @classmethod
     def at(cls, n, method, args, log, T):
-        """The rules of training step n."""
-        return cls(method, method.dial(n, args, log), T, n / args.steps)
+        """The rules of training step n; --at is a dial that a user has set. log: of a run, which may begin
+        with an evaluation before step 1."""
+        log = [record for record in log if record["step"]]
+        k = method.dial(n, args, log) if args.at is None else args.at
+        return cls(method, k, T, n / args.steps)
 
     @property
     def judged(self):

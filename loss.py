@@ -86,7 +86,7 @@ def at_temperature(logits, temperature):
 
 def distributions(states, head, vocabulary, temperature):
     """Log-probabilities (n, V) over the ids of `vocabulary` behind hidden states (n, D); head (V', D)."""
-    logits = vocabulary.among(lm.logits(states, head))  # (n, V)
+    logits = vocabulary.logits(states, head)  # (n, V)
     return torch.log_softmax(at_temperature(logits, temperature), -1)
 
 
@@ -97,7 +97,8 @@ def pieces(vocabulary):
 
 @torch.no_grad()
 def judgement(student, teacher, ids, vocabulary, temperature):
-    """What the teacher says of n tokens, in nats: log p of each, its entropy, KL(θ‖φ) -> (3, n).
+    """What the teacher says of n tokens, in nats: log p of each, its entropy, KL(θ‖φ), |log q − log p| of
+    each -> (4, n).
 
     student, teacher: (states before the tokens (n, D), head (V', D)). A greedy sampler's distributions are
     compared at temperature 1.
@@ -107,7 +108,8 @@ def judgement(student, teacher, ids, vocabulary, temperature):
         logq, logp = (
             distributions(states[n], head, vocabulary, temperature or 1.0)
             for states, head in (student, teacher))
-        found.append(torch.stack([at(logp, token[n]), entropy(logp), reverse(logq, logp)]))
+        said, own = at(logp, token[n]), at(logq, token[n])
+        found.append(torch.stack([said, entropy(logp), reverse(logq, logp), (own - said).abs()]))
     return torch.cat(found, 1)
 
 
@@ -122,7 +124,7 @@ def gradients(hidden, head, weight, value, chunks, vocabulary, temperature):
     d_hidden, d_head = torch.zeros_like(hidden), torch.zeros_like(head)
     seen, total = head[: vocabulary.size], hidden.new_zeros((), dtype=torch.float32)  # (V, D), ()
     for name, n in chunks:
-        logits = vocabulary.among(lm.logits(hidden[n], seen))  # (n, V)
+        logits = vocabulary.logits(hidden[n], seen)  # (n, V)
         logits = at_temperature(logits, temperature).requires_grad_()
         with torch.enable_grad():
             loss = (value(name, n, logits) * weight[n]).sum()
@@ -181,3 +183,16 @@ def chunked(student, teacher, batch, *, beta, temperature, vocabulary):
     chunks = [(name, n) for name, index in batch.losses.items() for n in index.split(pieces(vocabulary))]
     total = Chunked.apply(hidden, head, batch.weight, value, chunks, vocabulary, temperature)
     return total, logged
+
+
+class Distiller(torch.nn.Module):
+    """The student with its loss, so that DistributedDataParallel sees one forward per micro-batch."""
+
+    def __init__(self, student, **setting):
+        """setting: what `chunked` asks for by name."""
+        super().__init__()
+        self.student, self.setting = student, setting
+
+    def forward(self, batch, teacher):
+        """A Batch, and the teacher's (hidden (N, D'), head (V', D')) or None -> what `chunked` returns."""
+        return chunked(lm.states(self.student, batch.ids, batch.where), teacher, batch, **self.setting)

@@ -61,6 +61,12 @@ def hidden_states(model, ids):
     return ready(model, model.base_model(input_ids=ids, use_cache=False).last_hidden_state)  # (B, T, D)
 
 
+def states(model, ids, where):
+    """The hidden states (N, D) at the positions `where` (N,) of the flattened rows ids (B, T), and the head
+    (V', D)."""
+    return hidden_states(model, ids).flatten(0, 1)[where], head(model)
+
+
 class Vocabulary(NamedTuple):
     """The ids that are sampled and compared: those below `size` but for the `holes`."""
     size: int
@@ -69,6 +75,10 @@ class Vocabulary(NamedTuple):
     def on(self, device):
         """The same with its holes on the device, so that they are not sent there every time."""
         return self._replace(holes=torch.tensor(self.holes, dtype=torch.long, device=device))
+
+    def logits(self, hidden, weight):
+        """hidden (N, D), a head's weight (V', D) -> logits over these ids (N, V) in fp32."""
+        return self.among(logits(hidden, weight))
 
     def among(self, logits):
         """logits (..., V') over the ids of a head -> (..., V) over these; −inf where no token is."""

@@ -307,7 +307,7 @@ def decode(model, cache, rows, acts, u, chat, limits):
     for j in range(limits.max_response):
         if j:
             state = lm.step(model, cache, tokens[-1])  # (B, D)
-        logits = vocabulary.among(lm.logits(state, cache.head))  # (B, V)
+        logits = vocabulary.logits(state, cache.head)  # (B, V)
         token, logp = sample(logits, limits.temperature, u[:, j])  # (B,), (B,)
         states.append(state)
         tokens.append(token)
@@ -360,7 +360,7 @@ def judge(teacher, student, going, said, chat, limits):
     values = losses.judgement(
         (torch.cat([answer.states for answer in answers]), student.cache.head),
         (torch.cat(list(before.values())), cache.head),
-        [i for answer in answers for i in answer.ids], vocabulary, limits.temperature)  # (3, N)
+        [i for answer in answers for i in answer.ids], vocabulary, limits.temperature)  # (4, N)
     means = [part.mean(1) for part in values.split([len(answer.ids) for answer in answers], 1)]
     return {
         episode: said[episode]._replace(taught=before[episode], judgement=Judgement(*mean))
@@ -394,14 +394,13 @@ def revise(rules, teacher, student, going, said, seed, chat, limits):
 
 @torch.no_grad()
 def play(actors, chat, games, tasks, rules, limits, *,
-         seed=(0,), step=0, first_index=0, stride=1, progress=None):
+         seed=(0,), step=0, first_index=0, stride=1):
     """Play one episode per task, all at once, and return them in order.
 
     actors    {"student": model, "teacher": model}: those that act or judge
     games     at least as many environments as tasks; they are reset and used again
     rules     who acts in which turn: curriculum.Rules
     seed      tuple of ints; with step and the episode's index (first_index + i · stride) it seeds every draw
-    progress  called once a turn with the number of episodes still going
     """
     if len(games) < len(tasks):
         raise ValueError(f"{len(tasks)} tasks want as many games, not {len(games)}")
@@ -412,7 +411,7 @@ def play(actors, chat, games, tasks, rules, limits, *,
     while going := [e for e in going if to_model(e, rules, seed, limits)]:
         acting, answers = {}, {}
         for episode in going:
-            acting.setdefault(episode.role.who, {})[episode] = True
+            acting.setdefault(episode.role.who, set()).add(episode)
         for who in [*acting, *["teacher"] * rules.judged]:
             if who not in players:
                 players[who] = Player(
@@ -430,6 +429,4 @@ def play(actors, chat, games, tasks, rules, limits, *,
             answers.update(said)
         for episode, answer in answers.items():
             act(episode, answer)
-        if progress:
-            progress(len(going))
     return episodes

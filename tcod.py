@@ -6,7 +6,7 @@
 
 Each step: the student plays a batch of episodes as deep as the curriculum allows (rollout.py), teacher and
 student are run once over each trajectory row, the divergence of their distributions at the trained tokens is
-the loss, AdamW takes a step. The methods are small classes in curriculum.py. What this is not:
+the loss, AdamW takes a step. The methods are small classes in curriculum.py and methods.py. What this is not:
 
 1. no reward: the teacher's distribution at the student's own tokens is all that is learned from;
 2. no policy gradient: the divergence is summed over the vocabulary, and its gradient is exact (loss.py);
@@ -32,6 +32,7 @@ import curriculum
 import eval as evaluation
 import load
 import loss as losses
+import methods
 import model as lm
 import tasks as lists
 from harness import plan as memory
@@ -45,7 +46,8 @@ from training import run_name, set_up
 @dataclass
 class Args(evaluation.PlayArgs):
     """What to train, on what, how. A student's checkpoint may bring its own defaults, in a file beside it."""
-    method: str = knob("f2b", curriculum.explained(), choices=tuple(curriculum.METHODS))
+    method: str = knob("f2b", methods.explained(), choices=tuple(methods.METHODS))
+    at: float = knob(None, f"the method's own constant ({methods.constants()}); empty: by its rule")
     student: str = knob(
         "tiny-student", "checkpoint: a Hugging Face name or folder, or tiny-student", path=True)
     teacher: str = knob(
@@ -96,7 +98,7 @@ class Args(evaluation.PlayArgs):
 
     def own(self):
         """{knob: value}: the defaults that the student's checkpoint brings, and the method's loss."""
-        loss = curriculum.METHODS.get(self.method, curriculum.Method).loss
+        loss = methods.METHODS.get(self.method, curriculum.Method).loss
         brought = load.defaults(load.resolve(self.student, self.env))
         return {**brought, "loss": loss} if loss else brought
 
@@ -119,6 +121,8 @@ def resolve(args):
 def check(args, world):
     """Mistakes that can be told before models and games are loaded; raises UserError."""
     evaluation.check_play(args)
+    if args.at is not None and not methods.METHODS[args.method].constant:
+        raise UserError(f"{args.method} has no constant for --at: only {methods.constants()} have")
     if args.train_split:
         lists.check_split(args.env, args.train_split)
     lists.named_splits(args.env, args.eval_splits)
@@ -135,9 +139,9 @@ def check(args, world):
 # ---- the gradient
 
 @torch.no_grad()
-def score(teacher, samples):
+def score(teacher, samples, batch):
     """The teacher's part: its hidden states before the trained tokens of these samples, (N, D'), and its
-    head; in order of (row, position).
+    head; in order of (row, position). batch: the samples as tensors.
 
     What it has read while the episodes were played is not read again. A fork that shows the teacher another
     opening than the student (a hint, a solution) does it here: other rows, the same trained tokens. Each
@@ -146,9 +150,7 @@ def score(teacher, samples):
     known = [[sample.episode.turns[t].taught for t in sample.weight] for sample in samples]
     if all(states is not None for row in known for states in row):
         return torch.cat([states for row in known for states in row]), lm.head(teacher)
-    rows = [sample.row for sample in samples]
-    hidden = lm.hidden_states(teacher, batches.padded(rows, teacher.device)).flatten(0, 1)  # (B · T, D')
-    return hidden[batches.before(rows, teacher.device)], lm.head(teacher)
+    return lm.states(teacher, batch.ids, batch.where)
 
 
 def backward(student, teacher, episodes, args, ranks):
@@ -172,7 +174,7 @@ def backward(student, teacher, episodes, args, ranks):
         with torch.autocast(
                 student.model.device.type, torch.bfloat16, enabled=args.precision == "bf16",
                 cache_enabled=not student.recompute):
-            judged = score(teacher, group) if taught else None
+            judged = score(teacher, group, batch) if taught else None
             with nullcontext() if last or ranks.world == 1 else distiller.no_sync():
                 value, tokens = distiller(batch, judged)
                 (value * ranks.world).backward()  # DDP averages over ranks; Eq. 2 is a sum
@@ -222,7 +224,7 @@ def main(args):
     ranks = Ranks()
     folder = ranks.broadcast(lambda: begun(args, run_name(args)))
     if folder:
-        args = going_on(args, folder, lambda name: curriculum.METHODS.get(name, curriculum.Method).paced)
+        args = going_on(args, folder, lambda name: methods.METHODS.get(name, curriculum.Method).paced)
     if args.plan and args.precision is None:
         args.precision = "bf16"  # the GPUs that are planned for have it
     told = resolve(args)

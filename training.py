@@ -2,6 +2,7 @@
 log, checkpoint and evaluations.
 """
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ import batch as batches
 import curriculum
 import eval as evaluation
 import load
-import loss as losses
+import methods
 import model as lm
 import rollout
 import tasks as lists
@@ -25,25 +26,10 @@ from harness.cli import UserError
 from harness.ranks import Gradients, Ranks, device
 from harness.report import clipping, episode_records, left_out, outcome, status, step_record
 from harness.run import Run
+from loss import Distiller
 from watch import row
 
 # ---- the student
-
-class Distiller(torch.nn.Module):
-    """The student with its loss, so that DistributedDataParallel sees one forward per micro-batch."""
-
-    def __init__(self, student, **setting):
-        """setting: what `loss.chunked` asks for by name."""
-        super().__init__()
-        self.student, self.setting = student, setting
-
-    def forward(self, batch, teacher):
-        """A Batch, and the teacher's (hidden (N, D'), head (V', D')) or None -> what `loss.chunked`
-        returns."""
-        hidden = lm.hidden_states(self.student, batch.ids).flatten(0, 1)  # (B, T, D) -> (B · T, D)
-        student = hidden[batch.where], lm.head(self.student)  # (N, D), (V', D)
-        return losses.chunked(student, teacher, batch, **self.setting)
-
 
 def adamw(student, lr, world):
     """The optimizer: fp32 moments, fused on a GPU; of several GPUs each holds a part of them."""
@@ -121,6 +107,7 @@ class Training:
     turns: int              # the horizon T
     method: curriculum.Method
     seconds: dict = field(default_factory=dict)
+    told: bool = False      # by what the method is calibrated
 
     def steps(self):
         """The numbers of the steps that are not made yet, under a bar. Before the first of them: what a stop
@@ -144,9 +131,11 @@ class Training:
     def play(self, n, rules):
         """(the episodes of step n to learn from, the others' outcomes), of this rank."""
         args, ranks = self.args, self.ranks
+        self.tell(rules)
         mine = ranks.share(lists.pick(self.tasks, n, args))
         if self.method.expert:
             mine = [self.games[0].demonstrate(task) for task in mine]
+        mine = [self.method.start(task, rules.k, self.run.history) for task in mine]
         actors = {"student": self.student.actor, "teacher": self.teacher}
         limits = evaluation.limits_of(args, args.temperature)
         played = rollout.play(
@@ -158,12 +147,24 @@ class Training:
         self.seconds = dict(play=time.perf_counter() - self.began)
         return episodes, [outcome(episode) for episode in played if not episode.sound]
 
+    def tell(self, rules):
+        """Say once what the first step has set."""
+        method, by_rule = self.method, self.args.at is None and math.isfinite(rules.k)
+        if method.calibrated and by_rule and not self.told:
+            self.ranks.print(
+                f"{self.args.method}: {method.constant} is {rules.k:.4g}, so that {method.calibrated}")
+            self.told = True
+
     def records(self, n, episodes, tokens, loss, norm):
         """All ranks' episodes as lines of the log. Raises UserError, naming the episodes to blame, where the
         loss or its gradient is not finite."""
         if self.ranks.first and episodes:
             row.write(self.run.path("row.txt"), episodes[0], tokens, self.chat.tokenizer)
-        records = self.ranks.gather(episode_records(n, episodes, tokens))
+        records = episode_records(n, episodes, tokens)
+        if self.method.remembers:
+            for record, episode in zip(records, episodes):
+                record["responses"] = [turn.response for turn in episode.turns]
+        records = self.ranks.gather(records)
         if not np.isfinite(loss + norm):
             bad = [r for r in records if not np.isfinite(r["loss"])]
             named = [f"{r['task']} (step {n}, episode {r['index']})" for r in bad]
@@ -179,6 +180,8 @@ class Training:
         self.seconds["train"] = time.perf_counter() - self.began - self.seconds["play"]
         record = step_record(
             n, rules.k, loss, norm, self.args.clip, records, lost, restarts, self.seconds)
+        if not self.method.scored:
+            record["success"] = None
         self.run.add(record, records)
 
     def finish(self, n):
@@ -231,7 +234,7 @@ def load_models(args, ranks):
 def set_up(args, told, ranks):
     """Models, games and the run folder. told: what to say of the defaults."""
     model, chat, teacher, other = load_models(args, ranks)
-    student, method = Student(model, chat.vocabulary, args, ranks), curriculum.METHODS[args.method]()
+    student, method = Student(model, chat.vocabulary, args, ranks), methods.METHODS[args.method]()
     tasks, held_out = lists.load_tasks(args, method.expert, chat.prompt, ranks)
     together = max(args.episodes // ranks.world, evaluation.at_once(model, args.eval_games, ranks.world))
     games = evaluation.make_games(args, together)

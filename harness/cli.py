@@ -12,7 +12,7 @@ from dataclasses import MISSING, field, fields
 
 from harness import stops
 
-PLAIN = str.maketrans("·–…²θφ‖", "--.2tf|")  # what a screen shows that has no such signs
+PLAIN = str.maketrans("·–…²θφ‖Σℓλκτ", "--.2tf|Sllkt")  # what a screen shows that has no such signs
 
 
 class UserError(Exception):

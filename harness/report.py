@@ -197,8 +197,9 @@ def episode_record(n, episode, turn, tokens):
 
     turn (N,): of each trained token; tokens: {name: values (N,)}, by loss.LOGGED: its loss before weights;
     KL(θ‖φ), log p of it and the entropy of φ in nats (NaN: no teacher); |log q − log q_sampled| (NaN: not the
-    student's). By turn: the sum of the KL, the means of the teacher's log p and entropy; judged: what it said
-    of the student's answers while the episode was played, where a method asks for it.
+    student's). By turn: its trained tokens and their weight in the loss, the sum of the KL, the means of the
+    teacher's log p and entropy; judged: what it said of the student's answers while the episode was played,
+    where a method asks for it.
     """
     rounds = len(episode.turns)
     number = np.bincount(turn, minlength=rounds)  # of trained tokens, by turn
@@ -213,6 +214,8 @@ def episode_record(n, episode, turn, tokens):
         row_tokens=sum(len(row.ids) for row in episode.rows),
         loss=float(sums["loss"].sum()),
         kl=known(sums["kl"].sum()),
+        tokens_turn=number.tolist(),
+        weight_turn=[turn.weight for turn in episode.turns],
         kl_turn=by_turn(sums["kl"]),
         logp_turn=by_turn(sums["logp"] / np.maximum(number, 1)),
         entropy_turn=by_turn(sums["entropy"] / np.maximum(number, 1)),
@@ -245,19 +248,22 @@ def step_record(n, k, loss, norm, clip, records, lost, restarts, seconds):
     """The log's line of step n, from all ranks' episodes: their records, and the outcomes of those that are
     left out (`Episode.sound`).
 
-    norm: of the gradient, before it was clipped to `clip`. rounds count replayed turns, turns only trained
-    ones. mismatch: the mean |log q − log q_sampled| over the tokens that the student sampled; not 0 where
-    learner and player compute differently. crashed, filled, unplayable: what is not among the records, since
-    the world died, the replayed expert left no room in the context, or the task cannot be played. restarts:
-    engines that were replaced.
+    k: the dial; None where it bounds nothing. norm: of the gradient, before it was clipped to `clip`. rounds
+    count replayed turns, turns only trained ones. acted: turns of each who; judged: answers that the teacher
+    read before the game did; weighed: tokens with a weight in the loss. mismatch: the mean |log q − log
+    q_sampled| over the tokens that the student sampled; not 0 where learner and player compute differently.
+    crashed, filled, unplayable: what is not among the records, since the world died, the replayed expert left
+    no room in the context, or the task cannot be played. restarts: engines that were replaced.
     """
     summary, games = summarise(records), max(1, len(records))
     tokens, turns = total(records, "response_tokens"), total(records, "trained")
     kls = [r["kl"] for r in records]
     kl = math.nan if None in kls else sum(kls)
     shown = ("games", "success", "rounds", *COUNTED, "context_cut")
+    who = "".join(r["who"] for r in records)
+    weighed = [n for r in records for n, weight in zip(r["tokens_turn"], r["weight_turn"]) if weight]
     return dict(
-        step=n, k=k, loss=loss, grad_norm=norm, clipped=norm > clip,
+        step=n, k=known(k), loss=loss, grad_norm=norm, clipped=norm > clip,
         kl=known(kl / games),
         kl_token=known(kl / max(1, tokens)),
         **{name: mean_per_turn(records, name) for name in ("kl_turn", "logp_turn", "entropy_turn")},
@@ -267,9 +273,12 @@ def step_record(n, k, loss, norm, clip, records, lost, restarts, seconds):
         filled=[o["task"] for o in lost if o["filled"]],
         unplayable=unplayable(lost),
         restarts=restarts,
+        acted={name: who.count(name[0]) for name in ("student", "teacher", "expert")},
+        judged=sum(map(bool, (turn for r in records for turn in r.get("judged", ())))),
         turns=turns / games,
         response_length=tokens / max(1, turns),
         tokens=tokens,
+        weighed=sum(weighed),
         row_tokens=total(records, "row_tokens"),
         seconds=seconds)
 
@@ -309,7 +318,9 @@ def status(record, results):
     kl = "–" if record["kl"] is None else f"{record['kl'] / max(record['turns'], 1e-9):.3g}"
     speed = record["tokens"] / sum(record["seconds"].values())
     lost = record["crashed"] + len(record["filled"]) + len(record["unplayable"])
-    text = (f"k {record['k']:.3g} loss {record['loss']:.3g} KL/turn {kl} won {record['success']:.0%} "
+    k = "–" if record["k"] is None else f"{record['k']:.3g}"
+    won = "–" if record["success"] is None else f"{record['success']:.0%}"
+    text = (f"k {k} loss {record['loss']:.3g} KL/turn {kl} won {won} "
             f"rounds {record['rounds']:.1f} held-out {held_out} tok/s {speed:.0f}")
     return text + f" left out {lost}" * bool(lost)
 

@@ -44,11 +44,12 @@ from matplotlib.lines import Line2D
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+import curriculum
 import plot
-from curriculum import METHODS
 from harness.cli import UserError, check_knobs, command, knob
 from harness.folder import LOG, parsed, read_args, read_log, write_lines
 from harness.report import difference, rate, wilson
+from methods import METHODS
 
 # ---- what can be compared
 
@@ -69,6 +70,9 @@ LINES = {  # label: flags of tcod.py
     "f2b-eta-8": "--method f2b --loss reverse --eta 8",
     "f2b-stages": "--method f2b --loss reverse --schedule 5@10,10@20,20@40",
     "opd-tokens": "--method opd --loss reverse",
+    "opd-near": "--method opd --loss jsd --beta 0.2",   # TOP-D
+    "f2b-constant": "--method f2b --loss reverse --schedule constant --k-start 6",
+    **{name: f"--method {name} --loss reverse" for name in METHODS if name not in curriculum.METHODS},
 }
 # A line that ends where it has trained the tokens of another: (the same with all steps, the other), by seed.
 EQUAL_TOKENS = {"opd-tokens": ("opd", "f2b")}
@@ -134,6 +138,7 @@ CURRICULUM = ("method", "schedule", "k_start", "eta", "stages", "rho")  # in wha
 KEPT = (  # of a step's record in a result
     "step", "k", "loss", "kl", "kl_turn", "success", "rounds", "invalid", "repeats", "missing", "tokens",
     "grad_norm", "eval")
+
 
 @dataclass
 class Args:
@@ -372,15 +377,16 @@ def check_same(lines, folder):
         for result in results:
             own, name = identity(result), f"{label} with seed {result['seed']}"
             if label.split("/")[-1] in EQUAL_TOKENS:
-                del own["steps"]  # by seed
+                own.pop("steps", None)  # by seed
             changed = plot.unlike(all_lines, measured(result)) or plot.unlike(known, own)
             if changed:
                 raise UserError(
                     f"the results in {folder} cannot stand in one table: {name} had another "
                     f"{', another '.join(changed)} than those before")
-            if result["seed"] in seeds:
+            seed = result["args"].get("seed", result["seed"])
+            if seed in seeds:
                 raise UserError(f"{folder} holds {name} twice: put one of the two elsewhere")
-            seeds.add(result["seed"])
+            seeds.add(seed)
 
 
 def own_label(result):
@@ -453,9 +459,9 @@ def tokens(result):
 def outcomes(summary):
     """(games,) of an evaluation: 1 where a game was won, 0 where it was lost, nan where it could not be
     played; (1,), its success, of older results, which do not keep it by game."""
-    letters = summary.get("each")
-    return np.array([{"0": 0, "1": 1, "-": np.nan}[letter] for letter in letters] if letters
-                    else [summary["success"]])
+    if "each" not in summary:
+        return np.array([summary["success"]])
+    return np.array([{"0": 0, "1": 1, "-": np.nan}[letter] for letter in summary["each"]])
 
 
 def level(each):

@@ -117,12 +117,17 @@ def test_a_fork_runs_as_written(title, ran):
     if number == "1":
         depth = {r["step"]: r["k"] for r in log}
         assert depth[1] == 1 and all(e["rounds"] <= depth[e["step"]] for e in episodes)
+    elif number == "2":
+        assert all(e["weight_turn"] == [0.9**t for t in range(e["rounds"])] for e in episodes)
     elif number == "3":
         assert played <= {"sss", "stt", "sst", "ss", "s"} and any("t" in who for who in played)
         assert all(e["trained"] == e["who"].count("s") and e["judged"][0]["kl"] > 0 for e in episodes)
     elif number == "4":
-        assert all(who.endswith("s") and set(who[:-1]) <= {"e"} for who in played) and len(played) > 1
-        assert all(e["trained"] == 1 for e in episodes)
+        assert all(who.lstrip("e") in ("s", "ss", "sss", "") for who in played) and len(played) > 1
+        assert all(e["trained"] == e["who"].count("s") for e in episodes)
+    elif number == "6":
+        assert all(e["weight_turn"] == sorted(e["weight_turn"], reverse=True) for e in episodes)
+        assert all(0.0 in e["weight_turn"] for e in episodes if e["invalid"] > 1)
     elif number == "7":
         # One model, two openings: as its own teacher without a hint the student's KL would be 0.
         assert log[0]["kl"] > 1e-3 and played == {"sss"}

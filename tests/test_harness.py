@@ -434,7 +434,7 @@ def told(number, **sums):
 def test_log_records_by_hand():
     """KL 0 of turns that nothing was trained in; a mean over the wrong count; sums where means are meant."""
     first = episode("a", "heat", True, [turn("expert"), turn(), turn()], 0)
-    second = episode("b", "heat", False, [turn(repeats=True, judgement=Judgement(-1.0, 0.5, 2.0))], 1)
+    second = episode("b", "heat", False, [turn(repeats=True, judgement=Judgement(-1.0, 0.5, 2.0, 1.5))], 1)
     records = [
         report.episode_record(3, first, *told(
             [0, 2, 2], loss=[0, 1.0, 2.0], kl=[0, 0.5, 1.5], logp=[0, -1.0, -6.0], entropy=[0, 0.2, 0.4],
@@ -443,7 +443,8 @@ def test_log_records_by_hand():
     assert records[0]["kl_turn"] == [None, 0.5, 1.5]
     assert records[0]["logp_turn"] == [None, -0.5, -3.0] and records[0]["entropy_turn"] == [None, 0.1, 0.2]
     assert records[0]["trained"] == 2 and "judged" not in records[0]
-    assert records[1]["judged"] == [dict(logp=-1.0, entropy=0.5, kl=2.0)] and records[1]["repeats"] == 1
+    assert records[1]["judged"] == [dict(logp=-1.0, entropy=0.5, kl=2.0, gap=1.5)]
+    assert records[1]["repeats"] == 1
     step = report.step_record(3, 2, 11.0, 1.5, 1.0, records, [], 0, dict(play=1.0, train=3.0))
     assert step["kl"] == (2.0 + 4.0) / 2
     assert step["kl_token"] == 6.0 / 8
@@ -454,6 +455,8 @@ def test_log_records_by_hand():
     assert (step["success"], step["crashed"], step["filled"], step["unplayable"]) == (0.5, 0, [], {})
     assert step["repeats"] == pytest.approx(1 / 3)
     assert report.status(step, {}).startswith("k 2 loss 11 KL/turn 2 won 50%")
+    assert (step["acted"], step["judged"]) == (dict(student=3, teacher=0, expert=1), 1)
+    assert report.status({**step, "k": None, "success": None}, {}).startswith("k – loss 11 KL/turn 2 won –")
     assert (step["grad_norm"], step["clipped"]) == (1.5, True)
 
 
@@ -482,8 +485,8 @@ def test_log_records_without_a_teacher():
     nothing = [math.nan]
     records = [report.episode_record(3, played, *told(
         [4], loss=[8.0], kl=nothing, logp=nothing, entropy=nothing, mismatch=nothing))]
-    step = report.step_record(3, 2, 8.0, 1.0, 1.0, records, [], 0, dict(play=1.0))
-    assert (step["kl"], step["kl_token"], step["kl_turn"]) == (None, None, [None])
+    step = report.step_record(3, math.inf, 8.0, 1.0, 1.0, records, [], 0, dict(play=1.0))
+    assert (step["k"], step["kl"], step["kl_token"], step["kl_turn"]) == (None, None, None, [None])
     assert step["mismatch"] == 0.0
     assert "KL/turn –" in report.status(step, {})
     json.dumps([records, step], allow_nan=False)

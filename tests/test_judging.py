@@ -78,7 +78,8 @@ def states_before(model, ids, number):
 
 
 def obviously(world, before, said, temperature=1.0):
-    """(mean log p, entropy, KL(θ‖φ)) of a response behind a row, by plain forwards and float64 softmaxes."""
+    """(mean log p, entropy, KL(θ‖φ), mean |log q − log p|) of a response behind a row, by plain forwards and
+    float64 softmaxes."""
     logs = {}
     for who in ("student", "teacher"):
         states = states_before(world[who], before + said, len(said))
@@ -88,7 +89,8 @@ def obviously(world, before, said, temperature=1.0):
     means = [
         logp[range(len(said)), said].mean(),
         -(logp.exp() * logp).sum(-1).mean(),
-        (logq.exp() * (logq - logp)).sum(-1).mean()]
+        (logq.exp() * (logq - logp)).sum(-1).mean(),
+        (logq - logp)[range(len(said)), said].abs().mean()]
     return torch.stack(means)
 
 
@@ -253,14 +255,15 @@ def test_what_was_read_is_not_read_again(world, monkeypatch, history):
     runs, hidden_states = [], lm.hidden_states
     monkeypatch.setattr(lm, "hidden_states", lambda *args: runs.append(1) or hidden_states(*args))
     for group in batches.micro_batches(samples_of(episodes), 2000):
-        known, head = tcod.score(world["teacher"], group)
+        known, head = tcod.score(world["teacher"], group, batches.collate(group, "reverse", "cpu"))
         assert not runs and head is lm.head(world["teacher"])
         rows = [sample.row for sample in group]
         whole = hidden_states(world["teacher"], batches.padded(rows, "cpu")).flatten(0, 1)
         assert (known - whole[batches.before(rows, "cpu")]).abs().max() < NEAR
     for turn in episodes[0].turns:
         turn.taught = None  # as of an expert's turn that is trained
-    again, _ = tcod.score(world["teacher"], samples_of(episodes))
+    everything = samples_of(episodes)
+    again, _ = tcod.score(world["teacher"], everything, batches.collate(everything, "reverse", "cpu"))
     assert len(runs) == 1 and len(again) == batches.count(episodes)[2]
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import curriculum
 import harness.run
 import load
+import methods
 import tcod
 from chat import prompts
 from harness.cli import UserError
@@ -231,7 +232,7 @@ def test_a_run_is_made_longer(checkpoints, data, tmp_path):
 def test_what_depends_on_the_number_of_steps_is_not_made_longer(checkpoints, data, tmp_path, monkeypatch):
     """The teacher's share over other steps than the run was begun for: another run, under the same name; a
     method of one's own that says so, and is not asked."""
-    monkeypatch.setitem(curriculum.METHODS, "opd", curriculum.Guided)
+    monkeypatch.setitem(methods.METHODS, "opd", curriculum.Guided)
     for method in ("guided", "opd"):
         args = arguments(checkpoints, data, tmp_path / method, method=method, steps=1, eval_every=0)
         tcod.main(dataclasses.replace(args))

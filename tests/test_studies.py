@@ -8,14 +8,14 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import curriculum
 import eval as evaluation
+import methods
 import plot
 import tcod
 from harness.cli import UserError, parse
@@ -97,12 +97,16 @@ def test_the_help_says_how_to_start_it(path):
 # ---- what is asked for
 
 def test_the_lines_are_tcods():
-    """A line by a method, a loss or a flag that has another name by now: seen after hours of other runs."""
+    """A line by a method, a loss or a flag that has another name by now: seen after hours of other runs; a
+    knob of play that lines may differ in."""
     assert {*compare.LOSSES, "nll"} == set(LOSSES)
     for label, flags in compare.LINES.items():
         args = parse(tcod.Args, flags.split())
-        assert args.method in curriculum.METHODS and args.loss in LOSSES, label
+        assert args.method in methods.METHODS and args.loss in LOSSES, label
+    assert set(methods.METHODS) <= {flags.split()[1] for flags in compare.LINES.values()}
     parse(evaluation.Args, compare.TESTED.split())
+    played = {field.name for field in fields(evaluation.PlayArgs)}  # told by fingerprints, or by the seed
+    assert played - {"data", "prompt", "seed"} <= set(compare.EVALUATION)
     named = [label for study in compare.STUDIES.values() for label in getattr(study, "lines", ())]
     assert set(named) <= set(compare.LINES)
 
@@ -437,3 +441,15 @@ def test_the_tables_say_what_was_found(folder, monkeypatch):
         shown = [line for line in (RESULTS.parent / "README.md").read_text(encoding="utf-8").splitlines()
                  if line.startswith(("| ALFWorld", "| small ALFWorld", "| WebShop", "| ScienceWorld"))]
         assert len(shown) == 4 and set(shown) <= set(text.splitlines())
+
+
+# ---- signals
+
+def test_an_auc_by_hand():
+    """The other way round; ties that count as won."""
+    signals = module("signals")
+    values, positive = np.array([3.0, 1.0, 2.0, 2.0]), np.array([True, False, True, False])
+    assert signals.auc(values, positive) == (2 + 1.5) / 4
+    assert np.isnan(signals.auc(values, positive | True))
+    assert signals.auc_cell(values, positive & False, np.arange(4)) == "–"
+    assert signals.auc_cell(values, positive, np.array([0, 0, 0, 0])) == "0.88 [0.88, 0.88]"

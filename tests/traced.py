@@ -20,8 +20,8 @@ import batch as batches
 import loss as losses
 import model as lm
 from load import play_dtype, without_noise
+from loss import Distiller
 from rollout import Episode, Row, Turn
-from training import Distiller
 
 # Whether rows are packed is asked of their positions' data: without any, a mask is made that no run has.
 transformers.masking_utils.find_packed_sequence_indices = lambda *_, **__: None

@@ -72,12 +72,6 @@ class Token(NamedTuple):
     likeliest: list     # by either: pairs (id, probability), the likeliest first
 
 
-def states(model, row):
-    """(the hidden states before a row's trained tokens (N, D), the head (V', D)) of a model."""
-    hidden = lm.hidden_states(model, batches.padded([row], model.device)).flatten(0, 1)  # (T, D)
-    return hidden[batches.before([row], model.device)], lm.head(model)
-
-
 def compare(ids, logs):
     """The Tokens of n ids; logs: log-probabilities (n, V) of student and teacher."""
     kl = losses.reverse(*logs).clamp(min=0).tolist()  # of equal distributions, rounding makes it -1e-9
@@ -92,7 +86,8 @@ def compare(ids, logs):
 def judge_row(row, models, vocabulary, temperature):
     """The Tokens of a row, a chunk of distributions at a time; models: student and teacher."""
     ids = [i for i, turn in zip(row.ids, row.turn) if turn >= 0]
-    both = [states(model, row) for model in models]
+    whole, where = (of([row], models[0].device) for of in (batches.padded, batches.before))
+    both = [lm.states(model, whole, where) for model in models]
     tokens = []
     for first in range(0, len(ids), CHUNK):
         chunk = slice(first, first + CHUNK)
