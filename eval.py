@@ -39,6 +39,7 @@ from harness.plan import AT_ONCE
 from harness.ranks import Ranks, device
 from harness.report import (
     LEFT_OUT,
+    each,
     named,
     outcome,
     percent,
@@ -102,8 +103,8 @@ class Args(PlayArgs):
         "held-out split")
     games: int = knob(140, "number of games, evenly over the split's list", least=1)
     samples: int = knob(
-        1, "episodes per game; above 1 the table also says pass@k: won at least once (its interval counts "
-        "games)", least=1)
+        1, "episodes per game; above 1 the table also says pass@k: won at least once; intervals count games, "
+        "not episodes", least=1)
     temperature: float = knob(0.4, "sampling temperature; 0 is greedy", least=0.0)
     take_over: str = knob(
         "", "take-over test: numbers of student turns before the teacher acts, as in 0,3,6,10")
@@ -341,7 +342,9 @@ def take_over(play, n, turns, journal, ranks):
         journal.append(batch)
         records += batch
     share = total(records, "theirs_invalid") / max(1, total(records, "theirs"))
-    return dict(n=n, **success(playable(records)), teacher_invalid=share, unplayable=unplayable(records))
+    return dict(
+        n=n, **success(playable(records)), teacher_invalid=share, unplayable=unplayable(records),
+        each=each(records))
 
 
 def report_take_over(args, play, turns, games, journal, ranks):
@@ -375,33 +378,35 @@ def hard(records, samples):
     return [dict(task=task, digest=digest) for task, digest in lost]
 
 
-def write_success(args, split, records, number, ranks):
-    """Write what is known so far of `number` episodes to be played; nothing before one could be.
+def write_success(args, split, records, tasks, ranks):
+    """Write what is known so far of the tasks to be played; nothing before one could be.
 
     Raises UserError, on every rank, where more than a few tasks cannot be played.
     """
-    if all(record["unplayable"] for record in records) and len(records) < number:
+    if all(record["unplayable"] for record in records) and len(records) < len(tasks):
         return
-    found = dict(args=asdict(args), split=split, of=number, summary=summarise(records))
+    found = dict(
+        args=asdict(args), split=split, of=len(tasks), tasks=lists.fingerprint(tasks),
+        summary=summarise(records))
     if ranks.first:
         write_json(args.out, found)
         if args.save_hard:
             write_lines(args.save_hard, hard(records, args.samples))
 
 
-def report_success(args, play, rules, split, number, journal, ranks):
+def report_success(args, play, rules, split, tasks, journal, ranks):
     """Print and write the success table, and the experts' episodes and lost tasks where they are asked for.
 
-    number: of episodes in all; those that the journal has are not played again.
+    tasks: all that are played; those that the journal has are not played again.
     """
     experts = lists.Experts(args.save_expert if ranks.first else "", journal)
     for batch in together(
             play(rules=rules, note=note_expert, begin=len(journal.records), label=split), ranks):
         experts.add([record.pop("expert") for record in batch])  # first: the journal says what is there
         journal.append(batch)
-        write_success(args, split, journal.records, number, ranks)
+        write_success(args, split, journal.records, tasks, ranks)
     experts.write()
-    write_success(args, split, journal.records, number, ranks)
+    write_success(args, split, journal.records, tasks, ranks)
     summary = summarise(journal.records)
     ranks.print(table({args.model: {split: summary}}))
     for text in filter(None, [table_by_kind({split: summary})]):
@@ -495,7 +500,7 @@ def run(args, name, tokenizer, ranks):
         if args.take_over:
             report_take_over(args, play, turns, len(tasks), journal, ranks)
         else:
-            report_success(args, play, rules, label, len(tasks), journal, ranks)
+            report_success(args, play, rules, label, tasks, journal, ranks)
 
 
 def main(args):

@@ -24,10 +24,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from harness.cli import UserError, check_knobs, command, knob
-from harness.folder import LOG, check_place, read_args, read_log
+from harness.folder import LOG, check_place, differing, read_args, read_log
 
-# Arguments that may differ between two seeds of one experiment: they change no figure, or only by chance.
-SAME_RUN = ("seed", "out", "resume", "fingerprint", "save_every", "batch_tokens", "chunk", "recompute")
+# Arguments that may differ between two seeds of one experiment: where things lie (what lies there is told by
+# fingerprints), and what changes no figure, or only by chance.
+ELSEWHERE = ("data", "student", "teacher", "prompt", "train_split", "without", "eval_splits", "out", "resume")
+SAME_RUN = (*ELSEWHERE, "seed", "fingerprint", "save_every", "keep", "plan", "batch_tokens", "date", "chunk",
+            "recompute", "moments", "eval_batch", "shared_tasks")
+GONE = dict(eval_temperature=0.4, eval_max_response=0)  # what older runs could choose, and all have now
 COLOURS, MARKS = 10, ("", "o", "^", "s", "x", "D")  # of matplotlib's cycle; of each ten lines
 MARKED = 0.12   # of an axis, between two marks of a line
 
@@ -42,23 +46,50 @@ class Args:
 
 # ---- what is drawn, as plain numbers
 
-def named(args, differing):
-    """The label of a run: "method · teacher", and its own value of every argument in which the runs
-    differ."""
-    label = f"{args['method']} · {os.path.basename(args['teacher'].rstrip('/'))}"
-    others = [f"{name} {args.get(name)}" for name in differing if name not in ("method", "teacher")]
-    return " · ".join([label, *others])
+def identity(args):
+    """{what: its value} of all that makes a run but its seed: arguments, and the fingerprints that args.json
+    has of models, prompt, games and experts' episodes."""
+    prints = args.get("fingerprint", {})
+    told = (*SAME_RUN, "experts") if "experts' episodes" in prints else SAME_RUN
+    return {**{name: value for name, value in {**GONE, **args}.items() if name not in told}, **prints}
+
+
+def unlike(known, now):
+    """In what a run differs from others, as names. known: {what: its value} of these; what only one of both
+    notes, since it is of an older version, becomes known too."""
+    changed = differing({what: known.get(what, value) for what, value in now.items()}, now)
+    known.update({what: value for what, value in now.items() if what not in known})
+    return changed
+
+
+def once(places):
+    """Files or folders, each once: links and trailing slashes lead to the same."""
+    return list({os.path.realpath(place): place for place in reversed(places)}.values())[::-1]
 
 
 def grouped(folders):
-    """{label: the records of each of its runs}: runs of one label are seeds of one another."""
+    """{label: the records of each of its runs}: runs of one label are seeds of one another.
+
+    A label is "method · teacher", and the run's own value of all else in which the runs differ.
+    """
+    folders = once(folders)
     runs = [read_args(folder) for folder in folders]
-    names = sorted({name for args in runs for name in args} - set(SAME_RUN))
-    differing = [name for name in names if any(args.get(name) != runs[0].get(name) for args in runs)]
-    groups = {}
+    known, differs = {}, set()
+    for args in runs:
+        differs.update(unlike(known, identity(args)))
+    groups, names, whose = {}, {}, {}
     for args, folder in zip(runs, folders):
-        records = read_log(os.path.join(folder, LOG))
-        groups.setdefault(named(args, differing), []).append(records)
+        own = {**known, **identity(args)}
+        teacher = tuple(own[what] for what in sorted(own) if what.startswith("teacher")) or args["teacher"]
+        name = names.setdefault(teacher, os.path.basename(args["teacher"].rstrip("/")))
+        others = [f"{what} {own[what]}" for what in sorted(differs)
+                  if what != "method" and not what.startswith("teacher")]
+        label = " · ".join([f"{args['method']} · {name}", *others])
+        if whose.setdefault(label, teacher) != teacher:  # another one of the same name
+            label += f" ({args['teacher']})"
+        if whose.setdefault(label, teacher) != teacher:  # ... in the same place
+            label += f" ({', '.join(teacher)})"
+        groups.setdefault(label, []).append(read_log(os.path.join(folder, LOG)))
     return groups
 
 

@@ -1,7 +1,8 @@
 """What is said of played episodes: the outcome of one, the summary of many, the tables. Plain numbers and
 text, no torch.
 
-A figure of success always stands beside the number of games and its 95 % interval.
+A figure of success always stands beside the number of games and its 95 % interval. An interval counts games:
+what it is where games were played more than once, and of a difference, is said in docs/results.md.
 """
 
 import math
@@ -21,6 +22,10 @@ NO_ROOM = (
     "--history window:N)")
 COUNTED = ("invalid", "missing", "cut", "repeats")  # of the turns that models played (rollout.Turn)
 NAMED = 3               # tasks that the screen names; a log names all
+Z = 1.959964            # 97.5 % point of the normal distribution
+# 97.5 % points of Student's t distribution with 1, 2, ... degrees of freedom.
+STUDENT_T = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
 def wilson(won, games):
@@ -31,17 +36,65 @@ def wilson(won, games):
     """
     if games == 0:
         return 0.0, 1.0
-    z, share = 1.959964, won / games
-    centre = share + z * z / (2 * games)
-    spread = z * math.sqrt(share * (1 - share) / games + z * z / (4 * games * games))
-    scale = 1 + z * z / games
+    share = won / games
+    centre = share + Z * Z / (2 * games)
+    spread = Z * math.sqrt(share * (1 - share) / games + Z * Z / (4 * games * games))
+    scale = 1 + Z * Z / games
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def rate(won, games):
-    """Success with its interval, as a dict: the figures behind `percent`."""
-    low, high = wilson(won, games)
-    return dict(games=games, won=won, success=won / max(1, games), low=low, high=high)
+def worth(won, plays):
+    """How many games, played once each, tell as much as several plays of some: the plays by the design effect
+    of clusters, which is their cluster-robust variance over that of independent ones (Kish 1965).
+
+    won, plays: of each game. Two games are added that were won always and never, as Wilson's interval does
+    with plays: no finite number of games tells that all games are alike. Plays that always came out alike are
+    worth their games, and so are single ones.
+
+    >>> [round(worth(won, [5, 5, 5, 5])) for won in ([5, 5, 0, 0], [3, 2, 3, 2])]
+    [4, 11]
+    """
+    usual = np.mean(plays)
+    won, plays = np.append(won, (usual, 0)), np.append(plays, (usual, usual))
+    share = won.sum() / plays.sum()
+    design = ((won - share * plays) ** 2).sum() / (share * (1 - share) * plays.sum())
+    return float(plays[:-2].sum() / max(1, design))
+
+
+def rate(won, plays):
+    """Success with its interval, as a dict: the figures behind `percent`. won, plays: of each game."""
+    games = worth(won, plays) if len(plays) else 0
+    share = sum(won) / max(1, sum(plays))
+    low, high = wilson(share * games, games)
+    return dict(games=sum(plays), won=sum(won), success=share, low=low, high=high)
+
+
+def over_seeds(values):
+    """(mean, half of its 95 % interval over seeds by Student's t); one seed has no interval: nan."""
+    if len(values) < 2:
+        return float(np.mean(values)), math.nan
+    t = STUDENT_T[min(len(values) - 1, len(STUDENT_T)) - 1]
+    return float(np.mean(values)), float(t * np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def difference(ours, theirs, games):
+    """(mean, half of its 95 % interval) of success less that of others, paired by seed and by game.
+
+    ours, theirs (seeds, games): what each run won of each game, 0 to 1; or (seeds, 1): its success alone.
+    games: that an evaluation has, for the latter. By seeds: Student's t. By games: cluster-robust, with one
+    more game for each side (Bonett and Price 2012); of success alone two independent proportions, each with
+    two more games (Agresti and Caffo 2000). The larger counts; of success alone the two add up, since pairing
+    cannot show then whether a method suits some games more than others.
+    """
+    mean, seeds = over_seeds((ours - theirs).mean(1))
+    if ours.shape[1] > 1:
+        by_game = np.append((ours - theirs).mean(0), (1, -1))
+        return mean, max(seeds, Z * math.sqrt(by_game.var() / len(by_game)))
+    plays, variance = len(ours) * games, 0
+    for success in (ours.mean(), theirs.mean()):
+        share = (success * plays + 1) / (plays + 2)
+        variance += share * (1 - share) / (plays + 2)
+    return mean, math.hypot(seeds, Z * math.sqrt(variance))
 
 
 def outcome(episode):
@@ -97,14 +150,23 @@ def playable(outcomes):
 # ---- summaries
 
 def success(outcomes):
-    """`rate` of a list of outcomes."""
-    return rate(total(outcomes, "won"), len(outcomes))
+    """`rate` of a list of outcomes: plays of one task are plays of one game."""
+    plays = {}
+    for o in outcomes:
+        plays.setdefault(o["task"], []).append(o["won"])
+    return rate(list(map(sum, plays.values())), list(map(len, plays.values())))
+
+
+def each(outcomes):
+    """"0110": a letter for each task of the list, in its order: lost, won, or - where it cannot be played."""
+    in_order = sorted(outcomes, key=lambda o: o["index"])
+    return "".join("-" if o["unplayable"] else str(int(o["won"])) for o in in_order)
 
 
 def summarise(outcomes):
     """One line of a table: success in all and per task type, mean rounds, pass@k, and rates over the turns
     that models played. Tasks that cannot be played count in none of them: they are named in `unplayable`."""
-    bad, outcomes = unplayable(outcomes), playable(outcomes)
+    bad, letters, outcomes = unplayable(outcomes), each(outcomes), playable(outcomes)
     turns = max(1, total(outcomes, "played"))
     tasks = {o["task"] for o in outcomes}
     solved = {o["task"] for o in outcomes if o["won"]}
@@ -117,8 +179,9 @@ def summarise(outcomes):
         **{what: total(outcomes, what) / turns for what in COUNTED},
         context_cut=total(outcomes, "context_cut"),
         crashed=total(outcomes, "crashed"),
-        pass_at_k=rate(len(solved), len(tasks)),
+        pass_at_k=rate([task in solved for task in tasks], [1] * len(tasks)),
         unplayable=bad,
+        each=letters,
         kinds=kinds)
 
 

@@ -14,10 +14,12 @@ curve), which is all that table and figure need.
 With `--experts teacher` the teacher first plays the train split `--samples` times: its won episodes are the
 experts of b2f and sft, and the tasks that it never wins are the hard split, which is left out of training.
 
-The table: success with the 95 % interval of all games together and the lowest and highest seed, and mean
-rounds, on every held-out split; invalid actions on the first; the KL of a trajectory in the first and the
-last tenth of the steps; trained tokens; the mean success over the run, speed and end in one figure; what its
-last quarter brought, which says whether the curve is flat; the differences to the base, paired by seed.
+The table: success with its 95 % interval over games and the lowest and highest seed, and mean rounds, on
+every held-out split; invalid actions on the first; the KL of a trajectory in the first and the last tenth of
+the steps; trained tokens; the mean success over the run, speed and end in one figure; what its last quarter
+brought, which says whether the curve is flat; the differences to the base, paired by seed and by game. A note
+below says in what else the lines differ. Within a line all is the same but the seed, between lines the models
+and the evaluation are: other results are refused. docs/results.md says what the intervals are.
 
 Two studies set F2B beside OPD, a row for each comparison, and in the figure over what the teacher wins after
 six turns of the student (its support): `gains` of all that is kept (`--study gains --out results`), and
@@ -45,8 +47,8 @@ sys.path.insert(0, ROOT)
 import curriculum
 import plot
 from harness.cli import UserError, check_knobs, command, knob, parse
-from harness.folder import LOG, read_args, read_log, write_lines
-from harness.report import wilson
+from harness.folder import LOG, parsed, read_args, read_log, write_lines
+from harness.report import difference, rate, wilson
 from methods import METHODS
 
 # ---- what can be compared
@@ -126,13 +128,16 @@ STUDIES = {
 }
 MADE = "--make teacher --refresh 0 --games 1500 --teacher-steps 900"   # a teacher of `mechanism`
 TESTED = "--temperature 1 --games 140"                                 # its take-over test
-OWNED = ("--env", "--data", "--student", "--teacher", "--method", "--loss", "--seed", "--out")
+OWNED = ("env", "data", "student", "teacher", "seed", "out", "resume", "plan")  # for the comparison to say
+EVALUATION = (          # the same in all lines, and so are the models and the held-out games
+    "env", "knobs", "history", "max_turns", "max_response", "max_context", "precision", "eval_temperature",
+    "eval_max_response", "student", "teacher", "prompt")
+TRAINED = ("list of training tasks", "experts' episodes")  # fingerprints that lines need not share
+CHOSEN = ("method", "loss")                         # what a label says
+CURRICULUM = ("method", "schedule", "k_start", "eta", "stages", "rho")  # in what F2B may differ from OPD
 KEPT = (  # of a step's record in a result
     "step", "k", "loss", "kl", "kl_turn", "success", "rounds", "invalid", "repeats", "missing", "tokens",
     "grad_norm", "eval")
-# 97.5 % points of Student's t distribution with 1, 2, ... degrees of freedom.
-STUDENT_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
 @dataclass
@@ -183,14 +188,24 @@ def parse_lines(texts):
     return dict(sorted(lines.items(), key=lambda line: line[0] in EQUAL_TOKENS))
 
 
+def refuse(flags, owned, where, whose):
+    """Raises UserError for flags that are for others to say."""
+    given = [flag.split("=")[0].removeprefix("--").replace("-", "_") for flag in flags]
+    wrong = [f"--{name.replace('_', '-')}" for name in given if name in owned]
+    if wrong:
+        raise UserError(f"{where} cannot give {', '.join(wrong)}: that is for {whose} to say")
+
+
 def asked(args):
     """The study, its lines being those of --lines where these are given; raises UserError for what cannot be
     asked."""
     check_knobs(args)
     parse_seeds(args.seeds)
-    own = [flag for flag in shlex.split(args.flags) if flag.split("=")[0] in OWNED]
-    if own:
-        raise UserError(f"--flags {', '.join(own)}: that is for the comparison or its --lines to say")
+    ours = ("experts", "without", "eval_splits") if args.experts == "teacher" else ()
+    refuse(shlex.split(args.flags), (*OWNED, *CHOSEN, *ours), "--flags", "the comparison or its --lines")
+    for label, flags in parse_lines(args.lines or ()).items():
+        owned = (*OWNED, *EVALUATION, "eval_games", "eval_splits", *ours)
+        refuse(flags, owned, f"--lines {label}", "the whole comparison")
     study = STUDIES[args.study]
     if not args.lines:
         return study
@@ -336,11 +351,47 @@ def read(path):
         return json.load(file)
 
 
-def differing(one, other):
-    """In what two results differ that may not stand in one table, as names; training tasks may, the lengths
-    of runs, and what a line is about."""
-    prints, others = one["fingerprint"], other["fingerprint"]
-    return [what for what in prints if "training" not in what and others.get(what) != prints[what]]
+def read_result(path):
+    """The result of a run; raises UserError for any other file."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        result = parsed(file.read())
+    if not isinstance(result, dict) or not {"method", "seed", "args", "curve"} <= set(result):
+        raise UserError(f"{path} is no result of a run: remove it, or put it elsewhere")
+    return result
+
+
+def identity(result):
+    """{what: its value} of a run but its seed: arguments, fingerprints, and how the held-out splits are
+    called."""
+    return {**plot.identity({**result["args"], "fingerprint": result["fingerprint"]}),
+            "held-out splits": list(last(result))}
+
+
+def measured(result):
+    """That part of its identity which is the same in all lines: all but what is about training."""
+    return {what: value for what, value in identity(result).items()
+            if (what in EVALUATION or what not in result["args"]) and what not in TRAINED}
+
+
+def check_same(lines, folder):
+    """Raises UserError where a line has a run of another experiment, or twice one of a seed; or where lines
+    have other models, games or another evaluation than one another."""
+    all_lines = {}
+    for label, results in lines.items():
+        known, seeds = {}, set()
+        for result in results:
+            own, name = identity(result), f"{label} with seed {result['seed']}"
+            if label.split("/")[-1] in EQUAL_TOKENS:
+                own.pop("steps", None)  # by seed
+            changed = plot.unlike(all_lines, measured(result)) or plot.unlike(known, own)
+            if changed:
+                raise UserError(
+                    f"the results in {folder} cannot stand in one table: {name} had another "
+                    f"{', another '.join(changed)} than those before")
+            seed = result["args"].get("seed", result["seed"])
+            if seed in seeds:
+                raise UserError(f"{folder} holds {name} twice: put one of the two elsewhere")
+            seeds.add(seed)
 
 
 def own_label(result):
@@ -348,38 +399,49 @@ def own_label(result):
     return result.get("label") or called(result["method"], result["loss"])
 
 
-def label_below(folder, place, own, alone):
-    """What a line is called in a table of all results below `folder`: by itself, behind its comparison's
-    folder where there are several; by that folder where it is alone there ('f2b-eta-4')."""
-    comparison = os.path.relpath(os.path.dirname(place), folder)
-    if comparison in (".", ".."):   # the folder itself, or its results/
-        return own
-    return comparison if alone else f"{comparison}/{own}"
+def places(folder):
+    """The folders called `results` in it, itself and those behind links too, each once, in order."""
+    seen = set()
+    for place, names, _ in os.walk(os.path.normpath(folder), followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            names.clear()
+            continue
+        seen.add(real)
+        names.sort()
+        if os.path.basename(place) == "results":
+            yield place
 
 
 def found(folder):
-    """{label: [its results by seed]} of all evaluated runs below a folder, in the order of LINES.
+    """{label: [its results by seed]} of all evaluated runs below a folder.
 
-    Raises UserError where there is none, or they were not all made with the same models and held-out games.
+    A label is the line's own in a folder of one comparison. In a folder of several it stands behind its
+    comparison's, which alone is the label where there is one line in it ('f2b-eta-4'). Raises UserError where
+    there is no result, or results cannot stand in one table: see `check_same`.
     """
-    lines, first = {}, None
-    for place, _, names in sorted(os.walk(folder)):
-        if os.path.basename(place) != "results":
-            continue
-        results = [read(os.path.join(place, name)) for name in sorted(names) if name.endswith(".json")]
-        results = [result for result in results if last(result)]
+    comparisons = {}
+    for place in places(folder):
+        names = [name for name in sorted(os.listdir(place)) if name.endswith(".json") and name[0] != "."]
+        paths = plot.once([os.path.join(place, name) for name in names])
+        results = [result for result in map(read_result, paths) if last(result)]
+        if results:
+            comparisons[os.path.relpath(os.path.dirname(place), folder)] = results
+    lines = {}
+    for name, results in comparisons.items():
         alone = len(set(map(own_label, results))) == 1
-        for result in results:
-            first, label = first or result, label_below(folder, place, own_label(result), alone)
-            wrong = differing(first, result)
-            if wrong:
-                raise UserError(
-                    f"the results in {folder} cannot stand in one table: {label} {result['seed']} had "
-                    f"another {', another '.join(wrong)} than the first")
-            lines.setdefault(label, []).append(result)
-    if not lines:
+        for result in sorted(results, key=lambda result: result["seed"]):
+            label = own_label(result)
+            if name not in (".", ".."):
+                label = name if alone else f"{name}/{label}"
+            lines.setdefault((label, name), []).append(result)
+    labels = [label for label, _ in lines]
+    told = {(f"{name}/{own_label(each[0])}" if labels.count(label) > 1 else label): each
+            for (label, name), each in lines.items()}
+    if not told:
         raise UserError(f"{folder} holds no results of evaluated runs")
-    return {label: sorted(each, key=lambda result: result["seed"]) for label, each in lines.items()}
+    check_same(told, folder)
+    return told
 
 
 def evaluations(result, who):
@@ -399,28 +461,54 @@ def tokens(result):
     return sum(record.get("tokens", 0) for record in result["curve"])
 
 
+def outcomes(summary):
+    """(games,) of an evaluation: 1 where a game was won, 0 where it was lost, nan where it could not be
+    played; (1,), its success, of older results, which do not keep it by game."""
+    if "each" not in summary:
+        return np.array([summary["success"]])
+    return np.array([{"0": 0, "1": 1, "-": np.nan}[letter] for letter in summary["each"]])
+
+
+def level(each):
+    """Arrays (games,) or (1,) as one: by game where all are, else their means (number, 1)."""
+    if min(map(len, each)) == 1:
+        each = [np.nanmean(one, keepdims=True) for one in each]
+    return np.array(each, float)
+
+
+def learned(result, split=None):
+    """(steps, tokens trained until then, success (points, games), see `outcomes`) of the student on a
+    held-out split, the first one unless it is named."""
+    until, points = plot.tokens_until(result["curve"]), {}
+    for who in ("before", "after"):
+        for step, splits in evaluations(result, who):
+            points[step] = outcomes(splits[split or next(iter(splits))])
+    return list(points), [until[step] for step in points], level(list(points.values()))
+
+
+def at(place, places, heights):
+    """The height of a curve (points, games), straight between its points, at a place (games,), or at several
+    (places, games)."""
+    return np.apply_along_axis(lambda game: np.interp(place, places, game), 0, heights)
+
+
 def mean_height(places, heights):
-    """Of a curve that is straight between its points: the mean over its places, by trapezoids."""
-    places, heights = np.array(places), np.array(heights)
-    return float(((heights[1:] + heights[:-1]) / 2 * np.diff(places)).sum() / (places[-1] - places[0]))
+    """The mean of a curve over its places (games,), by trapezoids."""
+    return np.diff(places) @ (heights[1:] + heights[:-1]) / 2 / (places[-1] - places[0])
 
 
-def over_run(result):
-    """Mean success over the steps of a run on the first held-out split; nan where it has one evaluation."""
-    points = plot.held_out(result["curve"])
-    return mean_height(list(points), list(points.values())) if len(points) > 1 else np.nan
+def over_run(result, split=None):
+    """Mean success over the steps of a run (games,)."""
+    steps, _, heights = learned(result, split)
+    return mean_height(steps, heights)
 
 
 def over_tokens(one, other):
-    """Mean success of one run less another's over the tokens that both trained, a curve being straight
-    between evaluations."""
-    curves = []
-    for result in (one, other):
-        points, until = plot.held_out(result["curve"]), plot.tokens_until(result["curve"])
-        curves.append(([until[step] for step in points], list(points.values())))
+    """Mean success of each of two runs over the tokens that both trained."""
+    curves = [learned(result)[1:] for result in (one, other)]
     end = min(trained[-1] for trained, _ in curves)
     places = sorted({place for trained, _ in curves for place in trained if place <= end})
-    return mean_height(places, np.interp(places, *curves[0]) - np.interp(places, *curves[1]))
+    return [mean_height(places, at(places, *curve)) for curve in curves]
 
 
 # ---- differences and their intervals
@@ -431,34 +519,28 @@ def paired(ours, theirs):
     return [(result, base[result["seed"]]) for result in ours if result["seed"] in base]
 
 
+def compared(pairs, number):
+    """(mean, half of its 95 % interval), see `report.difference`. pairs: of each seed the success (games,) of
+    a run and of the one that it is compared with; number: of games."""
+    both = level([side for pair in pairs for side in pair]).reshape(len(pairs), 2, -1)
+    return difference(*both[:, :, ~np.isnan(both).any((0, 1))].swapaxes(0, 1), number)
+
+
 def differences(ours, theirs):
-    """Success of runs less that of others, seed by seed, as shares: {"end", "over the run", "over the
-    tokens"}, all on the first held-out split."""
-    each = {"end": [], "over the run": [], "over the tokens": []}
-    for one, other in paired(ours, theirs):
-        split = next(iter(last(one)))
-        each["end"].append(last(one)[split]["success"] - last(other)[split]["success"])
-        each["over the run"].append(over_run(one) - over_run(other))
-        each["over the tokens"].append(over_tokens(one, other))
-    return each
+    """{"end", "over the run", "over the tokens"}: success of runs less that of others on the first held-out
+    split, (mean, half of its 95 % interval); empty where they share no seed."""
+    pairs, number = paired(ours, theirs), next(iter(last(ours[0]).values()))["games"]
+    each = {
+        "end": [(learned(one)[2][-1], learned(other)[2][-1]) for one, other in pairs],
+        "over the run": [(over_run(one), over_run(other)) for one, other in pairs],
+        "over the tokens": [over_tokens(one, other) for one, other in pairs]}
+    return {what: compared(values, number) for what, values in each.items() if values}
 
 
-def spread(values):
-    """(mean, half of its 95 % interval over seeds by Student's t); one seed has no interval: nan."""
-    values = np.array(values)
-    if len(values) < 2:
-        return values.mean(), np.nan
-    t = STUDENT_T[min(len(values) - 1, len(STUDENT_T)) - 1]
-    return values.mean(), t * values.std(ddof=1) / np.sqrt(len(values))
-
-
-def interval(differences, unit=100):
-    """'+3.1 [-0.4, 6.6]', by default shares in points: the mean and its 95 % interval; a dash without a
-    seed."""
-    if not differences:
-        return "–"
-    mean, half = spread(unit * np.array(differences))
-    return f"{mean:+.1f}" + (f" [{mean - half:.1f}, {mean + half:.1f}]" if len(differences) > 1 else "")
+def interval(mean, half, unit=100):
+    """'+3.1 [-0.4, 6.6]', by default shares in points; one seed has no interval."""
+    low, mean, high = (round(unit * value, 1) + 0.0 for value in (mean - half, mean, mean + half))  # no -0.0
+    return f"{mean:+.1f}" + f" [{low:.1f}, {high:.1f}]" * (not np.isnan(half))
 
 
 # ---- tables
@@ -466,18 +548,21 @@ def interval(differences, unit=100):
 def markdown(columns, rows):
     """A table of rows {column: cell}; a dash where a row has none."""
     lines = [columns, *([row.get(column, "–") for column in columns] for row in rows)]
-    head, *others = ("| " + " | ".join(cells) + " |" for cells in lines)
+    head, *others = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     return "\n".join([head, "|---" * len(columns) + "|", *others]) + "\n"
 
 
 def success_cell(summaries):
-    """'85.0 [80–89] (81–88), 9.1 rounds': in %, all games together, their 95 % interval, lowest and highest
-    seed."""
-    each = [100 * s["success"] for s in summaries]
-    low, high = wilson(sum(s["won"] for s in summaries), sum(s["games"] for s in summaries))
-    ends = f" ({min(each):.0f}–{max(each):.0f})" * (len(each) > 1)
+    """'85.0 [80–89] (81–88), 9.1 rounds': in %, the 95 % interval over games of all evaluations, which are of
+    the same games, lowest and highest seed."""
+    shares, won = [100 * s["success"] for s in summaries], level(list(map(outcomes, summaries)))
+    low, high = wilson(np.mean(shares) / 100 * summaries[0]["games"], summaries[0]["games"])
+    if won.shape[1] > 1:  # else each game counts once, as if it came out alike with all seeds
+        won = won[:, ~np.isnan(won).any(0)]
+        low, high = (rate(won.sum(0), np.full(won.shape[1], len(won)))[end] for end in ("low", "high"))
+    ends = f" ({min(shares):.0f}–{max(shares):.0f})" * (len(shares) > 1)
     rounds = np.mean([s["rounds"] for s in summaries])
-    return f"{np.mean(each):.1f} [{100 * low:.0f}–{100 * high:.0f}]{ends}, {rounds:.1f} rounds"
+    return f"{np.mean(shares):.1f} [{100 * low:.0f}–{100 * high:.0f}]{ends}, {rounds:.1f} rounds"
 
 
 def kl_cell(each):
@@ -524,13 +609,14 @@ def trained(lines, label, study, splits):
     """A line's {column: cell}."""
     each, base = lines[label], base_of(lines, label, study)
     gains = differences(each, lines[base]) if base not in (None, label) else {}
+    runs = [100 * np.nanmean(over_run(result)) for result in each]
     return {
         "": heading(label, each[0], study), "seeds": str(len(each)),
         **{f"{split}, %": success_cell([last(result)[split] for result in each]) for split in splits},
         "invalid": f"{np.mean([last(result)[splits[0]]['invalid'] for result in each]):.1%}",
         "KL, start → end": kl_cell(each), "tokens": f"{np.mean(list(map(tokens, each))):,.0f}",
-        "over the run, %": f"{100 * np.mean(list(map(over_run, each))):.1f}", "last quarter": quarter(each),
-        **{f"to {study.base.upper()}, {what}": interval(gains.get(what, ()))
+        "over the run": f"{np.mean(runs):.1f}", "last quarter": quarter(each),
+        **{f"to {study.base.upper()}, {what}": interval(*gains[what]) if gains else "–"
            for what in ("end", "over the run")}}
 
 
@@ -542,14 +628,29 @@ def zero_shot(result, splits):
             yield {"": label, "seeds": "", **cells, "invalid": f"{found[splits[0]]['invalid']:.1%}"}
 
 
+def note(lines):
+    """In what lines differ besides what a label says, as a sentence below the table; empty where in
+    nothing."""
+    seen = {}  # {what: {its values: None}}
+    for result in (result for results in lines.values() for result in results):
+        for what, value in identity(result).items():
+            seen.setdefault(what, {})[str(value) or "–"] = None
+    each = [f"{what} ({', '.join(values)})" for what, values in sorted(seen.items())
+            if len(values) > 1 and what not in CHOSEN]
+    return f"\nnote: the lines differ in {', '.join(each)} too\n" if each else ""
+
+
 def table(lines, study):
     """The Markdown table of {label: results}."""
     first = next(iter(lines.values()))[0]
     splits = list(last(first))
     rows = [trained(lines, label, study, splits) for label in lines]
+    columns = list(rows[0])
     if study.brief:
-        return markdown([name for name in rows[0] if name not in ("invalid", "KL, start → end")], rows)
-    return markdown(list(rows[0]), [*zero_shot(first, splits), *rows])
+        columns = [name for name in columns if name not in ("invalid", "KL, start → end")]
+    else:
+        rows = [*zero_shot(first, splits), *rows]
+    return markdown(columns, rows) + note(lines)
 
 
 # ---- pairs
@@ -571,6 +672,9 @@ def gain(out, label, loss, runs, test):
     both = paired(opd, f2b)
     if not both:
         raise UserError(f"{os.path.join(out, runs)} holds no seed of both OPD and F2B by {loss}")
+    changed = set(plot.unlike(identity(opd[0]), identity(f2b[0]))) - set(CURRICULUM)
+    if changed:
+        raise UserError(f"{os.path.join(out, runs)}: OPD and F2B had another {', another '.join(changed)}")
     tested = read(os.path.join(out, test, TEST))["take_over"]
     return Gain(label, {row["n"]: row["success"] for row in tested}, *map(list, zip(*both)))
 
@@ -583,8 +687,8 @@ def gain_cells(one, first):
         first: one.label, **{after(n): f"{100 * success:.0f}" for n, success in one.support.items()},
         "seeds": str(len(one.opd)), "steps": str(one.opd[0]["curve"][-1]["step"]),
         "OPD": f"{100 * ends[0]:.1f}", "F2B": f"{100 * ends[1]:.1f}",
-        "F2B − OPD, end": interval(each["end"]),
-        **{what: interval(each[what]) for what in ("over the run", "over the tokens")}}
+        "F2B − OPD, end": interval(*each["end"]),
+        **{what: interval(*each[what]) for what in ("over the run", "over the tokens")}}
 
 
 def gain_table(gains, study):
@@ -599,7 +703,7 @@ def gain_figure(gains):
     for axis, title in zip(figure.subplots(1, len(titles), sharey=True), titles):
         for one in gains:
             colour = colours.setdefault(one.label, f"C{len(colours)}")
-            mean, half = spread(100 * np.array(differences(one.f2b, one.opd)[title]))
+            mean, half = 100 * np.array(differences(one.f2b, one.opd)[title])
             hollow = dict(mfc="white") if np.isnan(half) else {}
             axis.errorbar(100 * one.support[SUPPORT], mean, half, fmt="o", color=colour, capsize=3, **hollow)
         axis.axhline(0, color="grey", lw=0.8)

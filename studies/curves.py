@@ -7,7 +7,8 @@ came so far, and how far it was after so many tokens.
 A line is one of a comparison (see compare.py), all its seeds; all lines must be of the same models and held-
 out games. One table for each held-out split: success in %, mean (lowest–highest) of the seeds; "over the
 run" is the mean from the first step to the last; differences to the base, in points, steps or tokens, are
-paired by seed: mean and 95 % interval over seeds. Between evaluations a curve is straight.
+paired by seed: mean and 95 % interval, over seeds and games (docs/results.md), of steps and tokens over seeds
+alone. Between evaluations a curve is straight.
 """
 
 import os
@@ -19,10 +20,10 @@ import numpy as np
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
 
-from compare import found, interval, last, markdown, mean_height
+from compare import at, compared, found, interval, last, learned, markdown, mean_height
 
-import plot
 from harness.cli import check_knobs, command, knob
+from harness.report import over_seeds
 
 
 @dataclass
@@ -47,25 +48,24 @@ def reached(places, heights, level):
 
 
 def figures(result, split, args):
-    """{column: the run's figure}: success in % after each evaluated step, and what the options ask for."""
-    points, until = plot.held_out(result["curve"], split), plot.tokens_until(result["curve"])
-    steps, heights = list(points), [100 * success for success in points.values()]
-    trained = [until[step] for step in steps]
-    columns = {str(step): height for step, height in zip(steps, heights)}
-    if len(steps) > 1:
-        columns["over the run"] = mean_height(steps, heights)
+    """{column: the run's figure}: success (games,) after each evaluated step, see `compare.learned`, and what
+    the options ask for; steps and tokens are numbers."""
+    steps, trained, success = learned(result, split)
+    columns = {str(step): each for step, each in zip(steps, success)}
+    columns["over the run"] = mean_height(steps, success)
     if args.level:
-        columns[f"steps to {args.level:g} %"] = reached(steps, heights, args.level)
-        columns[f"tokens to {args.level:g} %"] = reached(trained, heights, args.level)
+        for what, places in (("steps", steps), ("tokens", trained)):
+            columns[f"{what} to {args.level:g} %"] = reached(places, 100 * np.nanmean(success, 1), args.level)
     if args.tokens and trained[-1] >= args.tokens:
-        columns[f"after {args.tokens:,} tokens"] = float(np.interp(args.tokens, trained, heights))
+        columns[f"after {args.tokens:,} tokens"] = at(args.tokens, trained, success)
     return columns
 
 
 # ---- the tables
 
-def cell(values):
+def cell(figures):
     """'27.3 (24–31)'; a dash where a seed has not come so far."""
+    values = [100 * np.nanmean(figure) if np.ndim(figure) else figure for figure in figures]
     if not values or np.isnan(values).any():
         return "–"
     digits = ".1f" if max(values) <= 100 else ",.0f"
@@ -73,10 +73,13 @@ def cell(values):
     return f"{np.mean(values):{digits}}{ends}"
 
 
-def difference(ours, theirs):
+def difference(ours, theirs, games):
     """Of {seed: figure} of two lines, in the figure's unit; a dash where a seed has not come so far."""
-    each = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-    return "–" if np.isnan(each).any() else interval(each, unit=1)
+    pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+    if np.ndim(pairs[0][0]):
+        return interval(*compared(pairs, games))
+    each = [one - other for one, other in pairs]
+    return "–" if np.isnan(each).any() else interval(*over_seeds(each), unit=1)
 
 
 def shared(line):
@@ -93,17 +96,18 @@ def table(lines, split, args):
         each[name] = shared({result["seed"]: figures(result, split, args) for result in results})
     columns = list(dict.fromkeys(column for own in each.values() for column in own))
     columns.sort(key=lambda column: (0, int(column)) if column.isdecimal() else (1, 0))  # steps first
-    rows = []
+    rows, first = [], f"{split}, %"
     for name, own in each.items():
         cells = {column: cell(list(by_seed.values())) for column, by_seed in own.items()}
-        rows.append({split: name, "seeds": str(len(lines[name])), **cells})
+        rows.append({first: name, "seeds": str(len(lines[name])), **cells})
+    games = last(next(iter(lines.values()))[0])[split]["games"]
     base = each.get(args.base, {})
     for name, own in each.items():
         both = {result["seed"] for result in lines[name]} & {r["seed"] for r in lines.get(args.base, ())}
         if name != args.base and both:
-            cells = {column: difference(own[column], base[column]) for column in own if column in base}
-            rows.append({split: f"{name} − {args.base}", "seeds": str(len(both)), **cells})
-    return markdown([split, "seeds", *columns], rows)
+            cells = {column: difference(own[column], base[column], games) for column in own if column in base}
+            rows.append({first: f"{name} − {args.base}", "seeds": str(len(both)), **cells})
+    return markdown([first, "seeds", *columns], rows)
 
 
 def main(args):

@@ -81,6 +81,8 @@ def test_bad_games_are_left_out(checkpoints, damaged, tmp_path, capsys):
     assert len(hard.read_text().splitlines()) == 3
     summary = json.loads(out.read_text())["summary"]
     assert (summary["games"], summary["pass_at_k"]["games"]) == (6, 3)
+    assert len(summary["each"]) == 8 and summary["each"].count("--") == 1
+    assert len(json.loads(out.read_text())["tasks"]) == 12  # the list's fingerprint
     assert ["duplicate object" in why for why in summary["unplayable"].values()] == [True]
     assert "left out, since it cannot be played: 1 task, valid_seen/" in capsys.readouterr().out
     evaluation.main(arguments(checkpoints, damaged, take_over="0", out=str(out) + "2"))

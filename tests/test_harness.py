@@ -306,6 +306,65 @@ def test_wilson_interval(won, games, low, high):
     assert 0 <= got[0] <= won / games <= got[1] + 1e-9 <= 1 + 1e-9
 
 
+@pytest.mark.parametrize("won, plays, games", [
+    ([1, 0, 1], [1, 1, 1], 3),                  # played once: Wilson's
+    ([10, 0, 10, 0], [10, 10, 10, 10], 4),      # alike in every play: four games, and not forty
+    ([4, 4], [4, 4], 2),                        # won always: nothing tells that other games are
+    ([1, 1, 1, 1], [2, 2, 2, 2], 8),            # once each: no more than the plays
+    # With 2 and 0 of 2 beside them 7 of 12 are won: 58/12 over 12 · 7/12 · 5/12 is the design effect.
+    ([2, 2, 1, 0], [2, 2, 2, 2], 8 * 35 / 58),
+])
+def test_plays_of_one_game_are_no_games_of_their_own(won, plays, games):
+    """Ten identical plays of eight games that give [17-35] where one play of each gives [7-59]."""
+    assert report.worth(won, plays) == pytest.approx(games)
+    part = report.rate(won, plays)
+    assert (part["low"], part["high"]) == pytest.approx(report.wilson(sum(won) / sum(plays) * games, games))
+    assert (part["won"], part["games"]) == (sum(won), sum(plays))
+
+
+def coverage(estimate, truth, runs=2000):
+    """How often the intervals of `estimate`, rng -> (mean, half), have the truth in them."""
+    rng = np.random.default_rng(0)
+    found = [estimate(rng) for _ in range(runs)]
+    return np.mean([abs(mean - truth) <= half for mean, half in found])
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["by game", "success alone"])
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("seed_effect", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("methods", [(0.5, 0.5), (0.7, 0.4), (1.3, 0.4)])
+def test_an_interval_of_a_difference_has_the_truth_in_it(kept, seeds, seed_effect, methods):
+    """Student's t over seeds alone: 140 games are the same for all seeds, and what they favour in a method
+    no seed shows. A game is won where what it favours (in all methods: deviation 1; in one: 0.5), what the
+    seed does and chance (1) together with the method come above 0."""
+    scale = np.sqrt(2 * (1 + 1 + 0.25 + seed_effect**2))
+    truth = sum(sign * math.erf(method / scale) / 2 for sign, method in zip((1, -1), methods))
+
+    def estimate(rng):
+        hardness = rng.normal(size=140)
+        sides = []
+        for method in methods:
+            favoured = method + hardness + 0.5 * rng.normal(size=140)
+            drawn = favoured + seed_effect * rng.normal(size=(seeds, 1)) + rng.normal(size=(seeds, 140))
+            sides.append((drawn > 0).mean(1, keepdims=True) if not kept else 1.0 * (drawn > 0))
+        return report.difference(*sides, 140)
+
+    assert coverage(estimate, truth) >= 0.93
+
+
+@pytest.mark.parametrize("games, plays", [(8, 10), (51, 4), (140, 3)])
+@pytest.mark.parametrize("success", [0.05, 0.3, 0.9])
+@pytest.mark.parametrize("alike", [0.1, 0.5])
+def test_an_interval_of_a_success_has_the_truth_in_it(games, plays, success, alike):
+    """Few games played often, few of them won, all alike or hardly."""
+    def estimate(rng):
+        chance = rng.beta(success * (1 / alike - 1), (1 - success) * (1 / alike - 1), games)
+        part = report.rate(rng.binomial(plays, chance), np.full(games, plays))
+        return (part["low"] + part["high"]) / 2, (part["high"] - part["low"]) / 2
+
+    assert coverage(estimate, success, 1000) >= 0.93
+
+
 def turn(who="student", invalid=False, missing=False, cut=False, repeats=False, judgement=None):
     return Turn(who, 1.0, "", "", "I look", [], "look", missing, invalid, cut, repeats, judgement)
 
@@ -324,10 +383,10 @@ def test_summary_by_hand():
     clumsy = [turn(invalid=True)] * 4 + [turn(cut=True)] * 2 + [turn(repeats=True)] + [turn()] * 13
     silent = [turn(missing=True, invalid=True)] * 3 + [turn()] * 12
     outcomes = [
-        report.outcome(episode("a", "heat", True, replayed)),
-        report.outcome(episode("a", "heat", False, clumsy)),
-        report.outcome(episode("b", "cool", False, [turn()] * 20)),
-        report.outcome(episode("b", "cool", False, silent))]
+        report.outcome(episode("a", "heat", True, replayed, 0)),
+        report.outcome(episode("a", "heat", False, clumsy, 2)),
+        report.outcome(episode("b", "cool", False, [turn()] * 20, 1)),
+        report.outcome(episode("b", "cool", False, silent, 3))]
     assert outcomes[0]["who"] == "eeestttt"
     assert (outcomes[0]["rounds"], outcomes[0]["played"]) == (8, 5)
     s = report.summarise(outcomes)
@@ -338,7 +397,9 @@ def test_summary_by_hand():
     assert s["missing"] == pytest.approx(3 / 60)
     assert s["repeats"] == pytest.approx(1 / 60)
     assert (s["pass_at_k"]["won"], s["pass_at_k"]["games"]) == (1, 2)
+    assert s["each"] == "1000"  # in the order of the list, whichever rank played what
     assert s["kinds"]["heat"]["success"] == 0.5
+    assert s["kinds"]["heat"]["low"] < report.wilson(1, 2)[0]  # one task, twice
     assert s["kinds"]["cool"]["won"] == 0
 
 
@@ -445,6 +506,7 @@ def test_what_is_left_out_is_counted_and_named():
     played = [report.outcome(episode(name, "heat", name == "a", [turn()])) for name in "ab"]
     bad = lost("c", unplayable="no goal")
     summary = report.summarise([*played, bad, bad])
+    assert sorted(summary["each"]) == ["-", "-", "0", "1"]
     assert (summary["games"], summary["success"], summary["rounds"]) == (2, 0.5, 1.0)
     assert summary["pass_at_k"]["games"] == 2 and summary["unplayable"] == {"c": "no goal"}
     last = report.table({"teacher": {"seen": summary}, "student": {"seen": summary}}).splitlines()[-1]

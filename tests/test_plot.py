@@ -47,6 +47,24 @@ def test_only_seeds_are_seeds_of_one_another(tmp_path):
     assert list(plot.grouped(folders[:2])) == ["f2b · tiny-teacher"]
 
 
+def test_where_and_when_a_run_lies_makes_no_line(tmp_path):
+    """Seeds begun on different days, from a teacher that lies elsewhere or by an older version, as lines of
+    their own; two teachers of one name as one; a run named twice counted twice."""
+    def made(name, teacher, weights, **more):
+        return write_run(tmp_path / name, records([1.0]), teacher=teacher,
+                         fingerprint={"teacher": weights, **more.pop("prints", {})}, **more)
+
+    one = made("a", "x/teacher", "11", seed=0, date="2026-01-01", eta=2.0)
+    two = made("b", "y/copy", "11", seed=1, date="2026-01-31", prints={"teacher's template": "cc"})
+    other = made("c", "y/teacher", "22", seed=0, eta=2.0)
+    (tmp_path / "link").symlink_to(one)
+    places = [one, f"{one}/", str(tmp_path / "link"), two]
+    assert {label: len(runs) for label, runs in plot.grouped(places).items()} == {"f2b · teacher": 2}
+    groups = plot.grouped([*places, other])
+    assert {label: len(runs) for label, runs in groups.items()} == {
+        "f2b · teacher": 2, "f2b · teacher (y/teacher)": 1}
+
+
 def test_held_out_success_is_the_students_on_the_first_split():
     """The teacher's success drawn as the student's, or the last split's."""
     assert plot.held_out(records([3.0, 2.0])) == {0: 0.1, 2: 0.5}

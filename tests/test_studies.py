@@ -20,6 +20,7 @@ import plot
 import tcod
 from harness.cli import UserError, parse
 from harness.folder import append, write_json
+from harness.report import over_seeds
 from loss import LOSSES
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
@@ -37,14 +38,19 @@ def module(name):
 compare, curves = module("compare"), module("curves")
 
 
-def result(seed, *success, method="opd", **more):
-    """A run's result: success after 0, 10, 20, ... steps, in ten games."""
+def result(seed, *success, method="opd", prints=(), args=(), **more):
+    """A run's result: success after 0, 10, 20, ... steps, a share of ten games, or "0110": of each game."""
     curve = []
-    for i, share in enumerate(success):
-        splits = dict(seen=dict(success=share, won=10 * share, games=10, rounds=5.0, invalid=0.0))
-        who = "before" if i == 0 else "after"
-        curve.append(dict(step=10 * i, eval={who: splits}, tokens=100 * i, kl=1.0))
-    return dict(method=method, loss="reverse", seed=seed, asked=[], fingerprint={}, curve=curve, **more)
+    for i, one in enumerate(success):
+        games = len(one.replace("-", "")) if isinstance(one, str) else 10
+        share = one.count("1") / games if isinstance(one, str) else one
+        summary = dict(success=share, won=games * share, games=games, rounds=5.0, invalid=0.0)
+        if isinstance(one, str):
+            summary["each"] = one
+        who = "after" if i else "before"
+        curve.append(dict(step=10 * i, eval={who: dict(seen=summary)}, tokens=100 * i, kl=1.0))
+    known = dict(args=dict(method=method, loss="reverse", **dict(args)), fingerprint=dict(prints))
+    return dict(method=method, loss="reverse", seed=seed, asked=[], curve=curve, **known, **more)
 
 
 def keep(folder, *results):
@@ -91,13 +97,16 @@ def test_the_help_says_how_to_start_it(path):
 # ---- what is asked for
 
 def test_the_lines_are_tcods():
-    """A line by a method, a loss or a flag that has another name by now: seen after hours of other runs."""
+    """A line by a method, a loss or a flag that has another name by now: seen after hours of other runs; a
+    knob of play that lines may differ in."""
     assert {*compare.LOSSES, "nll"} == set(LOSSES)
     for label, flags in compare.LINES.items():
         args = parse(tcod.Args, flags.split())
         assert args.method in methods.METHODS and args.loss in LOSSES, label
     assert set(methods.METHODS) <= {flags.split()[1] for flags in compare.LINES.values()}
     parse(evaluation.Args, compare.TESTED.split())
+    played = {field.name for field in fields(evaluation.PlayArgs)}  # told by fingerprints, or by the seed
+    assert played - {"data", "prompt", "seed"} <= set(compare.EVALUATION)
     named = [label for study in compare.STUDIES.values() for label in getattr(study, "lines", ())]
     assert set(named) <= set(compare.LINES)
 
@@ -112,7 +121,12 @@ def test_the_lines_are_tcods():
     (dict(seeds="0,0"), "each once"),
     (dict(seeds="-1"), "whole numbers"),
     (dict(study="paper2"), "unknown --study"),
-    (dict(flags="--lr 1e-4 --loss=k1"), "--loss=k1: that is for the comparison"),
+    (dict(flags="--lr 1e-4 --loss=k1"), "--flags cannot give --loss: that is for the comparison or"),
+    (dict(flags="--seed 7 --plan 1 --lr 1"), "--flags cannot give --seed, --plan: "),
+    (dict(flags="--resume a"), "cannot give --resume"),
+    (dict(flags="--eval_splits a", experts="teacher"), "--flags cannot give --eval-splits"),
+    (dict(lines=["a=--method f2b --teacher b"]), "--lines a cannot give --teacher: that is for the whole"),
+    (dict(lines=["a=--method f2b --max-turns 5"]), "--lines a cannot give --max-turns"),
 ])
 def test_what_cannot_be_asked(asked, words):
     """A line that stands under another's label, a flag that changes what a label says: runs of hours that
@@ -228,16 +242,46 @@ def test_a_study_of_pairs_makes_its_teachers(started, tmp_path):
 def test_differences_are_paired_by_seed():
     """Means of different seeds subtracted from one another, normal quantiles for two seeds, a curve's mean
     that ignores where it was evaluated."""
-    assert compare.interval([0.1, 0.2]) == "+15.0 [-48.5, 78.5]"  # 15 ± 12.706 · 7.071 / √2
-    assert compare.interval([0.1, 0.2, 0.3]) == "+20.0 [-4.8, 44.8]"  # 20 ± 4.303 · 10 / √3
-    assert compare.interval([]) == "–" and compare.interval([0.1]) == "+10.0"
-    assert compare.over_run(result(0, 0.0, 0.4, 0.5)) == pytest.approx((0.2 + 0.45) / 2)
+    assert over_seeds([0.1, 0.2]) == pytest.approx((0.15, 0.6353), abs=1e-4)  # 12.706 · 0.07071 / √2
+    assert over_seeds([0.1, 0.2, 0.3]) == pytest.approx((0.2, 0.2484), abs=1e-4)  # 4.303 · 0.1 / √3
+    assert compare.interval(0.15, 0.2) == "+15.0 [-5.0, 35.0]"
+    assert compare.interval(-0.0001, np.nan) == "+0.0"
+    assert compare.over_run(result(0, 0.0, 0.4, 0.5)) == pytest.approx([(0.2 + 0.45) / 2])
     both = [result(0, 0.0, 0.4, 0.5), result(1, 0.0, 0.4, 0.9)]
     assert compare.quarter(both) == "+15.0"  # from step 15 to 20: 5 and 25 points
     opd = [result(0, 0.0, 0.2), result(1, 0.0, 0.6), result(2, 0.0, 0.9)]
     f2b = [result(1, 0.0, 0.7, method="f2b"), result(0, 0.0, 0.3, method="f2b")]
     each = compare.differences(f2b, opd)
-    assert each["end"] == pytest.approx([0.1, 0.1]) and each["over the run"] == pytest.approx([0.05, 0.05])
+    assert (each["end"][0], each["over the run"][0]) == pytest.approx((0.1, 0.05))
+    assert compare.differences(f2b, opd[2:]) == {}
+
+
+def test_seeds_that_agree_do_not_make_a_difference_certain():
+    """Three seeds with the same difference of one game in ten printed as -10.0 [-10.0, -10.0]; all games won
+    by both printed as a difference of nothing, for certain."""
+    runs = [[result(seed, 0.0, share, method=method) for seed in range(3)]
+            for method, share in (("f2b", 0.6), ("opd", 0.7))]
+    # Two more games each: 19/32 and 22/32; √(0.59 · 0.41 / 32 + 0.69 · 0.31 / 32) = 0.1195, times 1.96.
+    assert compare.differences(*runs)["end"] == pytest.approx((-0.1, 0.2340), abs=1e-4)
+    runs = [[result(seed, "0000", letters) for seed in range(3)] for letters in ("1111", "1111")]
+    # A game more for each side: 1, -1 and four times 0: √(2/6 / 6) = 0.2357.
+    assert compare.differences(*runs)["end"] == pytest.approx((0, 1.96 * 0.2357), abs=1e-4)
+
+
+def test_games_are_paired_where_they_are_known():
+    """Outcomes of other games subtracted, a game that cannot be played taken as lost, a run of an older
+    version beside a newer one."""
+    ours = [result(0, "0000-", "1110-"), result(1, "0000-", "1100-")]
+    theirs = [result(0, "0000-", "1000-"), result(1, "0000-", "0100-")]
+    end = compare.differences(ours, theirs)["end"]
+    # By seed 2/4 and 1/4: 0.375 ± 12.706 · 0.125; by game 0.5, 0.5, 0.5, 0 and 1, -1 come to less.
+    assert end == pytest.approx((0.375, 1.5883), abs=1e-4)
+    run = compare.differences(ours, theirs)["over the run"]
+    assert run == pytest.approx((0.1875, 0.7941), abs=1e-4)
+    older = [result(0, 0.0, 0.2), result(1, 0.0, 0.2)]
+    assert compare.differences(ours, older)["end"][0] == pytest.approx((0.75 + 0.5) / 2 - 0.2)
+    assert compare.success_cell([compare.last(one)["seen"] for one in ours]) == (
+        "62.5 [24–90] (50–75), 5.0 rounds")  # four games are worth 4.83: by hand
 
 
 def test_each_line_has_its_base():
@@ -275,8 +319,8 @@ def test_gains_are_of_the_seeds_that_both_have(tmp_path):
     one = compare.gain(str(tmp_path), "here", "reverse", "a", ".")
     # After 50 tokens F2B is at 0.4 and 0.5, OPD halfway to 0.2 and 0.4: 0.3 more, 0.15 over the 50.
     assert list(compare.gain_cells(one, "games").values()) == [
-        "here", "39", "2", "10", "30.0", "45.0", "+15.0 [-48.5, 78.5]", "+7.5 [-24.3, 39.3]",
-        "+15.0 [15.0, 15.0]"]
+        "here", "39", "2", "10", "30.0", "45.0", "+15.0 [-54.6, 84.6]", "+7.5 [-32.5, 47.5]",
+        "+15.0 [-7.4, 37.4]"]
     with pytest.raises(UserError, match="no seed of both OPD and F2B by k1"):
         compare.gain(str(tmp_path), "here", "k1", "a", ".")
 
@@ -288,20 +332,26 @@ def test_a_curve_between_its_evaluations(tmp_path):
     args = curves.Args(out=str(tmp_path), level=30, tokens=50)
     lines = compare.found(str(tmp_path))
     # 0, 100 and 300 tokens after 0, 10 and 20 steps.
-    assert curves.figures(lines["opd"][0], "seen", args) == pytest.approx({
-        "0": 0, "10": 20, "20": 40, "over the run": 20, "steps to 30 %": 15, "tokens to 30 %": 200,
-        "after 50 tokens": 10})
+    found = curves.figures(lines["opd"][0], "seen", args)
+    assert {name: np.mean(figure) for name, figure in found.items()} == pytest.approx({
+        "0": 0, "10": 0.2, "20": 0.4, "over the run": 0.2, "steps to 30 %": 15, "tokens to 30 %": 200,
+        "after 50 tokens": 0.1})
     assert curves.table(lines, "seen", args).splitlines()[2:] == [
         "| f2b | 1 | 0.0 | 50.0 | 25.0 | 6.0 | 60.0 | 25.0 |",
         "| opd | 2 | 0.0 (0–0) | 30.0 (20–40) | 20.0 (20–20) | 11.2 (8–15) | 138 (75–200) | 15.0 (10–20) |",
         "| f2b − opd | 1 | +0.0 | +30.0 | +5.0 | -9.0 | -140.0 | +15.0 |"]
+    keep(tmp_path / "more", result(0, "0000", "1100"), result(1, "0000", "1110"),
+         *(result(seed, "0000", "1000", method="f2b") for seed in (0, 1)))
+    text = curves.table(compare.found(str(tmp_path / "more")), "seen", curves.Args())
+    assert text.splitlines()[-1] == (  # 12.706 · 12.5 is more than what the games make
+        "| f2b − opd | 2 | +0.0 [-46.2, 46.2] | -37.5 [-196.3, 121.3] | -18.8 [-98.2, 60.7] |")
 
 
 # ---- what is kept
 
 def test_results_of_several_comparisons(tmp_path):
-    """A method that takes the place of another in the same folder; runs from two teachers in one table; what
-    a line was called forgotten."""
+    """A method that takes the place of another in the same folder; what a line was called forgotten; a line
+    of one comparison taken for seeds of another's of the same name."""
     made = [result(0, 0.0, 0.2), result(0, 0.0, 0.3, method="f2b"), result(0, 0.0, 0.4, method="f2b")]
     keep(tmp_path / "both", *made[:2])
     keep(tmp_path / "alone", made[2])
@@ -309,11 +359,77 @@ def test_results_of_several_comparisons(tmp_path):
     assert set(compare.found(str(tmp_path / "both"))) == {"f2b", "opd"}
     keep(tmp_path / "both", made[0], made[1], {**made[2], "label": "slow"})
     assert set(compare.found(str(tmp_path / "both"))) == {"f2b", "opd", "slow"}
-    keep(tmp_path / "alone", {**made[2], "fingerprint": {"teacher": "another"}})
-    with pytest.raises(UserError, match="had another teacher than the first"):
-        compare.found(str(tmp_path))
+    keep(tmp_path, {**made[0], "label": "alone"})
+    assert set(compare.found(str(tmp_path))) == {"./alone", "alone/f2b", "both/f2b", "both/opd", "both/slow"}
     with pytest.raises(UserError, match="no results"):
         compare.found(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("seed, method, other, words", [
+    (2, "f2b", dict(lr=2.0), "f2b with seed 2 had another lr than"),
+    (2, "f2b", dict(steps=9), "another steps"),
+    (0, "b2f", dict(eval_temperature=1.0), "with seed 0 had another eval_temperature"),
+    (0, "b2f", dict(max_turns=50), "another max_turns"),
+    (0, "b2f", dict(history="window:1"), "another history"),
+    (0, "b2f", dict(prints={"teacher": "b"}), "another teacher"),
+    (0, "b2f", dict(prints={"teacher": "a", "list of seen tasks": "b"}), "another list of seen tasks"),
+    (2, "f2b", dict(prints={"teacher": "a", "list of training tasks": "b"}), "list of training tasks"),
+    (1, "f2b", dict(), "f2b with seed 1 twice"),
+    (0, "b2f", dict(lr=2.0, steps=9, prints={"teacher": "a", "list of training tasks": "b"}), ""),
+    (0, "b2f", dict(save_every=1, date="then"), ""),
+])
+def test_what_cannot_stand_in_one_table(seed, method, other, words, tmp_path):
+    """A run of another learning rate, teacher or evaluation averaged as a seed, or set beside one; what
+    lines may differ in not told, or refused."""
+    usual = dict(lr=1.0, steps=10, max_turns=20, history="full")
+    prints = dict.fromkeys(("teacher", "list of seen tasks", "list of training tasks"), "a")
+    made = [result(seed, 0.0, 0.5, method=name, prints=prints, args=usual)
+            for name in ("opd", "f2b") for seed in (0, 1)]
+    prints = other.pop("prints", prints)
+    keep(tmp_path, *made, result(seed, 0.0, 0.9, method=method, prints=prints, args={**usual, **other}))
+    args = compare.Args(draw=True, out=str(tmp_path))
+    if words:
+        with pytest.raises(UserError, match=words):
+            compare.found(str(tmp_path))
+    else:
+        text, _ = compare.drawn(args, compare.asked(args))
+        assert ("note: the lines differ in list of training tasks (a, b), lr (1.0, 2.0), steps (10, 9) too"
+                in text) == ("lr" in other)
+
+
+def test_a_run_that_lies_twice_counts_once(tmp_path):
+    """A comparison behind a link left out, or counted twice; a folder in itself without an end; a companion
+    file of a Mac, or one that is no result, as a traceback."""
+    keep(tmp_path / "f2b", result(0, 0.0, 0.3, method="f2b"))
+    keep(tmp_path / "elsewhere" / "opd", result(0, 0.0, 0.2))
+    one = tmp_path / "one"
+    one.mkdir()
+    for name, place in (("opd", "elsewhere/opd"), ("f2b", "f2b"), ("again", "f2b"), ("self", "one")):
+        (one / name).symlink_to(tmp_path / place)
+    for name in (".DS_Store", "._opd-0.json", "opd-0.json.tmp"):
+        (tmp_path / "f2b" / "results" / name).write_bytes(b"\0\0\xff")
+    (tmp_path / "f2b" / "results" / "f2b-1.json").symlink_to("f2b-0.json")
+    assert {label: len(each) for label, each in compare.found(f"{one}/").items()} == {"again": 1, "opd": 1}
+    (tmp_path / "f2b" / "results" / "a.json").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="a.json is no result of a run"):
+        compare.found(str(one))
+    with pytest.raises(UserError, match="cannot stand in one table"):
+        compare.found(str(RESULTS))
+
+
+def test_splits_called_as_columns_are(tmp_path):
+    """A split whose name is a column's, or has a bar in it, and takes its place."""
+    made = result(0, 0.0, 0.2)
+    for record in made["curve"]:
+        for who, splits in record["eval"].items():
+            record["eval"][who] = {name: splits["seen"] for name in ("seeds", "over the run", "a|b")}
+    keep(tmp_path, made)
+    args = compare.Args(draw=True, out=str(tmp_path))
+    head, _, _, row = compare.drawn(args, compare.asked(args))[0].splitlines()
+    assert head.startswith("|  | seeds | seeds, % | over the run, % | a\\|b, % | invalid |")
+    assert row.startswith("| OPD (reverse) | 1 | 20.0 [6–51], 5.0 rounds |") and "| 10.0 | +5.0 |" in row
+    assert "| opd | 1 | 0.0 | 20.0 | 10.0 |" in curves.table(
+        compare.found(str(tmp_path)), "seeds", curves.Args())
 
 
 def test_only_the_lines_that_are_asked_for_are_drawn(tmp_path):
