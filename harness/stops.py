@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 PRESS = 1.0  # seconds within which who hands a signal on, as a launcher does, has done it
-CAUGHT = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A command is running; a loop of it asks; the signal that came, and when.
 now = SimpleNamespace(begun=False, looped=False, came=None, at=-math.inf)
 

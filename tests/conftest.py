@@ -6,8 +6,8 @@ import json
 import os
 import resource
 import shutil
+import signal
 import socket
-import subprocess
 import sys
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -21,8 +21,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 torch.set_num_threads(1)
 
+import warm
+
 import load
 import tcod
+from harness import stops
 from worlds.alfworld_games import write_splits
 
 TEMPLATE = (
@@ -108,16 +111,14 @@ def arguments(checkpoints, games, out, **more):
     return tcod.Args(**{**known, **more})
 
 
-def launch(args, **variables):
-    """The same as a command, in a process of its own, with further variables in its environment."""
+def launch(args, said, **variables):
+    """The same as a command, in a process of its own (see warm.py) that writes what it says to a file, with
+    further variables in its environment."""
     flags = []
     for name, value in dataclasses.asdict(args).items():
         if value not in ("", None):  # 0 is a value
             flags.append(f"--{name.replace('_', '-')}={value}")
-    return subprocess.Popen(
-        [sys.executable, os.path.join(ROOT, "tcod.py"), *flags],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return warm.start(f"{ROOT}/tcod.py", flags, said, **variables)
 
 
 def free_port():
@@ -127,20 +128,29 @@ def free_port():
         return free.getsockname()[1]
 
 
-def two_ranks(target, *args):
-    """target(*args) in two processes with torchrun's variables. Forked, so that modules are not imported
-    again; not for what has a backward pass."""
-    port, context = free_port(), get_context("fork")
+def two_processes(target, *args, ranks=False):
+    """The exit codes of target(*args) in two processes at once; ranks: with torchrun's variables. Forked, so
+    that modules are not imported again; not for what has a backward pass."""
+    port, context = str(free_port()), get_context("fork")
 
     def run(rank):
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        if ranks:
+            os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2")
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         target(*args)
 
-    processes = [context.Process(target=run, args=(rank,)) for rank in range(2)]
+    processes = [context.Process(target=run, args=(rank,)) for rank in "01"]
     for process in processes:
         process.start()
-    return processes
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
+
+
+def heed_signals():
+    """In a process to be started: a background job of a shell, as the tests may be, ignores some."""
+    for number in stops.CAUGHT:
+        signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """Translated problems: one translation per machine, files that are what was written, bounds in memory."""
 
-import multiprocessing
+import sys
 import zlib
 
 import fast_downward
 import mementos.core
 import pytest
+from conftest import two_processes
 from textworld.logic import Proposition, Variable
 
 from harness.folder import cache_home
@@ -56,10 +57,11 @@ def kept_files(cache):
 
 
 def test_a_later_process_translates_nothing(cache, made, translated):
-    """A game that differs when it comes from the disk; a problem of another content taken for it."""
-    first = [play(game) for game in made]
+    """A game that differs when it comes from the disk; a problem of another content taken for it; what the
+    translator overwrites."""
+    arguments, first = list(sys.argv), [play(game) for game in made]
     assert [play(game) for game in made] == first
-    assert len(translated) == len(made) == len(kept_files(cache))
+    assert len(translated) == len(made) == len(kept_files(cache)) and sys.argv == arguments
     play({**made[0], "pddl_problem": made[0]["pddl_problem"] + "\n"})
     assert len(translated) == len(made) + 1
 
@@ -72,39 +74,17 @@ def test_another_version_is_another_file(cache, made, translated, monkeypatch):
     assert len(translated) == len(kept_files(cache)) == 2
 
 
-def emptied(content, other):
-    return b""
-
-
-def cut(content, other):
-    return content[:-1]
-
-
-def flipped(content, other):
-    return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
-
-
-def not_json(content, other):
-    return zlib.compress(b"[")
-
-
-def something_else(content, other):
-    return zlib.compress(b"3")
-
-
-def anothers(content, other):
-    return other
-
-
-@pytest.mark.parametrize("damage", [emptied, cut, flipped, not_json, something_else, anothers])
-def test_a_damaged_file_holds_nothing(cache, damage):
+def test_a_damaged_file_holds_nothing(cache):
     """A planning task that is not whole, or another game's, handed to a C library that ends the process."""
     for name in ("some/one", "some/other"):
         keep(name, [name] * 9)
         assert kept(name) == [name] * 9
-    one, other = (cache_home() / "some" / name for name in ("one", "other"))
-    one.write_bytes(damage(one.read_bytes(), other.read_bytes()))
-    assert kept("some/one") is None
+    one, other = ((cache_home() / "some" / name) for name in ("one", "other"))
+    whole = one.read_bytes()
+    flipped = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
+    for damaged in (b"", whole[:-1], flipped, zlib.compress(b"["), zlib.compress(b"3"), other.read_bytes()):
+        one.write_bytes(damaged)
+        assert kept("some/one") is None, damaged
 
 
 def test_a_damaged_problem_is_made_again(cache, made, translated):
@@ -158,11 +138,5 @@ def _keep_often(value):
 def test_processes_share_files(cache):
     """A file that is read while another process writes it, or whose writers are in each other's way."""
     value = list(range(30_000))
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=_keep_often, args=(value,)) for _ in range(2)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-    assert [rank.exitcode for rank in ranks] == [0, 0]
+    assert two_processes(_keep_often, value) == [0, 0]
     assert [path.name for path in (cache_home() / "shared").iterdir()] == ["value"]

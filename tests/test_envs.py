@@ -9,7 +9,9 @@ import string
 import time
 from importlib.util import find_spec
 
+import gymnasium
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 import envs
 import eval as evaluation
@@ -42,8 +44,9 @@ def test_the_game_gets_the_tidy_action(data):
 @pytest.mark.parametrize("ask, words", [
     (lambda: envs.make_tasks("scienceworld", "tcod_test", "boil"), "no tasks with --data 'boil'"),
     (lambda: envs.make_tasks("alfworld", "dev"), "no split 'dev'; it has train, "),
+    (lambda: envs.make_env("alfworld", split="dev"), "no split 'dev'; it has train, "),
     (lambda: envs.make_env("chess"), "no environment 'chess'; there are alfworld, webshop, scienceworld"),
-    (lambda: envs.make_env("alfworld", level="small"), "alfworld has no knobs, and so no 'level'"),
+    (lambda: envs.make_env("alfworld", level="small"), "alfworld has no knob 'level': it has none"),
     (lambda: envs.make_tasks("webshop", "train", level=1), "no knob 'level'; it has goals, seed, most"),
     (lambda: envs.parse_knobs("webshop", "gaols"), "no knob 'gaols'; .* written as in goals=VALUE"),
     (lambda: envs.parse_knobs("webshop", "seed=red"), "seed of webshop is a whole number, not 'red'")])
@@ -68,6 +71,17 @@ def test_the_help_names_every_world_and_its_knobs():
         assert name in told["env"] and f"{name}: {world.data}" in told["data"]
         assert all(f"{knob}=" in world.knobs for knob in knobs)
         assert (f"{name}: {world.knobs}" in told["knobs"]) == bool(knobs)
+
+
+@pytest.mark.parametrize("world", ["ALFWorld", "WebShop", "ScienceWorld"])
+def test_gymnasium_is_content(world, data):
+    """An id that is not registered, spaces that reject unicode, a reset that ignores its seed: what
+    Gymnasium's own checker finds."""
+    env = gymnasium.make(f"tcod/{world}-v0", data=chosen_data(world.lower(), data))
+    check_env(env.unwrapped, skip_render_check=True)
+    assert "größe\u2603" in env.action_space
+    assert env.reset(seed=3) == env.reset(seed=3)
+    assert len({env.reset(seed=seed)[0] for seed in range(6)}) > 1
 
 
 # ---- hostile players, broken games

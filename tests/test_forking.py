@@ -4,12 +4,11 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from conftest import ROOT, make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -22,9 +21,10 @@ SECTIONS = {part.splitlines()[0]: part for part in re.split(r"^## ", TEXT, flags
 # Those that only add something to the project are applied to one copy, and run by one process.
 TOGETHER = [title for title in SECTIONS if title.split(".")[0] in ("1", "2", "3", "4", "5", "6", "10")]
 COPIES = [TOGETHER, *[[title] for title in SECTIONS if title not in TOGETHER]]
-FLAGS = "--steps 3 --episodes 4 --eval-every 0 --max-response 4 --max-turns 3"
+FLAGS = "--steps 3 --episodes 4 --eval-every 0 --eval-games 4 --max-response 4 --max-turns 3"
 DRIVER = """
-import json, sys
+import json
+import sys
 import tcod
 from harness.cli import parse
 for flags in json.loads(sys.argv[1]):
@@ -87,10 +87,10 @@ def ran(data, tmp_path_factory):
                 with pytest.raises(UserError, match="not its head's products"):
                     load.load_model(str(folder / "hyperclovax"))  # by the lines that the section takes out
         flags = [flags_of(title, data) for title in titles]
-        process = subprocess.run(
-            [sys.executable, "-c", DRIVER, json.dumps(flags)], cwd=folder, text=True,
-            capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        assert process.returncode == 0, process.stdout + process.stderr
+        (folder / "driver.py").write_text(DRIVER)
+        process = warm.start(folder / "driver.py", [json.dumps(flags)], folder / "said", folder)
+        process.join()
+        assert process.exitcode == 0, (folder / "said").read_text()
         for title in titles:
             out = folder / f"out-{title.split('.')[0]}"
             found[title] = read_log(out / "log.jsonl"), read_log(out / "episodes.jsonl"), out

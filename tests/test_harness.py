@@ -9,12 +9,11 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
-from multiprocessing import get_context
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, little_room
+from conftest import ROOT, heed_signals, little_room, two_processes
 
 from curriculum import Judgement
 from harness import cli, folder, report
@@ -110,23 +109,15 @@ def test_help_shows_what_a_run_will_have(capsys):
     (None, dict(steps=120), (120, "")),
     (7, dict(steps=120), (7, "")),
     (0, dict(steps=120), (0, "")),
-    (None, dict(steps=240, data="short", batch=8), (240, "short")),
+    (None, dict(steps=240, data="short", method="opd", batch=8), (240, "short")),
 ])
 def test_presets_fill_what_was_left_open(given, own, expected):
     """An option of the user that is overwritten, 0 taken for "not given", another command's knob that breaks
-    this one."""
+    this one, a knob without a preset that a checkpoint changes; 1 in a JSON file, refused as no float."""
     args = Args(steps=given)
-    cli.fill_presets(args, own)
-    assert (args.steps, args.data) == expected
+    cli.fill_presets(args, dict(own, lr=1))
+    assert (args.steps, args.data, args.lr) == (*expected, 1.0)
     assert (args.method, args.k_start, args.watch) == ("f2b", 1, False)
-
-
-def test_filling_in_keeps_what_the_user_gave():
-    """A checkpoint's own folder in place of the one that was named; a knob that has no preset changed by a
-    checkpoint."""
-    args = Args(data="mine")
-    cli.fill_presets(args, dict(data="short", method="opd"))
-    assert (args.data, args.method) == ("mine", "f2b")
 
 
 @pytest.mark.parametrize("own, words", [
@@ -139,13 +130,6 @@ def test_a_checkpoints_own_defaults_are_checked(own, words):
     """A text that is compared with a number only when the run has begun."""
     with pytest.raises(UserError, match=words):
         cli.fill_presets(Args(), own)
-
-
-def test_a_whole_number_is_a_rate_too():
-    """"lr": 1 in a JSON file, refused because it is no float."""
-    args = Args()
-    cli.fill_presets(args, dict(lr=1))
-    assert args.lr == 1.0
 
 
 @pytest.mark.parametrize("wrong, words", [
@@ -227,11 +211,6 @@ command(main, Args)
 FIRST = "this step is finished first; a second one ends at once\n"
 
 
-def heed_signals():
-    """In a process to be started: a background job of a shell, as the tests may be, ignores Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def run_command(what, before=heed_signals):
     """(status, stdout, stderr) of the command above."""
     process = subprocess.run(
@@ -242,7 +221,6 @@ def run_command(what, before=heed_signals):
 
 @pytest.mark.parametrize("what, status, out, err", [
     ("SIGINT", 130, "step 1\nstep 2\nwhole\n", f"Ctrl-C: {FIRST}stopped by Ctrl-C: step 2 is kept\n"),
-    ("SIGTERM", 143, "step 1\nstep 2\nwhole\n", f"SIGTERM: {FIRST}stopped by SIGTERM: step 2 is kept\n"),
     ("SIGHUP", 129, "step 1\nstep 2\nwhole\n", f"SIGHUP: {FIRST}stopped by SIGHUP: step 2 is kept\n"),
     ("again", 143, "step 1\nstep 2\n", f"Ctrl-C: {FIRST}stopped by SIGTERM\n"),
     ("early", 130, "", "stopped by Ctrl-C\n"),
@@ -423,52 +401,50 @@ def test_tables_by_hand():
     assert report.table_by_kind({"unseen": one}) == ""
 
 
-def told(number, **sums):
-    """(turns (N,), {name: values (N,)}) of trained tokens: `number` of each turn, which share its sum."""
-    turns = [t for t, count in enumerate(number) for _ in range(count)]
-    names = ("loss", "kl", "logp", "entropy", "mismatch")
-    known = {name: sums.get(name, [0.0] * len(number)) for name in names}
-    return np.array(turns), {
-        name: np.array([values[t] / number[t] for t in turns]) for name, values in known.items()}
+def figures(**columns):
+    """What `tcod.backward` says of trained tokens: 0 where nothing is given."""
+    names = ("weight", "loss", "kl", "logp", "entropy", "mismatch")
+    known = dict.fromkeys(names, [0] * len(columns["turn"]))
+    return {name: np.array(values, dtype=float) for name, values in {**known, **columns}.items()}
 
 
 def test_log_records_by_hand():
-    """KL 0 of turns that nothing was trained in; a mean over the wrong count; sums where means are meant."""
-    first = episode("a", "heat", True, [turn("expert"), turn(), turn()], 0)
-    second = episode("b", "heat", False, [turn(repeats=True, judgement=Judgement(-1.0, 0.5, 2.0, 1.5))], 1)
-    records = [
-        report.episode_record(3, first, *told(
-            [0, 2, 2], loss=[0, 1.0, 2.0], kl=[0, 0.5, 1.5], logp=[0, -1.0, -6.0], entropy=[0, 0.2, 0.4],
-            mismatch=[0, 0.1, 0.3])),
-        report.episode_record(3, second, *told([4], loss=[8.0], kl=[4.0], logp=[-4.0], mismatch=[0.4]))]
-    assert records[0]["kl_turn"] == [None, 0.5, 1.5]
-    assert records[0]["logp_turn"] == [None, -0.5, -3.0] and records[0]["entropy_turn"] == [None, 0.1, 0.2]
-    assert records[0]["trained"] == 2 and "judged" not in records[0]
-    assert records[1]["judged"] == [dict(logp=-1.0, entropy=0.5, kl=2.0, gap=1.5)]
-    assert records[1]["repeats"] == 1
-    step = report.step_record(3, 2, 11.0, 1.5, 1.0, records, [], 0, dict(play=1.0, train=3.0))
-    assert step["kl"] == (2.0 + 4.0) / 2
-    assert step["kl_token"] == 6.0 / 8
-    assert step["kl_turn"] == [4.0, 0.5, 1.5] and step["logp_turn"] == [-1.0, -0.5, -3.0]
-    assert step["mismatch"] == pytest.approx(0.8 / 8)
-    assert step["response_length"] == pytest.approx(8 / 3)
-    assert (step["turns"], step["rounds"]) == (1.5, 2.0)
+    """A mean over all tokens instead of the turn's own, or over episodes that were not trained there; tokens
+    of micro-batches, which come in any order, given to another episode; a judgement logged of the wrong
+    answer; KL 0, or NaN in a file that has to be JSON, where nothing was trained or no teacher asked."""
+    taught = turn("teacher", judgement=Judgement(-5.5, 0.25, 4.0, 2.0))
+    first = episode("a", "heat", True, [turn("expert"), turn(repeats=True), taught])
+    second = episode("b", "heat", False, [turn(invalid=True), turn(invalid=True, repeats=True)], 1)
+    tokens = figures(
+        episode=[1, 0, 0, 0, 1], turn=[0, 1, 2, 1, 1], loss=[1, 2, 3, 4, 5], kl=[1, 2, 3, 4, 5],
+        logp=[-1, -2, -7, -4, -3], entropy=[0.5, 0.25, 1, 0.75, 0.5], mismatch=[0, 0.5, math.nan, 0.25, 0])
+    one, two = report.episode_records(3, [first, second], tokens)
+    assert one["kl_turn"] == [None, 6.0, 3.0] and two["kl_turn"] == [1.0, 5.0]
+    assert one["logp_turn"] == [None, -3.0, -7.0] and two["logp_turn"] == [-1.0, -3.0]
+    assert one["entropy_turn"] == [None, 0.5, 1.0] and two["entropy_turn"] == [0.5, 0.5]
+    assert (one["repeats"], one["trained"], one["response_tokens"]) == (1, 2, 3)
+    assert (one["loss"], one["mismatch"], one["sampled_tokens"], two["loss"]) == (9.0, 0.75, 2, 6.0)
+    assert (one["tokens_turn"], one["weight_turn"]) == ([0, 2, 1], [1.0, 1.0, 1.0])
+    judged = dict(logp=-5.5, entropy=0.25, kl=4.0, gap=2.0)
+    assert one["judged"] == [None, None, judged] and "judged" not in two
+    step = report.step_record(3, 2, 7.5, 1.5, 1.0, [one, two], [], 0, dict(play=1.0, train=3.0))
+    assert (step["kl"], step["kl_token"]) == (7.5, 3.0) and step["kl_turn"] == [1.0, 5.5, 3.0]
+    assert step["logp_turn"] == [-1.0, -3.0, -7.0] and step["entropy_turn"] == [0.5, 0.5, 1.0]
+    assert step["repeats"] == 2 / 4 and step["invalid"] == 1 / 2 and step["mismatch"] == 0.75 / 4
+    assert (step["turns"], step["rounds"], step["response_length"]) == (2.0, 2.5, 5 / 4)
     assert (step["success"], step["crashed"], step["filled"], step["unplayable"]) == (0.5, 0, [], {})
-    assert step["repeats"] == pytest.approx(1 / 3)
-    assert report.status(step, {}).startswith("k 2 loss 11 KL/turn 2 won 50%")
-    assert (step["acted"], step["judged"]) == (dict(student=3, teacher=0, expert=1), 1)
-    assert report.status({**step, "k": None, "success": None}, {}).startswith("k – loss 11 KL/turn 2 won –")
+    assert (step["acted"], step["judged"]) == (dict(student=3, teacher=1, expert=1), 1)
     assert (step["grad_norm"], step["clipped"]) == (1.5, True)
+    assert report.status(step, {}).startswith("k 2 loss 7.5 KL/turn 3.75 won 50%")
 
-
-def test_a_steps_tokens_go_to_their_episodes():
-    """Tokens of micro-batches that come in any order, given to the episodes in theirs."""
-    played = [episode("a", "heat", True, [turn()]), episode("b", "heat", False, [turn(), turn()], 1)]
-    tokens = {name: np.zeros(3) for name in ("weight", "loss", "logp", "entropy", "mismatch")}
-    tokens.update(
-        episode=np.array([1.0, 0.0, 1.0]), turn=np.array([1.0, 0.0, 0.0]), kl=np.array([3.0, 5.0, 7.0]))
-    records = report.episode_records(1, played, tokens)
-    assert [record["kl_turn"] for record in records] == [[5.0], [7.0, 3.0]]
+    nothing = [math.nan] * 3
+    alone, = report.episode_records(3, [first], figures(
+        episode=[0] * 3, turn=[1, 2, 1], loss=[2, 3, 4], kl=nothing, logp=nothing, entropy=nothing))
+    assert alone["kl"] is None and alone["logp_turn"] == alone["entropy_turn"] == [None] * 3
+    step = report.step_record(3, math.inf, 8.0, 1.0, 1.0, [alone], [], 0, dict(play=1.0))
+    assert (step["k"], step["kl"], step["kl_token"], step["kl_turn"]) == (None, None, None, [None] * 3)
+    assert report.status({**step, "success": None}, {}).startswith("k – loss 8 KL/turn – won –")
+    json.dumps([alone, step], allow_nan=False)
 
 
 def test_clipped_steps_are_counted():
@@ -478,19 +454,6 @@ def test_clipped_steps_are_counted():
         history.append(report.step_record(n, 1, 1.0, norm, 1.0, [], [], 0, dict(play=1.0)))
     assert report.clipping(history) == "the gradient was clipped in 2 of 4 steps, its median norm was 2"
     assert report.clipping(history[:2]) == ""
-
-
-def test_log_records_without_a_teacher():
-    """KL 0, or NaN in a file that has to be JSON, where no teacher was asked."""
-    played = episode("b", "heat", False, [turn("expert")], 1)
-    nothing = [math.nan]
-    records = [report.episode_record(3, played, *told(
-        [4], loss=[8.0], kl=nothing, logp=nothing, entropy=nothing, mismatch=nothing))]
-    step = report.step_record(3, math.inf, 8.0, 1.0, 1.0, records, [], 0, dict(play=1.0))
-    assert (step["k"], step["kl"], step["kl_token"], step["kl_turn"]) == (None, None, None, [None])
-    assert step["mismatch"] == 0.0
-    assert "KL/turn –" in report.status(step, {})
-    json.dumps([records, step], allow_nan=False)
 
 
 def lost(task, **why):
@@ -511,8 +474,8 @@ def test_what_is_left_out_is_counted_and_named():
     assert summary["pass_at_k"]["games"] == 2 and summary["unplayable"] == {"c": "no goal"}
     last = report.table({"teacher": {"seen": summary}, "student": {"seen": summary}}).splitlines()[-1]
     assert last == "left out, since it cannot be played: 1 task, c (no goal)"
-    records = [report.episode_record(
-        1, episode("a", "heat", True, [turn()]), *told([2], loss=[6.0], kl=[6.0]))]
+    records = report.episode_records(
+        1, [episode("a", "heat", True, [turn()])], figures(episode=[0], turn=[0], loss=[6], kl=[6]))
     gone = [bad, lost("d", filled=True), lost("e", crashed=True), lost("f", filled=True)]
     step = report.step_record(1, 1, 6.0, 0.5, 1.0, records, gone, 0, dict(play=1.0))
     assert (step["games"], step["success"], step["kl"], step["crashed"]) == (1, 1.0, 6.0, 1)
@@ -760,21 +723,11 @@ def test_a_lock_holds_between_processes(tmp_path):
     """A lock that holds within one process only, or one that its owner's death leaves behind."""
     path = tmp_path / "number"
     path.write_text("0")
-    context = get_context("fork")
-    processes = [context.Process(target=add_slowly, args=(str(path), 200)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    assert path.read_text() == "400"
-
-    dead = context.Process(target=die_with_the_lock, args=(f"{path}.lock",))
-    dead.start()
-    dead.join(60)
-    assert dead.exitcode == 7
+    assert two_processes(add_slowly, str(path), 60) == [0, 0]
+    assert path.read_text() == "120"
+    assert two_processes(die_with_the_lock, f"{path}.lock") == [7, 7]
     add_slowly(str(path), 1)
-    assert path.read_text() == "401"
+    assert path.read_text() == "121"
 
 
 def die_with_the_lock(path):

@@ -117,9 +117,8 @@ def test_judging_changes_nothing_in_what_is_played(world, history):
     assert len({len(episode.turns) for episode in heard}) > 2  # rows leave the batch one by one
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-@pytest.mark.parametrize("method", [Judged, Choosy])
-@pytest.mark.parametrize("history", ["full", "window:2"])
+@pytest.mark.parametrize("history, method, temperature", [
+    ("full", Judged, 1.0), ("full", Choosy, 0.5), ("window:2", Choosy, 1.0)])
 def test_a_judgement_is_that_of_an_uncached_forward(world, readings, history, method, temperature):
     """The states of the neighbouring token, of a pass that did not read the token before the answer; a cache
     that holds what was dropped, what somebody else's row said, or too much of a row that was not judged;

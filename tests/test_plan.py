@@ -40,9 +40,8 @@ def test_weights_and_caches_of_the_papers_models(name, numbers, per_token):
 
 @pytest.mark.parametrize("student, teacher, tokens, knobs", [
     ("Qwen2.5-3B", "Qwen2.5-7B", 16384, dict()), ("Qwen2.5-7B", "Qwen2.5-7B", 8192, dict()),
-    ("Qwen3-1.7B", "Qwen3-30B-A3B", 4096, dict()), ("Qwen3-4B", "Qwen3-30B-A3B", 16384, dict()),
-    ("Qwen3-4B", "Qwen3-4B", 4096, dict(precision="fp32")),
-    *[("Qwen3-1.7B", "Qwen3-4B", 2048, dict(loss=loss)) for loss in ("forward", "jsd", "k1", "nll")]])
+    ("Qwen3-1.7B", "Qwen3-30B-A3B", 4096, dict()), ("Qwen3-4B", "Qwen3-4B", 4096, dict(precision="fp32")),
+    *[("Qwen3-1.7B", "Qwen3-4B", 2048, dict(loss=loss)) for loss in ("jsd", "nll")]])
 def test_learning_is_as_traced(student, teacher, tokens, knobs):
     """A peak that is elsewhere than where the arithmetic looks: the loss, a layer's backward, the gradient of
     a tied head, the teacher's forward. Recomputed layers keep their fp32 input alone. Eight layers of the
@@ -58,7 +57,7 @@ def test_learning_is_as_traced(student, teacher, tokens, knobs):
     assert parts["kept of all layers"] == 8 * tokens * student.hidden_size * 4 < kept
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["Qwen2.5-7B", "Qwen3-30B-A3B"])
 def test_playing_is_as_traced(name):
     """What a mixture of experts makes of a token forgotten; a forward that grows with the layers."""
     config = traced.cut(MODELS[name], 4)

@@ -3,15 +3,15 @@
 import itertools
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from multiprocessing import get_context
 
 import pytest
-import torch.distributed as dist
-from conftest import ROOT, free_port
+import torch.distributed.run
+import warm
+from conftest import ROOT, free_port, heed_signals
 
 import harness.ranks
 from harness import stops
@@ -40,12 +40,6 @@ def work(what, folder):
                 stops.end(f"step {n} is kept")
         ranks.print(f"sum {total}")
         ranks.leave()
-
-
-def heed_signals():
-    """A background job of a shell, as the tests may be, ignores them."""
-    for number in stops.CAUGHT:
-        signal.signal(number, signal.SIG_DFL)
 
 
 @dataclass
@@ -133,13 +127,12 @@ def test_ranks_stop_behind_the_same_step(to, tmp_path):
     assert said.endswith(f": step {last} is kept\n")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("torchrun", [False, True])
+@pytest.mark.parametrize("torchrun, rank", [(False, 0), (False, 1), (True, 1)])
 def test_a_rank_that_never_comes(torchrun, rank, tmp_path):
     """Four hours of silence. With torchrun there is a store, and nothing to be missed but the rank."""
     port, variables = free_port(), {}
     if torchrun:
-        store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+        store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
         variables = dict(TORCHELASTIC_USE_AGENT_STORE="True")
     process = start(rank, 2, port, "", tmp_path, **variables)
     process.join(30)
@@ -179,13 +172,12 @@ def test_torchrun_hands_a_ctrl_c_on(tmp_path):
     """Ranks that torchrun has to kill, or of which one keeps another step than the other."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.format(root=ROOT, folder=tmp_path))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port"]
-    process = subprocess.Popen(
-        [*command, str(free_port()), str(program)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, preexec_fn=heed_signals)
+    flags = ["--nproc-per-node=2", "--master-port", str(free_port()), str(program)]
+    process = warm.start(torch.distributed.run.__file__, flags, tmp_path / "said")
     wait_for(tmp_path / "at-2")
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=30)[1]
+    os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    said = (tmp_path / "said").read_text()
     last = max(int(path.name[3:]) for path in tmp_path.glob("at-*"))
     assert f"\nstopped by Ctrl-C: step {last} is kept\n" in said and "forcefully" not in said
 

@@ -191,9 +191,9 @@ def test_b2f_replays_the_expert_and_trains_the_student_only(world):
     assert len(short.turns) == 3 and max(short.row.turn) == 2 and not short.won
 
 
-def test_sft_trains_the_experts_responses_whole(world):
-    """Reasoning that is dropped, an end token that is not learned, an expert's episode that does not end in
-    the game won."""
+def test_the_experts_responses_are_whole(world):
+    """Reasoning that is dropped, also in B2F behind whose prefix the student's own turns carry it; an end
+    token that is not learned, an expert's episode that does not end in the game won."""
     task, chat = world["tasks"][0], world["chat"]
     responses = tuple(f"look and {action}" for action in task.expert)
     spoken = dataclasses.replace(task, responses=responses)
@@ -205,16 +205,10 @@ def test_sft_trains_the_experts_responses_whole(world):
             assert said_at(episode.row, t) == chat.encode_response(text)
             assert said_at(episode.row, t)[-1] == chat.end
         assert all(math.isnan(logp) for logp in episode.row.logp)
-
-
-def test_b2f_replays_responses_too(world):
-    """A student whose own turns carry reasoning, behind a history of bare actions."""
-    task, chat = world["tasks"][0], world["chat"]
-    spoken = dataclasses.replace(task, responses=tuple(f"look and {action}" for action in task.expert))
-    episode = run(world, None, "b2f", k=2, tasks=[spoken])[0]
-    start, ids = len(task.expert) - 2, episode.row.ids
-    first = chat.encode_observation(episode.opening, True) + chat.encode_response(spoken.responses[0])
-    assert ids[: len(first)] == first and episode.turns[start - 1].response == spoken.responses[start - 1]
+    replayed = run(world, None, "b2f", k=2, tasks=[spoken])[0]
+    first = chat.encode_observation(replayed.opening, True) + chat.encode_response(responses[0])
+    assert replayed.row.ids[: len(first)] == first
+    assert [turn.response for turn in replayed.turns[:-2] if turn.who == "expert"] == list(responses[:-2])
 
 
 def test_a_task_that_cannot_be_played_is_left_out(world):

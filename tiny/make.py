@@ -28,6 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from torch.nn.utils.rnn import pad_sequence
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -364,17 +365,12 @@ def pieces(items, size):
     return [items[i:i + size] for i in range(0, len(items), size)]
 
 
-def padded(lists):
-    """B lists, filled up with zeros behind their ends -> (B, T)."""
-    width = max(map(len, lists))
-    return torch.tensor([part + [0] * (width - len(part)) for part in lists])
-
-
 def collate(rows, rename=None):
-    """B rows -> ids, targets and weights, (B, T) each, under the names that `rename` draws."""
-    ids = padded([row.ids for row in rows])
-    target = padded([row.target for row in rows])
-    weight = padded([row.weight for row in rows])
+    """B rows -> ids, targets and weights, (B, T) each with zeros behind their ends, under the names that
+    `rename` draws."""
+    ids, target, weight = (
+        pad_sequence([torch.tensor(getattr(row, part)) for row in rows], batch_first=True)
+        for part in ("ids", "target", "weight"))
     if rename:
         new = rename(rows)  # (B, V)
         ids, target = new.gather(1, ids), new.gather(1, target)

@@ -22,15 +22,8 @@ PHRASES = (
     (r", and price lower than [\d.]+ dollars|\$[\d.]+", " "),
     (r"find me an? |\b(with|and|color|size|scent|length|flavor|pack|a|from|as well|nothing)\b", " "),
     (r"\b(norva|talbin|quessa|ridlow|mavenko|pellune) ", " "))
+THINGS = "|".join(name for names, *_ in SHELVES.values() for name in names.split())  # what it sells
 INSTRUCTION = re.compile(r"find me an? (\w+) (\w+) (\w+)|: (\w+)")  # the product's name; an option's value
-
-
-def things():
-    """What the catalogue sells, as alternatives of a pattern."""
-    names = []
-    for shelf in SHELVES.values():
-        names += shelf[0].split()
-    return "|".join(names)
 
 
 class Expert(Shopper):
@@ -56,7 +49,7 @@ class WebShopPlay(Play):
     phrases = PHRASES
     # A product's name is one token, and so is its number, a button or an option.
     tokens = (r"click\[|search\[|\]|back to search|buy now|< prev|next >|"
-              rf"[a-z]+ [a-z]+ ({things()})\b|[a-z]+|\d+")
+              rf"[a-z]+ [a-z]+ ({THINGS})\b|[a-z]+|\d+")
     # The shop knows "click[< prev]" by the letter: no blank beside a bracket.
     decoder = decoders.Sequence([
         decoders.WordPiece("##", cleanup=False), decoders.Fuse(),

@@ -230,12 +230,6 @@ def bar_html(number, turn, tokens, highest):
         aria_label=says)
 
 
-def facts_html(facts):
-    """{name: value} as a list of definitions."""
-    pairs = [element("dt", shown(key)) + element("dd", shown(value)) for key, value in facts.items()]
-    return "".join(element("div", pair) for pair in pairs)
-
-
 def legend_html():
     """The shades, and from how many nats on each is used."""
     names = [f"below {LEVELS[0]}", *map(str, LEVELS)]
@@ -251,12 +245,14 @@ def render(episode, turns, tokenizer, facts):
         "KL of the trajectory": f"{nats(kl)} nats over {tokens} tokens",
         "mean, highest turn": f"{nats(kl / max(1, played))}, {nats(highest)} nats",
         "invalid actions": f"{sum(turn.invalid for turn in episode.turns)} in {played} turns"}
+    pairs = [element("dt", shown(key)) + element("dd", shown(value)) for key, value in facts.items()]
+    definitions = "".join(element("div", pair) for pair in pairs)
     numbered = list(zip(range(1, played + 1), episode.turns, turns))
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     script = re.search("<script>(.*?)</script>", template, re.DOTALL)[1]
     return Template(template).substitute(
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        task=shown(episode.task.id), kind=shown(episode.task.kind), facts=facts_html(facts),
+        task=shown(episode.task.id), kind=shown(episode.task.kind), facts=definitions,
         ending=shown(ending(episode).capitalize()), won="won" if episode.won else "not-won",
         legend=legend_html(), bars="".join(bar_html(*one, highest) for one in numbered),
         turns="".join(turn_html(*one, tokenizer) for one in numbered),

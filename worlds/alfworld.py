@@ -215,20 +215,13 @@ class Engine(PddlEnv):
         self._compiled = compiled(self.downward_lib, data["pddl_domain"], data["pddl_problem"])
         self._add_types()
         self._pddl_state = State(self.downward_lib, self._compiled, self._logic)
-        self._entity_infos = self._get_entity_infos()
+        self._entity_infos = {v.name: EntityInfo(v.name, v.type) for v in self._pddl_state.variables}
         names = Demangler(game_infos=self._entity_infos, shuffle=False)
         for info in self._entity_infos.values():
-            info.name = names.demangle_alfred_name(info.id)
+            info.definite, info.indefinite, info.name = "the", "a", names.demangle_alfred_name(info.id)
         self._names = {key: info.name for key, info in self._entity_infos.items()}
         self._actions = {}
         self._fresh = True      # load() made the first state: the next reset need not
-
-    def _get_entity_infos(self):
-        """The stock method, without an object for every mention of an entity."""
-        infos = {v.name: EntityInfo(v.name, v.type) for v in self._pddl_state.variables}
-        for info in infos.values():
-            info.name, info.definite, info.indefinite = info.id, "the", "a"
-        return infos
 
     def _add_types(self):
         """The problem's types, where the logic, which games share, does not have them yet."""

@@ -117,20 +117,14 @@ def make_game(seed, level, scenes, engine, kind=None, tries=200):
     rng = random.Random(f"alfworld-{seed}")         # seeded by text: hash() differs between processes
     for _ in range(tries):
         task = kind or rng.choice(level.tasks)
-        scene = _choose_scene(rng, task, level, scenes)
-        draft = scene and _draft(rng, task, scene, level)
+        rooms = [room for room in TASK_ROOMS.get(task, ROOMS) if room in level.rooms]
+        allowed = [scene for room in rooms for scene in ROOMS[room] if scene in scenes]
+        draft = allowed and _draft(rng, task, rng.choice(allowed), level)
         expert = draft and solve(engine, draft[0], level.horizon, in_turn=True)
         if expert:
             data, traj = draft
             return Game({**data, "walkthrough": list(expert)}, traj, expert)
     raise ValueError(f"no game of {kind or level.tasks} in {tries} tries: {level}")
-
-
-def _choose_scene(rng, kind, level, scenes):
-    """The number of a floor plan where there are such tasks; None where there is none."""
-    rooms = [room for room in TASK_ROOMS.get(kind, ROOMS) if room in level.rooms]
-    allowed = [scene for room in rooms for scene in ROOMS[room] if scene in scenes]
-    return rng.choice(allowed) if allowed else None
 
 
 def _draft(rng, kind, scene, level):
@@ -474,7 +468,8 @@ class TextExpert:
         if self.goal.lamp:
             return self._light()
         if self._verb() and self.carried not in self.ready:
-            station = self._first(self.goal.station[1].lower())
+            kind = self.goal.station[1].lower()
+            station = next(place for place in self.places if class_of(place) == kind)
             return self._there(station, f"{self._verb()} {self.carried} with {station}")
         return self._into(self._destination(), "move {} to {}", self.carried)
 
@@ -537,9 +532,6 @@ class TextExpert:
         """[(place, object)] of the objects of a class, as far as known."""
         lying = [(place, thing) for place in self.places for thing in sorted(self.seen.get(place, ()))]
         return [(place, thing) for place, thing in lying if class_of(thing) == kind]
-
-    def _first(self, kind):
-        return next(place for place in self.places if class_of(place) == kind)
 
     def _destination(self):
         """Where targets go: for two of them the receptacle that has most of them already."""

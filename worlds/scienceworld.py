@@ -141,11 +141,8 @@ class Jvm:
         line = GatewayParameters(
             port=port, auth_token=token, enable_memory_management=False, read_timeout=CALL_SECONDS)
         self.gateway = JavaGateway(java_process=self.process, gateway_parameters=line)
-        self._silence()
         self.retired = []                           # simulators that can be given back
-
-    def _silence(self):
-        """The simulator prints dozens of lines at every step, all of which Python would have to read."""
+        # The simulator prints dozens of lines at every step, all of which Python would have to read.
         java = self.gateway.jvm.java
         nowhere = java.io.BufferedOutputStream(java.io.FileOutputStream(os.devnull), 65536)
         java.lang.System.setOut(java.io.PrintStream(nowhere))
@@ -201,8 +198,7 @@ class Jvm:
 
 
 atexit.register(Jvm.leave)
-if hasattr(os, "register_at_fork"):     # where processes fork
-    os.register_at_fork(after_in_child=Jvm.forget)
+os.register_at_fork(after_in_child=Jvm.forget)
 # py4j logs tracebacks when a JVM dies, some through the root logger; Jvm.get() says it in a line.
 logging.getLogger("py4j").setLevel(logging.CRITICAL)
 logging.getLogger().addFilter(lambda record: "py4j" not in record.pathname)
@@ -525,13 +521,10 @@ class TextExpert:
             asked = re.sub(r"^pick up |^put down |^move | (in )?to .*$", "", action)
             self.at[move.group(1)] = self.at[asked] = move.group(2)
         if focus := FOCUSED.fullmatch(observation):
-            self._saw_focus(action.partition("focus on ")[2], focus.group(1))
-
-    def _saw_focus(self, asked, name):
-        # By the name that was asked for: the answer may say "dove egg" for dove, and "plant" for pea plant.
-        named = f"{asked} {name}"
-        self.thing = next((thing for thing in self.wanted if _names(named, thing)), name)
-        self.at.setdefault(self.thing, self.place)
+            # By the name that was asked for: the answer may say "dove egg" for dove, "plant" for pea plant.
+            named = f"{action.partition('focus on ')[2]} {focus.group(1)}"
+            self.thing = next((thing for thing in self.wanted if _names(named, thing)), focus.group(1))
+            self.at.setdefault(self.thing, self.place)
 
     def act(self):
         """The action to play now."""
@@ -592,15 +585,12 @@ class World:
         self.short = data == "short"
         self.simplification = simplification
         self.kinds = SHORT if self.short else tuple(filter(None, data.split(","))) or tuple(KINDS)
-        self._check()
         self.experts = Experts(simplification, short_episode if self.short else gold_episode)
         self.release = version("scienceworld")
-
-    def _check(self):
         _check_known("task type", self.kinds, KINDS)
-        _check_known("simplification", filter(None, self.simplification.split(",")), SIMPLIFICATIONS)
+        _check_known("simplification", filter(None, simplification.split(",")), SIMPLIFICATIONS)
         electrical = any(word in kind for kind in self.kinds for word in ELECTRICAL)
-        if electrical and "noElectricalAction" in self.simplification:
+        if electrical and "noElectricalAction" in simplification:
             raise Unusable(
                 "The simplification noElectricalAction makes ScienceWorld's electrical tasks unsolvable; "
                 "name other task types with --data.")

@@ -483,7 +483,10 @@ class Session:
 
     def _click(self, name, kind):
         if name == "buy now":
-            self._buy()
+            price = self.shop.prices[self.bought]
+            self.reward, self.details = reward(
+                self.product, self.goal, price, self.options, self.shop.nouns)
+            self.page = "done"
         elif name == "back to search":
             self._home()
         elif name == "next >" and self.page == "results":
@@ -506,11 +509,6 @@ class Session:
             having = [key for key, values in self.product["options"].items() if name in values]
             self.options[having[-1]] = name
         self.page = "item"
-
-    def _buy(self):
-        price = self.shop.prices[self.bought]
-        self.reward, self.details = reward(self.product, self.goal, price, self.options, self.shop.nouns)
-        self.page = "done"
 
     def status(self):
         """The instruction and what has been chosen, on one line."""
@@ -539,17 +537,11 @@ def _options_wanted(goal):
     offered value that is or resembles each wish, if there is one."""
     if isinstance(goal.options, dict):
         return list(goal.options.values())
-    offered = [value for values in goal.product["options"].values() for value in values]
-    found = [_best_offer(wish, offered) for wish in goal.options]
+    offered, found = [value for values in goal.product["options"].values() for value in values], []
+    for wish in goal.options:
+        alike = (value for value in offered if similar(plain_colour(value), plain_colour(wish)))
+        found.append(wish if wish in offered else next(alike, None))
     return [value for value in found if value is not None]
-
-
-def _best_offer(wish, offered):
-    """The value that is the wish, else the first one that resembles it; None if none does."""
-    if wish in offered:
-        return wish
-    alike = (value for value in offered if similar(plain_colour(value), plain_colour(wish)))
-    return next(alike, None)
 
 
 class Shopper:

@@ -91,11 +91,6 @@ def _texts(value):
     return value
 
 
-def _bullets(value):
-    """The texts of a product's short description, which may be one text or missing."""
-    return [str(bullet) for bullet in value] if isinstance(value, list) else [str(value or "")]
-
-
 def _wishes(human):
     """[text, attributes, options] of every human instruction that names an attribute."""
     wishes = []
@@ -111,7 +106,7 @@ def _product(record, details, human):
 
     Raises ValueError, KeyError, TypeError, AttributeError.
     """
-    instruction = details.get("instruction")
+    instruction, bullets = details.get("instruction"), record.get("small_description") or ""
     texts = {key: record.get(source) or "" for key, source in TEXTS.items()}
     wanted = _texts(details.get("instruction_attributes") or [])
     _texts([*texts.values(), instruction or ""])
@@ -119,7 +114,7 @@ def _product(record, details, human):
         **texts,
         "asin": record["asin"],
         "query": texts["query"].lower().strip(),
-        "bullets": _bullets(record.get("small_description")),
+        "bullets": list(map(str, bullets if isinstance(bullets, list) else [bullets])),
         "prices": _prices(record.get("pricing")),
         "options": _options(record.get("customization_options")),
         "attributes": _texts(details.get("attributes", ["DUMMY_ATTR"])),
