@@ -77,7 +77,7 @@ def trimmed(row):
     return Row(row.ids[:end], row.turn[:end], row.logp[:end])
 
 
-def samples(episodes, aggregate, totals):
+def samples_of(episodes, aggregate, totals):
     """The samples of some episodes: a token weighs its turn's weight times its `share`."""
     found = []
     for e, episode in enumerate(episodes):

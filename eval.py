@@ -30,7 +30,6 @@ import curriculum
 import envs
 import load
 import rollout
-import tasks as lists
 from chat import prompts
 from chat.template import Chat
 from harness.cli import UserError, check_knobs, command, fill_presets, knob, preset, usual
@@ -51,6 +50,7 @@ from harness.report import (
     total,
     unplayable,
 )
+from tasks import Experts, expert_line, fingerprint, listed, named_splits, spread, world_identity
 from watch import page
 
 CONTEXT = 16_384  # tokens per row, unless the models have fewer positions; why: docs/real-models.md
@@ -172,7 +172,7 @@ def take_over_turns(text):
 
 def split_of(args):
     """(label, split or file of task ids) to play; raises UserError where there is none, or several."""
-    splits = lists.named_splits(args.env, args.split or envs.game_type(args.env).eval_splits[0])
+    splits = named_splits(args.env, args.split or envs.game_type(args.env).eval_splits[0])
     if len(splits) > 1:
         raise UserError(f"--split takes one split or file of task ids, not {', '.join(splits)}")
     return next(iter(splits.items()))
@@ -364,7 +364,7 @@ def report_take_over(args, play, turns, games, journal, ranks):
 
 def note_expert(episode):
     """An outcome with the expert's line in it."""
-    return dict(outcome(episode), digest=episode.task.digest, expert=lists.expert_line(episode))
+    return dict(outcome(episode), digest=episode.task.digest, expert=expert_line(episode))
 
 
 def hard(records, samples):
@@ -386,7 +386,7 @@ def write_success(args, split, records, tasks, ranks):
     if all(record["unplayable"] for record in records) and len(records) < len(tasks):
         return
     found = dict(
-        args=asdict(args), split=split, of=len(tasks), tasks=lists.fingerprint(tasks),
+        args=asdict(args), split=split, of=len(tasks), tasks=fingerprint(tasks),
         summary=summarise(records))
     if ranks.first:
         write_json(args.out, found)
@@ -399,7 +399,7 @@ def report_success(args, play, rules, split, tasks, journal, ranks):
 
     tasks: all that are played; those that the journal has are not played again.
     """
-    experts = lists.Experts(args.save_expert if ranks.first else "", journal)
+    experts = Experts(args.save_expert if ranks.first else "", journal)
     for batch in together(
             play(rules=rules, note=note_expert, begin=len(journal.records), label=split), ranks):
         experts.add([record.pop("expert") for record in batch])  # first: the journal says what is there
@@ -442,8 +442,8 @@ def load_teacher(args, tokenizer, ranks):
 
 def choose_tasks(args, split, ranks):
     """The tasks to play, each `samples` times; split: of the environment, or a file of task ids."""
-    found = lists.listed(args.env, split, args.data, **envs.parse_knobs(args.env, args.knobs))
-    chosen = lists.spread(found, args.games)
+    found = listed(args.env, split, args.data, **envs.parse_knobs(args.env, args.knobs))
+    chosen = spread(found, args.games)
     if split not in envs.game_type(args.env).splits:
         ranks.print(f"{len(chosen)} of the {len(found)} tasks in {split}")
     return [task for task in chosen for _ in range(args.samples)]
@@ -458,12 +458,12 @@ def open_journal(args, split, chat, actors, tasks, turns, ranks):
     path = next((f"{product}.played" for product in products if product), "")
     head = {name: value for name, value in asdict(args).items() if name not in ELSEWHERE}
     head.update({f"{who}'s weights": load.sample(model) for who, model in actors.items()})
-    head.update({"list of tasks": lists.fingerprint(tasks), "max_turns": turns})
+    head.update({"list of tasks": fingerprint(tasks), "max_turns": turns})
     head.update(split=split, experts=bool(args.save_expert))
     head["template"] = [chat.before, chat.behind, chat.between]
     head["words of the prompt"] = chat.prompt.digest
     if ranks.first and path:
-        head["identity"] = lists.world_identity(args)
+        head["identity"] = world_identity(args)
         for who, model in actors.items():
             head["identity"].update(load.identity(who, model, chat if who == "student" else None))
     unsaid = {name: value for name, value in usual(Args).items() if name in head}

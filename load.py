@@ -19,10 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 import envs
-import model as lm
 from harness.cli import UserError
 from harness.folder import write_json
 from harness.plan import SMALL
+from model import RaggedCache, Vocabulary, extend, feed_one, head, hidden_states, logits
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -265,14 +265,14 @@ def check_logits(name, model):
     ids %= model.config.get_text_config().vocab_size
     try:
         own = model(input_ids=ids).logits.flatten(0, 1)  # (B · T, V)
-        whole = lm.logits(lm.hidden_states(model, ids).flatten(0, 1), lm.head(model))  # (B · T, V)
+        whole = logits(hidden_states(model, ids).flatten(0, 1), head(model))  # (B · T, V)
         first, second = ids.tolist()
-        cache = lm.RaggedCache(model, [first, second])
-        lm.extend(model, cache, [first[:5], second[:8]])
-        lm.step(model, cache, ids[[0, 1], [5, 8]])
-        cached = lm.logits(lm.extend(model, cache, [first[6:], second[9:10]]), cache.head)  # (B, V)
-        hidden = lm.hidden_states(model.train(), ids).flatten(0, 1)  # (B · T, D)
-        learning = lm.logits(hidden, lm.head(model))  # (B · T, V)
+        cache = RaggedCache(model, [first, second])
+        extend(model, cache, [first[:5], second[:8]])
+        feed_one(model, cache, ids[[0, 1], [5, 8]])
+        cached = logits(extend(model, cache, [first[6:], second[9:10]]), cache.head)  # (B, V)
+        hidden = hidden_states(model.train(), ids).flatten(0, 1)  # (B · T, D)
+        learning = logits(hidden, head(model))  # (B · T, V)
     except (AttributeError, IndexError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{name!r} ({kind}) does not play over the ragged cache ({reason})") from error
@@ -398,7 +398,7 @@ def vocabulary(tokenizer, *models):
     Heads are padded beyond the tokenizer, each to its own size; tokenizers skip ids, or have tokens that were
     added and never trained. Raises UserError where text can become an id that a model has no row for.
     """
-    size = min([lm.head(model).shape[0] for model in models], default=max(tokenizer.get_vocab().values()) + 1)
+    size = min([head(model).shape[0] for model in models], default=max(tokenizer.get_vocab().values()) + 1)
     known = set(tokenizer.get_vocab().values())
     control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     beyond = sorted(i for i in known - control if i >= size)
@@ -407,7 +407,7 @@ def vocabulary(tokenizer, *models):
             f"{tokenizer.name_or_path!r} has {len(beyond)} tokens for text that the model's head lacks, as "
             f"{tokenizer.convert_ids_to_tokens(beyond[0])!r}: the tokenizer is another model's")
     size = min(size, max(known) + 1)
-    return lm.Vocabulary(size, sorted(set(range(size)) - known))
+    return Vocabulary(size, sorted(set(range(size)) - known))
 
 
 def same_vocabulary(student, teacher):

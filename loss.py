@@ -13,7 +13,7 @@ import math
 
 import torch
 
-import model as lm
+from model import states_at
 
 # A logit of −inf (an id that is excluded) becomes this: what both exclude then adds 0 · 0 to a divergence and
 # not 0 · (inf − inf).
@@ -196,4 +196,4 @@ class Distiller(torch.nn.Module):
 
     def forward(self, batch, teacher):
         """A Batch, and the teacher's (hidden (N, D'), head (V', D')) or None -> what `chunked` returns."""
-        return chunked(lm.states(self.student, batch.ids, batch.where), teacher, batch, **self.setting)
+        return chunked(states_at(self.student, batch.ids, batch.where), teacher, batch, **self.setting)

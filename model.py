@@ -61,7 +61,7 @@ def hidden_states(model, ids):
     return ready(model, model.base_model(input_ids=ids, use_cache=False).last_hidden_state)  # (B, T, D)
 
 
-def states(model, ids, where):
+def states_at(model, ids, where):
     """The hidden states (N, D) at the positions `where` (N,) of the flattened rows ids (B, T), and the head
     (V', D)."""
     return hidden_states(model, ids).flatten(0, 1)[where], head(model)
@@ -206,7 +206,7 @@ def extend(model, cache, new):
     return hidden[cache.rows[:, 0], number - 1]
 
 
-def step(model, cache, token):
+def feed_one(model, cache, token):
     """Feed one more token of every row, behind an `extend`: (B,) -> the hidden states behind it (B, D).
     Nothing is sent to the device, nothing is read from it."""
     hidden = feed(model, cache, token[:, None], torch.ones_like(token))  # (B, 1, D)

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 import envs
-import loss as losses
-import model as lm
 from curriculum import Judgement, NextTurn, Role
+from loss import judgement
+from model import RaggedCache, extend, feed_one, read
 
 LOOK = {"cpu": 1, "cuda": 8}  # tokens decoded between two looks at whether all have ended; each look waits
 
@@ -119,7 +119,7 @@ class Answer(NamedTuple):
 class Player:
     """A model that acts or judges, and the cache of what it has read of every running episode."""
     model: torch.nn.Module
-    cache: lm.RaggedCache
+    cache: RaggedCache
 
 
 @dataclass(frozen=True)
@@ -302,11 +302,11 @@ def decode(model, cache, rows, acts, u, chat, limits):
     look, vocabulary = LOOK[device.type], chat.vocabulary.on(device)
     stop = torch.tensor(list(chat.stop), device=device)
     ended = torch.tensor([not act for act in acts], device=device)  # (B,)
-    state = lm.extend(model, cache, [ids[n:] if act else [0] for ids, n, act in zip(rows, seen, acts)])
+    state = extend(model, cache, [ids[n:] if act else [0] for ids, n, act in zip(rows, seen, acts)])
     states, tokens, logps = [], [], []
     for j in range(limits.max_response):
         if j:
-            state = lm.step(model, cache, tokens[-1])  # (B, D)
+            state = feed_one(model, cache, tokens[-1])  # (B, D)
         logits = vocabulary.logits(state, cache.head)  # (B, V)
         token, logp = sample(logits, limits.temperature, u[:, j])  # (B,), (B,)
         states.append(state)
@@ -350,14 +350,14 @@ def judge(teacher, student, going, said, chat, limits):
     cache.select(going)
     seen = cache.length
     new = [e.row.ids[n:] + said[e].ids if e in said else [0] for e, n in zip(going, seen)]
-    hidden, _ = lm.read(teacher.model, cache, new)  # (B, T, D')
+    hidden, _ = read(teacher.model, cache, new)  # (B, T, D')
     cache.length = [n + len(ids) if e in said else n for e, ids, n in zip(going, new, seen)]
     before = {}  # (n, D') of each answer
     for episode, ids, behind in zip(going, new, hidden):
         if episode in said:
             before[episode] = behind[len(ids) - len(said[episode].ids) - 1: len(ids) - 1]
     answers = [said[episode] for episode in before]
-    values = losses.judgement(
+    values = judgement(
         (torch.cat([answer.states for answer in answers]), student.cache.head),
         (torch.cat(list(before.values())), cache.head),
         [i for answer in answers for i in answer.ids], vocabulary, limits.temperature)  # (4, N)
@@ -415,7 +415,7 @@ def play(actors, chat, games, tasks, rules, limits, *,
         for who in [*acting, *["teacher"] * rules.judged]:
             if who not in players:
                 players[who] = Player(
-                    actors[who], lm.RaggedCache(actors[who], going, limits.max_context))
+                    actors[who], RaggedCache(actors[who], going, limits.max_context))
         if limits.history != "full":  # every turn is a row of its own
             for player in players.values():
                 player.cache.length = [0] * len(player.cache.owners)

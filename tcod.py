@@ -27,24 +27,24 @@ if __name__ == "__main__":
 
 import torch
 
-import batch as batches
 import curriculum
-import eval as evaluation
 import load
-import loss as losses
 import methods
-import model as lm
-import tasks as lists
-from harness import plan as memory
+from batch import AGGREGATES, EMPTY, collate, count, micro_batches, samples_of
+from eval import PlayArgs, check_play, fill
 from harness.cli import UserError, command, knob, preset
+from harness.plan import cards, plan, table, verdict
 from harness.ranks import Ranks
 from harness.run import begun, going_on
+from loss import LOGGED, LOSSES, WITHOUT_TEACHER, explained
+from model import head, states_at
+from tasks import check_split, named_splits, read_ids
 from training import run_name, set_up
 
 # ---- arguments
 
 @dataclass
-class Args(evaluation.PlayArgs):
+class Args(PlayArgs):
     """What to train, on what, how. A student's checkpoint may bring its own defaults, in a file beside it."""
     method: str = knob("f2b", methods.explained(), choices=tuple(methods.METHODS))
     at: float = knob(None, f"the method's own constant ({methods.constants()}); empty: by its rule")
@@ -53,11 +53,11 @@ class Args(evaluation.PlayArgs):
     teacher: str = knob(
         "tiny-teacher", "checkpoint with the same vocabulary, or tiny-teacher, tiny-narrow", path=True)
     loss: str = preset(
-        "reverse", f"{losses.explained()}. sft takes nll", choices=tuple(losses.LOSSES))
+        "reverse", f"{explained()}. sft takes nll", choices=tuple(LOSSES))
     beta: float = knob(0.5, "loss jsd: the weight of the teacher's side", above=0.0, below=1.0)
     aggregate: str = knob(
         "episode", "episode: sum over an episode's tokens, mean over episodes (Eq. 2); token: mean over all "
-        "tokens; turn: mean of the turns' means", choices=batches.AGGREGATES)
+        "tokens; turn: mean of the turns' means", choices=AGGREGATES)
     schedule: str = knob(
         "linear", "of the depth k: linear (Eq. 4), constant (--k-start), or stages depth@step as in "
         "5@10,30@20")
@@ -112,7 +112,7 @@ def resolve(args):
     strange = sorted(set(own) - {f.name for f in fields(Args) if "paper" in f.metadata})
     if strange:
         raise UserError(f"{args.student}'s own defaults name what has none: {', '.join(strange)}")
-    told = evaluation.fill(args, own, args.student, args.teacher)
+    told = fill(args, own, args.student, args.teacher)
     brought = ", ".join(f"{name} {getattr(args, name)}" for name in own)
     whose = f"{args.student}'s own defaults ({brought})" if own else "the paper's defaults"
     return ", ".join([whose, *told])
@@ -120,14 +120,14 @@ def resolve(args):
 
 def check(args, world):
     """Mistakes that can be told before models and games are loaded; raises UserError."""
-    evaluation.check_play(args)
+    check_play(args)
     if args.at is not None and not methods.METHODS[args.method].constant:
         raise UserError(f"{args.method} has no constant for --at: only {methods.constants()} have")
     if args.train_split:
-        lists.check_split(args.env, args.train_split)
-    lists.named_splits(args.env, args.eval_splits)
+        check_split(args.env, args.train_split)
+    named_splits(args.env, args.eval_splits)
     if args.without:
-        lists.read_ids(args.without)
+        read_ids(args.without)
     try:
         curriculum.stages(args.schedule)
     except ValueError as error:
@@ -149,8 +149,8 @@ def score(teacher, samples, batch):
     """
     known = [[sample.episode.turns[t].taught for t in sample.weight] for sample in samples]
     if all(states is not None for row in known for states in row):
-        return torch.cat([states for row in known for states in row]), lm.head(teacher)
-    return lm.states(teacher, batch.ids, batch.where)
+        return torch.cat([states for row in known for states in row]), head(teacher)
+    return states_at(teacher, batch.ids, batch.where)
 
 
 def backward(student, teacher, episodes, args, ranks):
@@ -162,14 +162,14 @@ def backward(student, teacher, episodes, args, ranks):
     The normalisers are summed over all ranks before the first backward. Ranks may have different numbers of
     micro-batches: only the last one of each rank synchronises, and a rank without any runs an empty one.
     """
-    totals = ranks.sum(batches.count(episodes))
-    samples = batches.samples(episodes, args.aggregate, totals) or [batches.EMPTY]
-    groups = batches.micro_batches(samples, args.batch_tokens)
+    totals = ranks.sum(count(episodes))
+    samples = samples_of(episodes, args.aggregate, totals) or [EMPTY]
+    groups = micro_batches(samples, args.batch_tokens)
     distiller, loss, found = student.distiller, 0.0, []
     distiller.train(student.recompute)  # recomputation wants training mode; load.py set every dropout to 0
     for i, group in enumerate(groups):
-        batch = batches.collate(group, args.loss, student.model.device)
-        last, taught = i + 1 == len(groups), set(batch.losses) - set(losses.WITHOUT_TEACHER)
+        batch = collate(group, args.loss, student.model.device)
+        last, taught = i + 1 == len(groups), set(batch.losses) - set(WITHOUT_TEACHER)
         # The cache of rounded weights is for forwards that are kept: recomputation makes each one again.
         with torch.autocast(
                 student.model.device.type, torch.bfloat16, enabled=args.precision == "bf16",
@@ -184,21 +184,21 @@ def backward(student, teacher, episodes, args, ranks):
     distiller.eval()
     columns = torch.cat(found, 1).double().cpu().numpy()
     loss, = ranks.sum([loss])
-    return loss, dict(zip(("episode", "turn", "weight", *losses.LOGGED), columns))
+    return loss, dict(zip(("episode", "turn", "weight", *LOGGED), columns))
 
 
-def plan(args, ranks):
+def tell_plan(args, ranks):
     """--plan: what each of so many GPUs will hold; without it, where there is a GPU, a line of it."""
     if not ranks.first or not (args.plan or torch.cuda.is_available()):
         return
     gpus = args.plan or ranks.world
     configs = [load.configuration(load.resolve(name, args.env)) for name in (args.student, args.teacher)]
-    found = memory.plan(args, *configs, gpus)
+    found = plan(args, *configs, gpus)
     if args.plan:
-        print(memory.table(found, args, gpus, memory.cards()))
+        print(table(found, args, gpus, cards()))
         return
-    for name, card in memory.cards().items():
-        ranks.print(f"memory of {name}, by plan: {memory.verdict(found, card, args, gpus)}")
+    for name, card in cards().items():
+        ranks.print(f"memory of {name}, by plan: {verdict(found, card, args, gpus)}")
 
 
 # ---- the loop
@@ -230,7 +230,7 @@ def main(args):
     told = resolve(args)
     check(args, args.plan or ranks.world)
     with ranks.together():
-        plan(args, ranks)
+        tell_plan(args, ranks)
         if not args.plan:
             on = set_up(args, told, ranks)
             with on.run.checkpoint.kept(meet=lambda: ranks.gather([])):

@@ -12,21 +12,21 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-import batch as batches
 import curriculum
-import eval as evaluation
 import load
 import methods
-import model as lm
 import rollout
-import tasks as lists
+from batch import EMPTY, collate
 from chat.template import Chat
+from eval import HeldOut, assessed, at_once, check_context, limits_of, make_games, show
 from harness import stops
 from harness.cli import UserError
 from harness.ranks import Gradients, Ranks, device
 from harness.report import clipping, episode_records, left_out, outcome, status, step_record
 from harness.run import Run
 from loss import Distiller
+from model import playing_copy, refresh, release
+from tasks import drawn, identity, load_tasks, pick, tell_left_out
 from watch import row
 
 # ---- the student
@@ -60,7 +60,7 @@ class Student:
             self.distribute(args.loss)
         self.gradients = Gradients(model.parameters())
         self.gradients.release()
-        self.actor = lm.playing_copy(model, load.play_dtype(args.precision))
+        self.actor = playing_copy(model, load.play_dtype(args.precision))
         self.optimizer = adamw(model, args.lr, ranks.world)
 
     def distribute(self, loss):
@@ -69,7 +69,7 @@ class Student:
             self.distiller, gradient_as_bucket_view=True, broadcast_buffers=False)
         # DDP makes gradients views of its buckets in a first backward pass, and makes these anew in the
         # second. In those of a step, a second copy of all gradients would stand beside the activations.
-        nothing = batches.collate([batches.EMPTY], loss, self.model.device)
+        nothing = collate([EMPTY], loss, self.model.device)
         for _ in range(2):
             self.distiller.zero_grad(set_to_none=True)
             value, _ = self.distiller(nothing, None)
@@ -77,7 +77,7 @@ class Student:
 
     def learns(self):
         """From here to `plays` there are gradients, zero at first, and no playing copy."""
-        lm.release(self.actor, self.model)
+        release(self.actor, self.model)
         self.gradients.restore()
 
     def clipped(self):
@@ -87,7 +87,7 @@ class Student:
     def plays(self):
         """From here to `learns` the playing copy has the weights of now."""
         self.gradients.release()
-        lm.refresh(self.actor, self.model)
+        refresh(self.actor, self.model)
 
 
 # ---- the run
@@ -103,7 +103,7 @@ class Training:
     chat: Chat
     tasks: list             # to train on
     games: list             # environments: as many as are played at once
-    held_out: evaluation.HeldOut
+    held_out: HeldOut
     turns: int              # the horizon T
     method: curriculum.Method
     seconds: dict = field(default_factory=dict)
@@ -116,7 +116,7 @@ class Training:
         done, hidden = run.checkpoint.step, not self.ranks.first
         self.finish(done)
         if done == 0 and run.history:
-            self.ranks.print(evaluation.show(evaluation.assessed(run.history)))
+            self.ranks.print(show(assessed(run.history)))
         left = range(done + 1, args.steps + 1)
         with tqdm(left, initial=done, total=args.steps, disable=hidden, dynamic_ncols=True) as bar:
             for n in bar:
@@ -124,20 +124,20 @@ class Training:
                 yield n
                 if n % args.save_every == 0 or n == args.steps:
                     run.checkpoint.save()
-                lists.tell_left_out(run.history, self.tasks, args, self.ranks)
+                tell_left_out(run.history, self.tasks, args, self.ranks)
                 self.finish(n)
-                bar.set_postfix_str(status(run.history[-1], evaluation.assessed(run.history)))
+                bar.set_postfix_str(status(run.history[-1], assessed(run.history)))
 
     def play(self, n, rules):
         """(the episodes of step n to learn from, the others' outcomes), of this rank."""
         args, ranks = self.args, self.ranks
         self.tell(rules)
-        mine = ranks.share(lists.pick(self.tasks, n, args))
+        mine = ranks.share(pick(self.tasks, n, args))
         if self.method.expert:
             mine = [self.games[0].demonstrate(task) for task in mine]
         mine = [self.method.start(task, rules.k, self.run.history) for task in mine]
         actors = {"student": self.student.actor, "teacher": self.teacher}
-        limits = evaluation.limits_of(args, args.temperature)
+        limits = limits_of(args, args.temperature)
         played = rollout.play(
             actors, self.chat, self.games, mine, rules, limits,
             seed=(args.seed, 0), step=n, first_index=ranks.rank, stride=ranks.world)
@@ -203,8 +203,8 @@ class Training:
         """Save the student, and say how it went."""
         self.save("student")
         history = self.run.history
-        bad = left_out(history, lists.drawn(self.args.steps, self.tasks, self.args))
-        shown = evaluation.show(evaluation.assessed(history))
+        bad = left_out(history, drawn(self.args.steps, self.tasks, self.args))
+        shown = show(assessed(history))
         for text in filter(None, (shown, clipping(history), bad)):
             self.ranks.print(text)
         self.run.close()
@@ -219,7 +219,7 @@ def load_models(args, ranks):
         models = [load.load_model(name, device(), dtype) for name, dtype in zip(names, dtypes)]
     load.same_vocabulary(*tokenizers)
     for model in models:
-        evaluation.check_context(args, model)
+        check_context(args, model)
     vocabulary = load.vocabulary(tokenizers[0], *models)
     chat, other = (
         Chat(tokenizer, load.end_tokens(model), vocabulary, args.prompt)
@@ -235,14 +235,14 @@ def set_up(args, told, ranks):
     """Models, games and the run folder. told: what to say of the defaults."""
     model, chat, teacher, other = load_models(args, ranks)
     student, method = Student(model, chat.vocabulary, args, ranks), methods.METHODS[args.method]()
-    tasks, held_out = lists.load_tasks(args, method.expert, chat.prompt, ranks)
-    together = max(args.episodes // ranks.world, evaluation.at_once(model, args.eval_games, ranks.world))
-    games = evaluation.make_games(args, together)
+    tasks, held_out = load_tasks(args, method.expert, chat.prompt, ranks)
+    together = max(args.episodes // ranks.world, at_once(model, args.eval_games, ranks.world))
+    games = make_games(args, together)
     turns = args.max_turns or games[0].horizon
     prints = ranks.broadcast(lambda: {
         "student": load.sample(model), "teacher": load.sample(teacher),
         **load.identity("student", model, chat), **load.identity("teacher", teacher, other),
-        "prompt": chat.prompt.digest, **lists.identity(args, tasks, held_out, method.expert)})
+        "prompt": chat.prompt.digest, **identity(args, tasks, held_out, method.expert)})
     run = Run(args, run_name(args), model, student.optimizer, prints, ranks)
     student.plays()
     ranks.print(f"{args.method} on {args.env}: {len(tasks)} training tasks, {told}, run folder {run.folder}"
@@ -251,7 +251,7 @@ def set_up(args, told, ranks):
     players = {"teacher": (teacher, other), "guest": (teacher, chat), "before": own, "after": own}
     if not chat.unlike(other):
         del players["guest"]
-    held_out = evaluation.HeldOut(args, ranks, players, games, held_out, turns)
+    held_out = HeldOut(args, ranks, players, games, held_out, turns)
     return Training(args, ranks, run, student, teacher, chat, tasks, games, held_out, turns, method)
 
 

@@ -38,13 +38,13 @@ sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import envs
 import load
-import model as lm
 import rollout
 import tcod
 from chat.template import Chat
 from curriculum import Method, Rules
 from harness.cli import UserError, check_knobs, command, fill_presets, knob
 from harness.ranks import Ranks
+from model import RaggedCache, Vocabulary
 from training import Student
 
 GPU = torch.cuda.is_available()
@@ -149,8 +149,8 @@ class Ours:
     """The sampler on a ragged cache that is kept; no response ever ends early."""
 
     def __init__(self, model, size, rows):
-        self.model, self.cache = model, lm.RaggedCache(model, range(rows))
-        self.chat = SimpleNamespace(vocabulary=lm.Vocabulary(size.known, []), stop={-1})
+        self.model, self.cache = model, RaggedCache(model, range(rows))
+        self.chat = SimpleNamespace(vocabulary=Vocabulary(size.known, []), stop={-1})
 
     def answer(self, rows, count):
         """`count` new ids for each row."""
@@ -272,7 +272,7 @@ def measure_step(args):
     note("student's weights, fp32", 4 * count)
     teacher = make_model(SIZES[args.teacher], dtype)
     note("teacher's weights", dtype.itemsize * teacher.num_parameters())
-    student = Student(model, lm.Vocabulary(size.known, []), run, ranks)
+    student = Student(model, Vocabulary(size.known, []), run, ranks)
     played, took = episodes(args.batch_tokens, args.length, size.known), []
     student.learns()
     note("playing copy, given up", 0)

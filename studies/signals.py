@@ -19,13 +19,13 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from compare import markdown
 
-import eval as evaluation
 import rollout
-import tasks as lists
 import tcod
 from curriculum import Method, Rules
+from eval import limits_of, make_games
 from harness.cli import UserError, check_knobs, command, knob
 from harness.ranks import Ranks
+from tasks import spread, training_tasks
 from training import load_models
 
 AT_ONCE = 32
@@ -52,13 +52,13 @@ def played(pair, args):
     own = tcod.Args(env=env, student=student, teacher=teacher, seed=args.seed)
     tcod.resolve(own)
     model, chat, other, _ = load_models(own, Ranks())
-    tasks = lists.spread(lists.training_tasks(own, False, chat.prompt, Ranks()), args.games)
-    games = evaluation.make_games(own, min(AT_ONCE, len(tasks)))
+    tasks = spread(training_tasks(own, False, chat.prompt, Ranks()), args.games)
+    games = make_games(own, min(AT_ONCE, len(tasks)))
     rules, found = Rules(Judged(), 0, own.max_turns or games[0].horizon), []
     for first in range(0, len(tasks), len(games)):
         episodes = rollout.play(
             {"student": model.eval(), "teacher": other}, chat, games, tasks[first: first + len(games)], rules,
-            evaluation.limits_of(own, 1.0), seed=(args.seed, 5), first_index=first)
+            limits_of(own, 1.0), seed=(args.seed, 5), first_index=first)
         found += [(e.index, t, turn) for e in episodes if e.sound for t, turn in enumerate(e.turns)]
     return found
 

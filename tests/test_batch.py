@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from batch import EMPTY, collate, count, micro_batches, samples, trimmed
+from batch import EMPTY, collate, count, micro_batches, samples_of, trimmed
 from rollout import Row
 
 
@@ -27,7 +27,7 @@ BOTH = [episode([-1, 0, 0, 0, -1, 1, 1]), episode([-1, 0, -1])]  # two episodes,
 def test_weights_of_the_three_aggregates(aggregate, first, second):
     """Eq. 2 sums over an episode's tokens; a token mean would make long episodes lighter."""
     assert count(BOTH) == [2, 3, 6]
-    found = samples(BOTH, aggregate, count(BOTH))
+    found = samples_of(BOTH, aggregate, count(BOTH))
     assert [sample.weight for sample in found] == [pytest.approx(first), pytest.approx(second)]
 
 
@@ -36,14 +36,14 @@ def test_a_turns_own_weight():
     what a method has weighed with nothing."""
     played = episode([-1, 0, 1, 1, 2], weights=[1.0, 0.25, 0.0])
     assert count([played]) == [1, 2, 3]
-    assert samples([played], "turn", count([played]))[0].weight == {0: 1 / 2, 1: 0.25 / 4, 2: 0.0}
+    assert samples_of([played], "turn", count([played]))[0].weight == {0: 1 / 2, 1: 0.25 / 4, 2: 0.0}
 
 
 def test_rows_end_with_their_last_trained_token():
     """A forward over what is never scored; a row without any trained token that takes a place in a batch."""
     row = trimmed(Row([1, 2, 3, 4], [-1, 0, -1, -1], [0.0] * 4))
     assert (row.ids, row.turn, row.logp) == ([1, 2], [-1, 0], [0.0, 0.0])
-    found = samples([episode([-1, -1]), episode([-1, 0], [-1, -1, 0])], "episode", [2, 2, 2])
+    found = samples_of([episode([-1, -1]), episode([-1, 0], [-1, -1, 0])], "episode", [2, 2, 2])
     assert [(sample.number, len(sample.row.ids)) for sample in found] == [(1, 2), (1, 3)]
 
 
@@ -52,7 +52,7 @@ def test_collate_gathers_what_belongs_together():
     micro-batch; a teacher's turn trained by the student's loss, or weighed as another turn."""
     played = [episode([-1, 0, 0]), episode([-1, -1, -1, 0, -1, 1], losses=["", "forward"])]
     played[1].rows[0].logp[3] = math.nan
-    group = micro_batches(samples(played[::-1], "turn", [2, 3, 4]), 100)[0]
+    group = micro_batches(samples_of(played[::-1], "turn", [2, 3, 4]), 100)[0]
     got = collate(group, "k1", "cpu")
     assert got.ids.tolist() == [[0, 1, 2, 0, 0, 0], [0, 1, 2, 3, 4, 5]]
     assert got.where.tolist() == [0, 1, 6 + 2, 6 + 4] and got.token.tolist() == [1, 2, 3, 5]
@@ -74,4 +74,4 @@ def test_the_empty_sample_trains_nothing():
     got = collate([EMPTY], "reverse", "cpu")
     assert got.ids.tolist() == [[0]] and got.losses == {}
     assert got.where.numel() == got.token.numel() == 0
-    assert count([]) == [0, 0, 0] and samples([], "turn", [1, 1, 1]) == []
+    assert count([]) == [0, 0, 0] and samples_of([], "turn", [1, 1, 1]) == []

@@ -242,7 +242,7 @@ def test_a_turn_keeps_no_more_than_its_own_states(world):
 # ---- the loss behind it
 
 def samples_of(episodes):
-    return batches.samples(episodes, "episode", batches.count(episodes))
+    return batches.samples_of(episodes, "episode", batches.count(episodes))
 
 
 @pytest.mark.parametrize("history", ["full", "window:2"])

@@ -37,12 +37,12 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 import curriculum
 import envs
 import load
-import model as lm
 import rollout
 from chat import prompts
 from chat.template import Chat
 from harness.cli import UserError, check_knobs, command, knob
 from harness.ranks import device
+from model import hidden_states
 from tiny.alfworld import ALFWorldPlay, DataSetPlay
 from tiny.scienceworld import ScienceWorldPlay
 from tiny.webshop import WebShopPlay
@@ -382,7 +382,7 @@ def cross_entropy(model, batch):
     would have chosen."""
     ids, target, weight = [part.to(model.device) for part in batch]
     labelled = weight > 0
-    logits = model.lm_head(lm.hidden_states(model, ids)[labelled])  # (labelled tokens, V)
+    logits = model.lm_head(hidden_states(model, ids)[labelled])  # (labelled tokens, V)
     target, weight = target[labelled], weight[labelled]
     losses = F.cross_entropy(logits, target, reduction="none")
     loss = (losses * weight).sum() / weight.sum()

@@ -20,11 +20,11 @@ from typing import NamedTuple
 
 import torch
 
-import batch as batches
-import loss as losses
-import model as lm
+from batch import before, padded, trimmed
 from envs import readable
 from harness.folder import replacing
+from loss import at, distributions, reverse
+from model import states_at
 
 CHUNK = 256                             # tokens whose distributions are in memory at once
 LIKELIEST = 5                           # tokens of each distribution that are shown
@@ -74,9 +74,9 @@ class Token(NamedTuple):
 
 def compare(ids, logs):
     """The Tokens of n ids; logs: log-probabilities (n, V) of student and teacher."""
-    kl = losses.reverse(*logs).clamp(min=0).tolist()  # of equal distributions, rounding makes it -1e-9
+    kl = reverse(*logs).clamp(min=0).tolist()  # of equal distributions, rounding makes it -1e-9
     token = torch.tensor(ids, device=logs[0].device)  # (n,)
-    said = torch.stack([losses.at(log, token) for log in logs], 1).exp().tolist()  # (n, 2)
+    said = torch.stack([at(log, token) for log in logs], 1).exp().tolist()  # (n, 2)
     best = [log.topk(min(LIKELIEST, log.shape[1])) for log in logs]
     ranked = [zip(top.indices.tolist(), top.values.exp().tolist()) for top in best]
     likeliest = [[list(zip(*one)) for one in both] for both in zip(*ranked)]
@@ -86,12 +86,12 @@ def compare(ids, logs):
 def judge_row(row, models, vocabulary, temperature):
     """The Tokens of a row, a chunk of distributions at a time; models: student and teacher."""
     ids = [i for i, turn in zip(row.ids, row.turn) if turn >= 0]
-    whole, where = (of([row], models[0].device) for of in (batches.padded, batches.before))
-    both = [lm.states(model, whole, where) for model in models]
+    whole, where = (of([row], models[0].device) for of in (padded, before))
+    both = [states_at(model, whole, where) for model in models]
     tokens = []
     for first in range(0, len(ids), CHUNK):
         chunk = slice(first, first + CHUNK)
-        logs = [losses.distributions(hidden[chunk], head, vocabulary, temperature) for hidden, head in both]
+        logs = [distributions(hidden[chunk], head, vocabulary, temperature) for hidden, head in both]
         tokens += compare(ids[chunk], logs)
     return tokens
 
@@ -104,7 +104,7 @@ def judge(episode, student, teacher, vocabulary, temperature):
     the sampler greedy, distributions are compared at 1.
     """
     turns = [[] for _ in episode.turns]
-    for row in filter(lambda row: row.ids, map(batches.trimmed, episode.rows)):
+    for row in filter(lambda row: row.ids, map(trimmed, episode.rows)):
         tokens = judge_row(row, (student, teacher), vocabulary, temperature or 1.0)
         for turn, token in zip([turn for turn in row.turn if turn >= 0], tokens):
             turns[turn].append(token)
