@@ -28,8 +28,7 @@ from harness.ranks import Ranks
 from tasks import spread, training_tasks
 from training import load_models
 
-AT_ONCE = 32
-SIGNALS = {"ℓ": lambda j: j.logp, "H": lambda j: j.entropy, "KL": lambda j: j.kl}
+SIGNALS = ("ℓ", "H", "KL")  # the first three of a curriculum.Judgement
 SPANS = {"turn 0": (0, 1), "1–4": (1, 5), "5–9": (5, 10), "10–19": (10, 20), "20–": (20, 10**6)}
 
 
@@ -53,7 +52,7 @@ def played(pair, args):
     tcod.resolve(own)
     model, chat, other, _ = load_models(own, Ranks())
     tasks = spread(training_tasks(own, False, chat.prompt, Ranks()), args.games)
-    games = make_games(own, min(AT_ONCE, len(tasks)))
+    games = make_games(own, min(32, len(tasks)))
     rules, found = Rules(Judged(), 0, own.max_turns or games[0].horizon), []
     for first in range(0, len(tasks), len(games)):
         episodes = rollout.play(
@@ -77,8 +76,8 @@ def auc_cell(values, positive, game):
     draw, turns = np.random.default_rng(0), [np.flatnonzero(game == number) for number in np.unique(game)]
     if positive.all() or not positive.any():
         return "–"
-    drawn = [np.concatenate([turns[i] for i in draw.integers(len(turns), size=len(turns))])
-             for _ in range(200)]
+    picks = (draw.integers(len(turns), size=len(turns)) for _ in range(200))
+    drawn = [np.concatenate([turns[i] for i in pick]) for pick in picks]
     low, high = np.nanquantile([auc(values[some], positive[some]) for some in drawn], (0.025, 0.975))
     return f"{auc(values, positive):.2f} [{low:.2f}, {high:.2f}]"
 
@@ -86,9 +85,8 @@ def auc_cell(values, positive, game):
 def rows(pair, found):
     """The lines of a pair in both tables, {column: cell}."""
     game, number = np.array([[g, t] for g, t, _ in found]).T
-    invalid = np.array([turn.invalid for *_, turn in found])
-    repeats = np.array([turn.repeats for *_, turn in found])
-    values = {name: np.array([of(turn.judgement) for *_, turn in found]) for name, of in SIGNALS.items()}
+    invalid, repeats = np.array([[turn.invalid, turn.repeats] for *_, turn in found]).T
+    values = dict(zip(SIGNALS, np.array([turn.judgement[:3] for *_, turn in found]).T))
     spans = {span: (number >= first) & (number < end) for span, (first, end) in SPANS.items()}
     some = {"valid": ~invalid & ~repeats, "refused": invalid, "repeats": repeats, **spans}
     means, found_by = {"turns": f"{len(found):,}"}, {}
@@ -97,14 +95,13 @@ def rows(pair, found):
             means[what] = " · ".join(f"{each[chosen].mean():.2f}" for each in values.values())
     for what, positive in {"refused": invalid, "late": number >= 10}.items():
         for name, each in values.items():
-            sign = -1 if name == "ℓ" else 1
-            found_by[f"{what}, by {name}"] = auc_cell(sign * each, positive, game)
+            found_by[f"{what}, by {name}"] = auc_cell(-each if name == "ℓ" else each, positive, game)
     return {"ℓ · H · KL": pair, **means}, {"AUC": pair, **found_by}
 
 
 def main(args):
     check_knobs(args)
-    if not args.pairs or any(pair.count(":") != 2 for pair in args.pairs):
+    if any(pair.count(":") != 2 for pair in args.pairs or [""]):
         raise UserError("name --pairs as in alfworld:tiny-student:tiny-narrow")
     for lines in zip(*(rows(pair, played(pair, args)) for pair in args.pairs)):
         print(markdown(max(map(list, lines), key=len), lines))

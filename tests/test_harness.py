@@ -642,7 +642,7 @@ def test_a_user_without_a_home(monkeypatch, capsys):
 
 def test_help_without_docstrings():
     """python -OO strips what --help is made of."""
-    code = "import curriculum, loss; print(curriculum.explained(), loss.explained())"
+    code = "import loss, methods; print(methods.explained(), loss.explained())"
     done = subprocess.run([sys.executable, "-OO", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "f2b: a method" in done.stdout and "reverse: a loss" in done.stdout
