@@ -28,7 +28,8 @@ from harness.folder import LOG, check_place, differing, read_args, read_log
 
 # Arguments that may differ between two seeds of one experiment: where things lie (what lies there is told by
 # fingerprints), and what changes no figure, or only by chance.
-ELSEWHERE = ("data", "student", "teacher", "prompt", "train_split", "without", "eval_splits", "out", "resume")
+PLACES = ("data", "student", "prompt", "train_split", "without", "eval_splits")
+ELSEWHERE = (*PLACES, "teacher", "out", "resume")
 SAME_RUN = (*ELSEWHERE, "seed", "fingerprint", "save_every", "keep", "plan", "batch_tokens", "date", "chunk",
             "recompute", "moments", "eval_batch", "shared_tasks")
 GONE = dict(eval_temperature=0.4, eval_max_response=0)  # what older runs could choose, and all have now
@@ -70,27 +71,28 @@ def once(places):
 def grouped(folders):
     """{label: the records of each of its runs}: runs of one label are seeds of one another.
 
-    A label is "method · teacher", and the run's own value of all else in which the runs differ.
+    A label is "method · teacher", then the run's own value of every argument in which the runs differ; where
+    what lies in a place differs, the place is said, and where that says nothing the fingerprints are.
     """
     folders = once(folders)
-    runs = [read_args(folder) for folder in folders]
-    known, differs = {}, set()
+    runs, known, differs = [read_args(folder) for folder in folders], {}, set()
     for args in runs:
         differs.update(unlike(known, identity(args)))
-    groups, names, whose = {}, {}, {}
+    groups = {}
     for args, folder in zip(runs, folders):
         own = {**known, **identity(args)}
-        teacher = tuple(own[what] for what in sorted(own) if what.startswith("teacher")) or args["teacher"]
-        name = names.setdefault(teacher, os.path.basename(args["teacher"].rstrip("/")))
-        others = [f"{what} {own[what]}" for what in sorted(differs)
-                  if what != "method" and not what.startswith("teacher")]
-        label = " · ".join([f"{args['method']} · {name}", *others])
-        if whose.setdefault(label, teacher) != teacher:  # another one of the same name
-            label += f" ({args['teacher']})"
-        if whose.setdefault(label, teacher) != teacher:  # ... in the same place
-            label += f" ({', '.join(teacher)})"
-        groups.setdefault(label, []).append(read_log(os.path.join(folder, LOG)))
-    return groups
+        key = tuple(str(own[what]) for what in sorted(differs))
+        groups.setdefault(key, (args, []))[1].append(read_log(os.path.join(folder, LOG)))
+    heads, labelled = [{**GONE, **args} for args, _ in groups.values()], {}
+    names = [what for what in sorted(differs) if what not in ELSEWHERE and any(what in args for args in heads)]
+    if any(what not in names and not what.startswith("teacher") for what in differs):
+        names += [place for place in PLACES if len({args.get(place) for args in heads}) > 1]
+    for key, (args, logs) in groups.items():
+        parts = [f"{args['method']} · {os.path.basename(args['teacher'].rstrip('/'))}"]
+        parts += [f"{name} {args.get(name, GONE.get(name)) or '–'}" for name in names if name != "method"]
+        label = " · ".join(parts)
+        labelled[label if label not in labelled else f"{label} ({', '.join(key)})"] = logs
+    return labelled
 
 
 def held_out(records, split=None):
