@@ -82,15 +82,15 @@ def grouped(folders):
     for args, folder in zip(runs, folders):
         own = {**known, **identity(args)}
         key = tuple(str(own[what]) for what in sorted(differs))
-        groups.setdefault(key, (args, []))[1].append(read_log(os.path.join(folder, LOG)))
-    heads, labelled = [{**GONE, **args} for args, _ in groups.values()], {}
-    names = [what for what in sorted(differs) if what not in ELSEWHERE and any(what in args for args in heads)]
-    if any(what not in names and not what.startswith("teacher") for what in differs):
+        groups.setdefault(key, ({**GONE, **args}, []))[1].append(read_log(os.path.join(folder, LOG)))
+    heads, labelled = [args for args, _ in groups.values()], {}
+    said = {name for args in heads for name in args} - set(ELSEWHERE)
+    names = sorted(differs & said - {"method"})
+    if any(what not in said and not what.startswith("teacher") for what in differs):
         names += [place for place in PLACES if len({args.get(place) for args in heads}) > 1]
     for key, (args, logs) in groups.items():
-        parts = [f"{args['method']} · {os.path.basename(args['teacher'].rstrip('/'))}"]
-        parts += [f"{name} {args.get(name, GONE.get(name)) or '–'}" for name in names if name != "method"]
-        label = " · ".join(parts)
+        label = f"{args['method']} · {os.path.basename(args['teacher'].rstrip('/'))}"
+        label = " · ".join([label, *(f"{name} {args.get(name)}" for name in names)])
         labelled[label if label not in labelled else f"{label} ({', '.join(key)})"] = logs
     return labelled
 

@@ -67,7 +67,7 @@ def test_where_and_when_a_run_lies_makes_no_line(tmp_path):
                 prints={"list of training tasks": "dd"})
     more = made("e", "x/teacher", "11", seed=0, eta=2.0, without="", prints={"list of training tasks": "ee"})
     assert list(plot.grouped([less, more])) == [
-        "f2b · teacher · without hard.jsonl", "f2b · teacher · without –"]
+        "f2b · teacher · without hard.jsonl", "f2b · teacher · without "]
 
 
 def test_held_out_success_is_the_students_on_the_first_split():
