@@ -28,7 +28,8 @@ from harness.folder import LOG, check_place, differing, read_args, read_log
 
 # Arguments that may differ between two seeds of one experiment: where things lie (what lies there is told by
 # fingerprints), and what changes no figure, or only by chance.
-ELSEWHERE = ("data", "student", "teacher", "prompt", "train_split", "without", "eval_splits", "out", "resume")
+PLACES = ("data", "student", "prompt", "train_split", "without", "eval_splits")
+ELSEWHERE = (*PLACES, "teacher", "out", "resume")
 SAME_RUN = (*ELSEWHERE, "seed", "fingerprint", "save_every", "keep", "plan", "batch_tokens", "date", "chunk",
             "recompute", "moments", "eval_batch", "shared_tasks")
 GONE = dict(eval_temperature=0.4, eval_max_response=0)  # what older runs could choose, and all have now
@@ -70,27 +71,28 @@ def once(places):
 def grouped(folders):
     """{label: the records of each of its runs}: runs of one label are seeds of one another.
 
-    A label is "method · teacher", and the run's own value of all else in which the runs differ.
+    A label is "method · teacher", then the run's own value of every argument in which the runs differ; where
+    what lies in a place differs, the place is said, and where that says nothing the fingerprints are.
     """
     folders = once(folders)
-    runs = [read_args(folder) for folder in folders]
-    known, differs = {}, set()
+    runs, known, differs = [read_args(folder) for folder in folders], {}, set()
     for args in runs:
         differs.update(unlike(known, identity(args)))
-    groups, names, whose = {}, {}, {}
+    groups = {}
     for args, folder in zip(runs, folders):
         own = {**known, **identity(args)}
-        teacher = tuple(own[what] for what in sorted(own) if what.startswith("teacher")) or args["teacher"]
-        name = names.setdefault(teacher, os.path.basename(args["teacher"].rstrip("/")))
-        others = [f"{what} {own[what]}" for what in sorted(differs)
-                  if what != "method" and not what.startswith("teacher")]
-        label = " · ".join([f"{args['method']} · {name}", *others])
-        if whose.setdefault(label, teacher) != teacher:  # another one of the same name
-            label += f" ({args['teacher']})"
-        if whose.setdefault(label, teacher) != teacher:  # ... in the same place
-            label += f" ({', '.join(teacher)})"
-        groups.setdefault(label, []).append(read_log(os.path.join(folder, LOG)))
-    return groups
+        key = tuple(str(own[what]) for what in sorted(differs))
+        groups.setdefault(key, ({**GONE, **args}, []))[1].append(read_log(os.path.join(folder, LOG)))
+    heads, labelled = [args for args, _ in groups.values()], {}
+    said = {name for args in heads for name in args} - set(ELSEWHERE)
+    names = sorted(differs & said - {"method"})
+    if any(what not in said and not what.startswith("teacher") for what in differs):
+        names += [place for place in PLACES if len({args.get(place) for args in heads}) > 1]
+    for key, (args, logs) in groups.items():
+        label = f"{args['method']} · {os.path.basename(args['teacher'].rstrip('/'))}"
+        label = " · ".join([label, *(f"{name} {args.get(name)}" for name in names)])
+        labelled[label if label not in labelled else f"{label} ({', '.join(key)})"] = logs
+    return labelled
 
 
 def held_out(records, split=None):

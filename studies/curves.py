@@ -20,7 +20,7 @@ import numpy as np
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
 
-from compare import at, compared, found, interval, last, learned, markdown, mean_height
+from compare import at, compared, found, interval, last, learned, markdown, mean_height, note
 
 from harness.cli import check_knobs, command, knob
 from harness.report import over_seeds
@@ -115,6 +115,7 @@ def main(args):
     lines = found(args.out)
     for split in last(next(iter(lines.values()))[0]):
         print(table(lines, split, args))
+    print(note(lines).strip())
 
 
 if __name__ == "__main__":

@@ -62,7 +62,12 @@ def test_where_and_when_a_run_lies_makes_no_line(tmp_path):
     assert {label: len(runs) for label, runs in plot.grouped(places).items()} == {"f2b · teacher": 2}
     groups = plot.grouped([*places, other])
     assert {label: len(runs) for label, runs in groups.items()} == {
-        "f2b · teacher": 2, "f2b · teacher (y/teacher)": 1}
+        "f2b · teacher": 2, "f2b · teacher (22)": 1}
+    less = made("d", "x/teacher", "11", seed=0, eta=2.0, without="hard.jsonl",
+                prints={"list of training tasks": "dd"})
+    more = made("e", "x/teacher", "11", seed=0, eta=2.0, without="", prints={"list of training tasks": "ee"})
+    assert list(plot.grouped([less, more])) == [
+        "f2b · teacher · without hard.jsonl", "f2b · teacher · without "]
 
 
 def test_held_out_success_is_the_students_on_the_first_split():
