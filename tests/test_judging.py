@@ -3,11 +3,9 @@ for the loss, and what an answer that is dropped leaves behind."""
 
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_model
 from test_rollout import LIMITS, make_world, run, said_at, worst_logp
 
 import batch as batches
@@ -15,8 +13,6 @@ import model as lm
 import rollout
 import tcod
 from curriculum import EXPERT, STUDENT, TEACHER, Method, Role
-from harness.ranks import Ranks
-from training import Student
 
 NEAR = 2e-5  # nats, and of a hidden state
 
@@ -264,21 +260,3 @@ def test_what_was_read_is_not_read_again(world, monkeypatch, history):
     everything = samples_of(episodes)
     again, _ = tcod.score(world["teacher"], everything, batches.collate(everything, "reverse", "cpu"))
     assert len(runs) == 1 and len(again) == batches.count(episodes)[2]
-
-
-@pytest.mark.parametrize("history", ["full", "window:2"])
-def test_the_gradient_is_the_same(world, history):
-    """A step that learns from other distributions where the teacher has judged while playing."""
-    limits, found = dataclasses.replace(LIMITS, history=history), []
-    args = tcod.Args(loss="reverse", batch_tokens=2000, lr=1e-2)
-    for method in (Plain(), Judged()):
-        episodes = run(world, range(8), method, T=9, limits=limits)
-        student = Student(make_model(), world["chat"].vocabulary, args, SimpleNamespace(world=1))
-        loss, tokens = tcod.backward(student, world["teacher"], episodes, args, Ranks())
-        gradient = torch.cat([p.grad.flatten() for p in student.model.parameters()])
-        found.append((loss, tokens, gradient))
-    (loss, tokens, gradient), (same, others, judged) = found
-    assert abs(loss - same) < 1e-5 * loss
-    assert (gradient - judged).norm() < 1e-5 * gradient.norm()
-    for name in ("episode", "turn"):
-        assert (tokens[name] == others[name]).all()

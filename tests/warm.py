@@ -16,8 +16,10 @@ SERVER.set_forkserver_preload([
 
 
 def run(program, flags, said, folder, variables):
-    """In the new process: the program, as if it were started by these words in that folder."""
-    os.environ.update(OMP_NUM_THREADS="1", **variables)
+    """In the new process: the program, as if it were started by these words in that folder, with this
+    environment: the server has that of its own start."""
+    os.environ.clear()
+    os.environ.update(variables)
     os.chdir(folder)
     file = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
@@ -28,13 +30,15 @@ def run(program, flags, said, folder, variables):
 
     torch.set_num_threads(1)
     sys.argv = [program, *flags]
-    sys.path[:] = [os.path.dirname(program), *(place for place in sys.path if not place.startswith(ROOT))]
+    ours = ("", ROOT, f"{ROOT}/tests")  # the program may be a copy's, which finds its own modules
+    sys.path[:] = [os.path.dirname(program), *(place for place in sys.path if place not in ours)]
     runpy.run_path(program, run_name="__main__")
 
 
 def start(program, flags, said, folder=ROOT, **variables):
     """A process (`pid`, `is_alive`, `join`, `exitcode`) of a program; what it says, errors too, goes to the
     file `said`."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     process = SERVER.Process(
         target=run, args=(str(program), list(flags), str(said), str(folder), variables), daemon=True)
     process.start()
