@@ -29,3 +29,11 @@ def test_the_tour():
     """A number on the page that was right once."""
     result = doctest.testfile(f"{ROOT}/docs/tour.md", module_relative=False, encoding="utf-8")
     assert result.failed == 0 and result.attempted > 30
+
+
+def test_the_readme_shows_the_loop_as_it_is():
+    """A loop in the README that the code no longer has; a README that grows."""
+    readme = Path(ROOT, "README.md").read_text(encoding="utf-8")
+    loop = readme.split("```python\n")[1].split("```")[0]
+    assert loop in Path(ROOT, "tcod.py").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 120
