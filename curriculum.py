@@ -30,8 +30,9 @@ class Role(NamedTuple):
     loss: str = ""          # a name in loss.LOSSES; "": the one that --loss names
 
 
-STUDENT, TEACHER, EXPERT = Role("student"), Role("teacher", loss="forward"), Role("expert")
-REPLAY = Role("expert", 0.0)
+STUDENT = Role("student")
+TEACHER = Role("teacher", loss="forward")   # on the teacher's own tokens
+EXPERT, REPLAY = Role("expert"), Role("expert", 0.0)
 
 
 class Judgement(NamedTuple):
@@ -50,7 +51,7 @@ class NextTurn:
     T: int                  # the horizon
     L: int = 0              # turns of the expert's successful episode; 0: there is none
     progress: float = 0.0   # the share n / N of the training steps
-    past: list = ()         # the turns so far (rollout.Turn): who, action, invalid, judgement, …
+    past: list = ()         # the turns so far (rollout.Turn): who, action, invalid, repeats, judgement, …
     draw: Callable = None   # draw(stream) -> uniform in [0, 1); the same turn and stream give the same number
 
     @property
@@ -199,8 +200,7 @@ METHODS = {"opd": Method, "f2b": F2B, "b2f": B2F, "sft": SFT, "guided": Guided}
 class Rules:
     """What the sampler asks before every turn: a method, and where training stands.
 
-    T: the horizon. Replayed turns count towards it. Only where the expert's episode is longer than T may an
-    episode be as long; models never play more than T turns of it.
+    T: the horizon. An episode has at most max(T, L) turns, of which models play at most T.
     """
     method: Method
     k: float

@@ -5,7 +5,7 @@ one episode to read; and the held-out games of a training run.
     python eval.py --model tiny-student --take-over 0,3,6,10
     torchrun --nproc-per-node 2 eval.py --model tiny-teacher --split train --games 512 --samples 3 \\
         --save-expert experts.jsonl --save-hard hard.jsonl
-    python eval.py --model runs/alfworld-f2b/student --watch episode.html
+    python eval.py --model runs/alfworld-f2b-1/student --watch episode.html
 
 The take-over test measures what the paper calls the teacher's support: the student plays the first n turns,
 then the teacher takes over; its success and its share of invalid actions are reported over n. Success is the
@@ -101,7 +101,7 @@ class Args(PlayArgs):
     split: str = knob(
         "", "split of the task list, or a file of task ids, one a line; empty: the environment's first "
         "held-out split")
-    games: int = knob(140, "number of games, evenly over the split's list", least=1)
+    games: int = knob(140, "number of games, drawn once and for all from the split's list", least=1)
     samples: int = knob(
         1, "episodes per game; above 1 the table also says pass@k: won at least once; intervals count games, "
         "not episodes", least=1)
@@ -349,7 +349,7 @@ def take_over(play, n, turns, journal, ranks):
 
 def report_take_over(args, play, turns, games, journal, ranks):
     """Print and write the take-over table; games: how many are played for each n."""
-    ranks.print(f"{args.model} plays n turns, then {args.teacher} takes over ({games} games)")
+    ranks.print(f"{args.model} plays n turns, then {args.teacher} takes over ({games} episodes)")
     ranks.print("  n  success [95 %]       teacher's invalid actions")
     rows = []
     for n in take_over_turns(args.take_over):

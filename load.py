@@ -55,6 +55,7 @@ def resolve(name, env):
     """
     if name not in TINY:
         return name
+    envs.game_type(env)  # raises for a world that there is not
     folder = os.path.join(ROOT, "assets", env, TINY[name])
     if not os.path.isdir(folder):
         raise UserError(

@@ -41,7 +41,7 @@ def reverse(logq, logp, *_):
 
 
 def forward(logq, logp, *_):
-    """KL(φ‖θ) = Σ_v p (log p − log q), Eq. 2 as printed."""
+    """KL(φ‖θ) = Σ_v p (log p − log q). Eq. 2 as printed."""
     return (logp.exp() * (logp - logq)).sum(-1)
 
 
@@ -73,9 +73,9 @@ WITHOUT_TEACHER = ("nll",)
 
 
 def explained():
-    """What --help says of the losses: the first line of each (`python -OO` leaves out what that is)."""
-    said = {name: loss.__doc__ or "a loss" for name, loss in LOSSES.items()}
-    return "; ".join(f"{name}: {text.splitlines()[0].rstrip('.')}" for name, text in said.items())
+    """What --help says of the losses: the first sentence of each (`python -OO` leaves out what that is)."""
+    said = {name: " ".join((loss.__doc__ or "a loss").split()) for name, loss in LOSSES.items()}
+    return "; ".join(f"{name}: {text.split('. ')[0].rstrip('.')}" for name, text in said.items())
 
 
 # ---- distributions
@@ -167,6 +167,7 @@ def chunked(student, teacher, batch, *, beta, temperature, vocabulary):
     hidden, head = student
     logged = torch.full((len(LOGGED), len(hidden)), torch.nan, device=hidden.device)
 
+    # `Chunked` calls this for each chunk of tokens, under autograd; the log is filled by the way.
     def value(name, n, logits):
         token, logq = batch.token[n], torch.log_softmax(logits, -1)  # (n, V)
         logp = None

@@ -13,7 +13,6 @@ of models: `first_step` sets them, by a share of turns; --at sets the published 
 KL(θ‖φ). No torch. Read before this: curriculum.py; after it: envs.py.
 """
 
-import inspect
 import math
 import re
 from bisect import bisect
@@ -304,7 +303,7 @@ METHODS = {
 
 def explained():
     """What --help says of the methods: the first sentence of each."""
-    told = {name: inspect.getdoc(method) or "a method" for name, method in METHODS.items()}  # none by -OO
+    told = {name: method.__doc__ or "a method" for name, method in METHODS.items()}  # none by -OO
     said = {name: " ".join(text.split()) for name, text in told.items()}
     first = {name: re.split(r"(?<!Eq)\. ", text)[0].rstrip(".") for name, text in said.items()}
     return "; ".join(f"{name}: {text}" for name, text in first.items())

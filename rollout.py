@@ -190,8 +190,9 @@ def close_turn(episode, ids, response, action, step, cut=False, answer=None):
     """Note one turn, and what the game said to it: step = (obs, terminated, info)."""
     obs, terminated, info = step
     said = action or ""
+    who, weight, loss = episode.role
     turn = Turn(
-        *episode.role, episode.observation, response, ids, said, missing=action is None,
+        who, weight, loss, episode.observation, response, ids, said, missing=action is None,
         invalid=bool(info["invalid"]) or action is None, cut=cut,
         repeats=bool(episode.turns) and said == episode.turns[-1].action)
     if answer and answer.taught is not None:
@@ -294,14 +295,14 @@ def decode(model, cache, rows, acts, u, chat, limits):
     the limit is reached.
 
     rows: B lists of ids; acts: B bools; u (B, max_response) -> list of B Answers, None where a row does not
-    act. Such a row, or one that has ended, is carried along: what it says then is dropped, and its cache is
-    as long afterwards as if it had not. Meanwhile all stays on the device, but for a look now and then at
-    whether all have ended.
+    act. Such a row, and one that has ended, is carried along: what it says then is dropped, and its cache is
+    set back. All stays on the device, except for a look now and then at whether all have ended.
     """
     device, seen = model.device, cache.length
     look, vocabulary = LOOK[device.type], chat.vocabulary.on(device)
     stop = torch.tensor(list(chat.stop), device=device)
     ended = torch.tensor([not act for act in acts], device=device)  # (B,)
+    # A row that does not act is fed any token: what is written behind its end is overwritten later.
     state = extend(model, cache, [ids[n:] if act else [0] for ids, n, act in zip(rows, seen, acts)])
     states, tokens, logps = [], [], []
     for j in range(limits.max_response):
@@ -407,12 +408,14 @@ def play(actors, chat, games, tasks, rules, limits, *,
     episodes = [Episode(task, first_index + i * stride) for i, task in enumerate(tasks)]
     for episode, game in zip(episodes, games):
         begin(episode, game, chat)
-    seed, players, going = (*seed, step), {}, episodes
+    seed, players = (*seed, step), {}
+    going = episodes
     while going := [e for e in going if to_model(e, rules, seed, limits)]:
         acting, answers = {}, {}
         for episode in going:
             acting.setdefault(episode.role.who, set()).add(episode)
-        for who in [*acting, *["teacher"] * rules.judged]:
+        present = {*acting, "teacher"} if rules.judged else {*acting}
+        for who in present:
             if who not in players:
                 players[who] = Player(
                     actors[who], RaggedCache(actors[who], going, limits.max_context))

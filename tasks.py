@@ -273,8 +273,9 @@ def training_tasks(args, expert, prompt, ranks):
         able, whose = give_experts(tasks, args.experts, prompt), f"those in {args.experts}"
     else:
         able, whose = game_type.with_experts(tasks, args.data, **knobs), game_type.experts
+    others = "; the others are left out" * (len(able) < len(tasks))
     ranks.print(f"{args.method}: {len(able)} of {len(tasks)} training tasks have an expert's episode "
-                f"({whose}); the others are left out")
+                f"({whose}){others}")
     if not able:
         raise UserError(
             f"{args.method} needs experts' successful episodes, and no training task has one: make them with "

@@ -11,7 +11,7 @@ the loss, AdamW takes a step. The methods are small classes in curriculum.py and
 1. no reward: the teacher's distribution at the student's own tokens is all that is learned from;
 2. no policy gradient: the divergence is summed over the vocabulary, and its gradient is exact (loss.py);
 3. no stale rollouts: every step plays with the weights of now, so that there is no ratio to clip;
-4. no row per turn: an episode is one growing row, run once.
+4. no row per turn, unless --history asks for a window: an episode is one growing row, run once.
 
 Read this file from its end: `train` is the loop, then `backward` and `score`. After it: curriculum.py.
 B = row, T = token, t = turn, N = trained token of a micro-batch, D = width, V = vocabulary.
@@ -108,19 +108,22 @@ def resolve(args):
 
     Raises UserError where the student's own ones name a knob that does not exist.
     """
-    own = args.own()
+    own, left_open = args.own(), {f.name for f in fields(Args) if getattr(args, f.name) in (None, "")}
     strange = sorted(set(own) - {f.name for f in fields(Args) if "paper" in f.metadata})
     if strange:
         raise UserError(f"{args.student}'s own defaults name what has none: {', '.join(strange)}")
     told = fill(args, own, args.student, args.teacher)
-    brought = ", ".join(f"{name} {getattr(args, name)}" for name in own)
-    whose = f"{args.student}'s own defaults ({brought})" if own else "the paper's defaults"
-    return ", ".join([whose, *told])
+    brought = ", ".join(f"{name} {value}" for name, value in own.items() if name in left_open)
+    return ", ".join([f"defaults {brought}, else the paper's" if brought else "the paper's defaults", *told])
 
 
 def check(args, world):
     """Mistakes that can be told before models and games are loaded; raises UserError."""
     check_play(args)
+    learned = curriculum.Method.loss or methods.METHODS[args.method].loss
+    if args.loss in WITHOUT_TEACHER and args.loss != learned:
+        raise UserError(
+            f"--loss {args.loss} would train the student on its own words, without a teacher: it is for sft")
     if args.at is not None and not methods.METHODS[args.method].constant:
         raise UserError(f"{args.method} has no constant for --at: only {methods.constants()} have")
     if args.train_split:
@@ -169,12 +172,13 @@ def backward(student, teacher, episodes, args, ranks):
     distiller.train(student.recompute)  # recomputation wants training mode; load.py set every dropout to 0
     for i, group in enumerate(groups):
         batch = collate(group, args.loss, student.model.device)
-        last, taught = i + 1 == len(groups), set(batch.losses) - set(WITHOUT_TEACHER)
-        # The cache of rounded weights is for forwards that are kept: recomputation makes each one again.
+        last = i + 1 == len(groups)
+        needs_teacher = set(batch.losses) - set(WITHOUT_TEACHER)
+        # Autocast caches the weights that it rounds. Recomputation rounds them again: the cache is in vain.
         with torch.autocast(
                 student.model.device.type, torch.bfloat16, enabled=args.precision == "bf16",
                 cache_enabled=not student.recompute):
-            judged = score(teacher, group, batch) if taught else None
+            judged = score(teacher, group, batch) if needs_teacher else None
             with nullcontext() if last or ranks.world == 1 else distiller.no_sync():
                 value, tokens = distiller(batch, judged)
                 (value * ranks.world).backward()  # DDP averages over ranks; Eq. 2 is a sum
@@ -203,21 +207,21 @@ def tell_plan(args, ranks):
 
 # ---- the loop
 
-def train(on):
-    """on: a Training."""
-    student, run = on.student, on.run
-    for n in on.steps():
-        rules = curriculum.Rules.at(n, on.method, on.args, run.history, on.turns)  # k(n), Eq. 4
-        episodes, lost = on.play(n, rules)  # rows o_0 a_0 o_1 a_1 …; the method says who acts
+def train(training):
+    """The loop of a Training that is set up."""
+    args, student, run = training.args, training.student, training.run
+    for n in training.steps():
+        rules = curriculum.Rules.at(n, training.method, args, run.history, training.turns)  # k(n), Eq. 4
+        episodes, lost = training.play(n, rules)  # rows o_0 a_0 o_1 a_1 …; the method says who acts
         student.learns()
-        loss, tokens = backward(student, on.teacher, episodes, on.args, on.ranks)  # Eq. 2
+        loss, tokens = backward(student, training.teacher, episodes, args, training.ranks)  # Eq. 2
         norm = student.clipped()
-        records = on.records(n, episodes, tokens, loss, norm)
+        records = training.records(n, episodes, tokens, loss, norm)
         with run.checkpoint.advancing(n):
             if records:  # else AdamW's momentum alone would move the weights
                 student.optimizer.step()
             student.plays()  # the copy that plays has the weights of now
-            on.log(n, rules, records, lost, loss, norm)
+            training.log(n, rules, records, lost, loss, norm)
 
 
 def main(args):
@@ -232,10 +236,10 @@ def main(args):
     with ranks.together():
         tell_plan(args, ranks)
         if not args.plan:
-            on = set_up(args, told, ranks)
-            with on.run.checkpoint.kept(meet=lambda: ranks.gather([])):
-                train(on)
-                on.end()
+            training = set_up(args, told, ranks)
+            with training.run.checkpoint.kept(meet=lambda: ranks.gather([])):
+                train(training)
+                training.end()
         ranks.leave()
 
 

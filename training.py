@@ -66,7 +66,7 @@ class Student:
     def distribute(self, loss):
         """Wrap it for the ranks. loss: a name."""
         self.distiller = DistributedDataParallel(
-            self.distiller, gradient_as_bucket_view=True, broadcast_buffers=False)
+            self.distiller, gradient_as_bucket_view=True, forward_sync_buffers=False)
         # DDP makes gradients views of its buckets in a first backward pass, and makes these anew in the
         # second. In those of a step, a second copy of all gradients would stand beside the activations.
         nothing = collate([EMPTY], loss, self.model.device)

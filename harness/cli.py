@@ -102,14 +102,15 @@ def home_path(text):
 
 
 def explained(f, own):
-    """What --help says of a field: of a preset the value that a run will have, and whose it is."""
+    """What --help says of a field: of a preset the value that a run will have, beside the paper's."""
     text = f.metadata["help"]
     if "paper" not in f.metadata:
         return text
     value = own.get(f.name, f.metadata["paper"])
     if value == "":
         return text
-    return f"{text} (default: {value}, {'the checkpoint' if f.name in own else 'the paper'}'s)"
+    papers = f.metadata["paper"]
+    return f"{text} (default: {value}{f'; the paper: {papers}' * (value != papers and papers != '')})"
 
 
 def parser(args_type, description=None, own=()):

@@ -62,7 +62,7 @@ def on_signal(number, _):
         now.came, now.at = number, time.monotonic()
         if not now.looped:
             raise stop
-        say(f"{stop.name}: this step is finished first; a second one ends at once")
+        say(f"{stop.name}: what is at work is finished first; a second one ends at once")
     elif time.monotonic() > now.at + PRESS:  # while modules are imported, an error would only add a traceback
         say(stop)
         exit_now(stop.status)
