@@ -106,12 +106,15 @@ class Training:
     held_out: HeldOut
     turns: int              # the horizon T
     method: curriculum.Method
-    seconds: dict = field(default_factory=dict)
     told: bool = False      # by what the method is calibrated
+    # Of the step at work: when it began, engines that had been replaced by then, seconds of its parts.
+    began: float = 0.0
+    restarts: int = 0
+    seconds: dict = field(default_factory=dict)
 
     def steps(self):
-        """The numbers of the steps that are not made yet, under a bar. Before the first of them: what a stop
-        behind the last one left undone."""
+        """The numbers of the steps that are not made yet, under a bar. Behind each: its checkpoint, its
+        evaluation, the end where a signal asked for it. Before the first: what a stop had left undone."""
         args, run = self.args, self.run
         done, hidden = run.checkpoint.step, not self.ranks.first
         self.finish(done)
@@ -235,14 +238,14 @@ def set_up(args, told, ranks):
     """Models, games and the run folder. told: what to say of the defaults."""
     model, chat, teacher, other = load_models(args, ranks)
     student, method = Student(model, chat.vocabulary, args, ranks), methods.METHODS[args.method]()
-    tasks, held_out = load_tasks(args, method.expert, chat.prompt, ranks)
+    tasks, splits = load_tasks(args, method.expert, chat.prompt, ranks)
     together = max(args.episodes // ranks.world, at_once(model, args.eval_games, ranks.world))
     games = make_games(args, together)
     turns = args.max_turns or games[0].horizon
     prints = ranks.broadcast(lambda: {
         "student": load.sample(model), "teacher": load.sample(teacher),
         **load.identity("student", model, chat), **load.identity("teacher", teacher, other),
-        "prompt": chat.prompt.digest, **identity(args, tasks, held_out, method.expert)})
+        "prompt": chat.prompt.digest, **identity(args, tasks, splits, method.expert)})
     run = Run(args, run_name(args), model, student.optimizer, prints, ranks)
     student.plays()
     ranks.print(f"{args.method} on {args.env}: {len(tasks)} training tasks, {told}, run folder {run.folder}"
@@ -251,7 +254,7 @@ def set_up(args, told, ranks):
     players = {"teacher": (teacher, other), "guest": (teacher, chat), "before": own, "after": own}
     if not chat.unlike(other):
         del players["guest"]
-    held_out = HeldOut(args, ranks, players, games, held_out, turns)
+    held_out = HeldOut(args, ranks, players, games, splits, turns)
     return Training(args, ranks, run, student, teacher, chat, tasks, games, held_out, turns, method)
 
 
