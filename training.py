@@ -239,8 +239,8 @@ def set_up(args, told, ranks):
     model, chat, teacher, other = load_models(args, ranks)
     student, method = Student(model, chat.vocabulary, args, ranks), methods.METHODS[args.method]()
     tasks, splits = load_tasks(args, method.expert, chat.prompt, ranks)
-    together = max(args.episodes // ranks.world, at_once(model, args.eval_games, ranks.world))
-    games = make_games(args, together)
+    held = at_once(model, args.eval_games, ranks.world) if args.eval_every else 0
+    games = make_games(args, max(args.episodes // ranks.world, held))
     turns = args.max_turns or games[0].horizon
     prints = ranks.broadcast(lambda: {
         "student": load.sample(model), "teacher": load.sample(teacher),

@@ -123,7 +123,8 @@ def test_ranks_stop_behind_the_same_step(to, tmp_path):
         time.sleep(0.03)
     (status, said), (other, nothing) = ended(processes, tmp_path)
     last = max(int(path.name[3:]) for path in tmp_path.glob("at-*"))
-    assert nothing == "" and (status, other) == ((130, 130) if 0 in to else (143, 130))
+    assert nothing == "" and status == (130 if 0 in to else 143)
+    assert other == 130 or 0 in to and other == 143  # the first one's word may come before its own signal
     assert said.endswith(f": step {last} is kept\n")
 
 
