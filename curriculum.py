@@ -103,13 +103,13 @@ def stages(schedule):
     return pairs
 
 
-def beta(n, steps, rho=RHO):
+def teacher_share(n, steps, rho=RHO):
     """Guided turns: the probability with which the teacher acts at step n of `steps`; a cosine from 1 to 0
     over a share rho of them.
 
-    beta(n) = (1 + cos(pi · min(1, n / (rho · steps)))) / 2
+    β(n) = (1 + cos(π · min(1, n / (rho · steps)))) / 2
 
-    >>> [round(beta(n, 100), 3) for n in (0, 20, 40, 80, 100)]
+    >>> [round(teacher_share(n, 100), 3) for n in (0, 20, 40, 80, 100)]
     [1.0, 0.854, 0.5, 0.0, 0.0]
     """
     return (1 + math.cos(math.pi * min(1.0, n / (rho * steps)))) / 2
@@ -174,11 +174,11 @@ class SFT(Method):
 
 
 class Guided(Method):
-    """Guided turns (arXiv 2606.15912): the teacher acts with probability beta(n), else the student."""
+    """Guided turns (arXiv 2606.15912): the teacher acts with probability β(n), else the student."""
     paced = True
 
     def dial(self, n, args, log):
-        return beta(n, args.steps)
+        return teacher_share(n, args.steps)
 
     def act(self, turn):
         return TEACHER if turn.coin < turn.k else STUDENT

@@ -271,13 +271,13 @@ class HeldOut:
         The same on every rank. Before the first step, 0, these are the teacher and the student, later the
         student. The log is written for each split: nothing but the evaluation in progress is lost.
         """
-        history, every = run.history, self.args.eval_every
-        n = history[-1]["step"] if history else 0
+        log, every = run.log, self.args.eval_every
+        n = log[-1]["step"] if log else 0
         if not every or (n % every and n != self.args.steps):
             return
-        if not history:
-            history.append(dict(step=0, episodes=[]))
-        results = history[-1].setdefault("eval", {})
+        if not log:
+            log.append(dict(step=0, episodes=[]))
+        results = log[-1].setdefault("eval", {})
         for who in ["after"] if n else [who for who in self.players if who != "after"]:
             done, (model, chat) = results.setdefault(who, {}), self.players[who]
             for split in [split for split in self.tasks if split not in done]:
@@ -289,9 +289,9 @@ class HeldOut:
                 run.rewrite()
 
 
-def assessed(history):
+def assessed(log):
     """The last evaluation of each {who: {split: summary}} in the log."""
-    return {who: splits for record in history for who, splits in record.get("eval", {}).items()}
+    return {who: splits for record in log for who, splits in record.get("eval", {}).items()}
 
 
 def show(results):

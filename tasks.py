@@ -330,10 +330,10 @@ def drawn(n, tasks, args):
     return min(n * args.episodes, len(tasks))
 
 
-def tell_left_out(history, tasks, args, ranks):
+def tell_left_out(log, tasks, args, ranks):
     """Say what the last step of the log left out, each task that cannot be played once; raises UserError
     where these have become more than a few."""
-    *before, record = history
+    *before, record = log
     if record["filled"] and not any(step.get("filled") for step in before):
         ranks.print(f"step {record['step']}: {NO_ROOM}: {len(record['filled'])} tasks")
     known = all_unplayable(before)

@@ -211,7 +211,7 @@ def train(training):
     """The loop of a Training that is set up."""
     args, student, run = training.args, training.student, training.run
     for n in training.steps():
-        rules = curriculum.Rules.at(n, training.method, args, run.history, training.turns)  # k(n), Eq. 4
+        rules = curriculum.Rules.at(n, training.method, args, run.log, training.turns)  # k(n), Eq. 4
         episodes, lost = training.play(n, rules)  # rows o_0 a_0 o_1 a_1 …; the method says who acts
         student.learns()
         loss, tokens = backward(student, training.teacher, episodes, args, training.ranks)  # Eq. 2
@@ -221,7 +221,7 @@ def train(training):
             if records:  # else AdamW's momentum alone would move the weights
                 student.optimizer.step()
             student.plays()  # the copy that plays has the weights of now
-            training.log(n, rules, records, lost, loss, norm)
+            training.note(n, rules, records, lost, loss, norm)
 
 
 def main(args):

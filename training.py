@@ -118,8 +118,8 @@ class Training:
         args, run = self.args, self.run
         done, hidden = run.checkpoint.step, not self.ranks.first
         self.finish(done)
-        if done == 0 and run.history:
-            self.ranks.print(show(assessed(run.history)))
+        if done == 0 and run.log:
+            self.ranks.print(show(assessed(run.log)))
         left = range(done + 1, args.steps + 1)
         with tqdm(left, initial=done, total=args.steps, disable=hidden, dynamic_ncols=True) as bar:
             for n in bar:
@@ -127,9 +127,9 @@ class Training:
                 yield n
                 if n % args.save_every == 0 or n == args.steps:
                     run.checkpoint.save()
-                tell_left_out(run.history, self.tasks, args, self.ranks)
+                tell_left_out(run.log, self.tasks, args, self.ranks)
                 self.finish(n)
-                bar.set_postfix_str(status(run.history[-1], assessed(run.history)))
+                bar.set_postfix_str(status(run.log[-1], assessed(run.log)))
 
     def play(self, n, rules):
         """(the episodes of step n to learn from, the others' outcomes), of this rank."""
@@ -138,7 +138,7 @@ class Training:
         mine = ranks.share(pick(self.tasks, n, args))
         if self.method.expert:
             mine = [self.games[0].demonstrate(task) for task in mine]
-        mine = [self.method.start(task, rules.k, self.run.history) for task in mine]
+        mine = [self.method.start(task, rules.k, self.run.log) for task in mine]
         actors = {"student": self.student.actor, "teacher": self.teacher}
         limits = limits_of(args, args.temperature)
         played = rollout.play(
@@ -176,7 +176,7 @@ class Training:
                 f"it came from {', '.join(named) or 'no single episode'}")
         return records
 
-    def log(self, n, rules, records, lost, loss, norm):
+    def note(self, n, rules, records, lost, loss, norm):
         """Write the lines of step n."""
         restarts, = self.ranks.sum([self.games[0].restarts - self.restarts])
         lost = self.ranks.gather(lost)
@@ -205,10 +205,10 @@ class Training:
     def end(self):
         """Save the student, and say how it went."""
         self.save("student")
-        history = self.run.history
-        bad = left_out(history, drawn(self.args.steps, self.tasks, self.args))
-        shown = show(assessed(history))
-        for text in filter(None, (shown, clipping(history), bad)):
+        log = self.run.log
+        bad = left_out(log, drawn(self.args.steps, self.tasks, self.args))
+        shown = show(assessed(log))
+        for text in filter(None, (shown, clipping(log), bad)):
             self.ranks.print(text)
         self.run.close()
 

@@ -283,18 +283,18 @@ def step_record(n, k, loss, norm, clip, records, lost, restarts, seconds):
         seconds=seconds)
 
 
-def all_unplayable(history):
+def all_unplayable(log):
     """{task: why it cannot be played} of a run's log so far."""
     bad = {}
-    for record in history:
+    for record in log:
         bad.update(record.get("unplayable", {}))
     return bad
 
 
-def left_out(history, drawn):
+def left_out(log, drawn):
     """What a run of `drawn` tasks left out, a line for each cause; empty where it is nothing."""
-    bad, lines = all_unplayable(history), []
-    filled = {task for record in history for task in record.get("filled", ())}
+    bad, lines = all_unplayable(log), []
+    filled = {task for record in log for task in record.get("filled", ())}
     if bad:
         lines.append(f"of {drawn} tasks drawn, {LEFT_OUT}: {named(bad)}")
     if filled:
@@ -302,9 +302,9 @@ def left_out(history, drawn):
     return "\n".join(lines)
 
 
-def clipping(history):
+def clipping(log):
     """In how many steps the gradient was clipped, as a sentence; empty where it was in none."""
-    steps = [record for record in history if "clipped" in record]  # logs of older versions have none
+    steps = [record for record in log if "clipped" in record]  # logs of older versions have none
     clipped = total(steps, "clipped")
     if not clipped:
         return ""
@@ -347,7 +347,7 @@ def table(results):
     if ended > CONTEXT_WARNING * games:
         lines.append(
             f"{ended} of {games} episodes were ended by the context and count as not won: "
-            "raise --max-context, or use --history window:N")
+            "raise --max-context, or use --log window:N")
     if crashed:
         lines.append(f"{crashed} of {games} episodes ended with an engine that died, and count as not won")
     if bad:

@@ -197,7 +197,7 @@ class Checkpoint:
 class Run:
     """A run's folder, held by this process: its checkpoint, loaded, and its log up to that step.
 
-    history: the log's records, the same on every rank; in memory each has its "episodes" too.
+    log: its records, the same on every rank; in memory each has its "episodes" too.
     """
 
     def __init__(self, args, name, student, optimizer, prints, ranks):
@@ -217,7 +217,7 @@ class Run:
                 rewind(self.path(log), self.checkpoint.step)
             saved = {**asdict(args), "resume": "", "out": self.folder, "fingerprint": prints}
             write_json(self.path("args.json"), saved)
-        self.history = ranks.broadcast(self.read)
+        self.log = ranks.broadcast(self.read)
 
     def path(self, name):
         """Of a file of the run."""
@@ -225,17 +225,17 @@ class Run:
 
     def read(self):
         """The log's records, each with its episodes."""
-        history = read_log(self.path(LOG))
-        records = {record["step"]: record for record in history}
-        for record in history:
+        log = read_log(self.path(LOG))
+        records = {record["step"]: record for record in log}
+        for record in log:
             record["episodes"] = []
         for episode in read_log(self.path(EPISODES), self.checkpoint.step):
             records[episode["step"]]["episodes"].append(episode)
-        return history
+        return log
 
     def add(self, record, episodes):
         """A step's line in the log, and its episodes'."""
-        self.history.append({**record, "episodes": episodes})
+        self.log.append({**record, "episodes": episodes})
         if self.first:
             append(self.path(EPISODES), episodes)
             append(self.path(LOG), [record])
@@ -243,7 +243,7 @@ class Run:
     def rewrite(self):
         """Write the log anew, all of it or nothing: a line has got an evaluation."""
         if self.first:
-            own = [{key: value for key, value in r.items() if key != "episodes"} for r in self.history]
+            own = [{key: value for key, value in r.items() if key != "episodes"} for r in self.log]
             write_lines(self.path(LOG), own)
 
     def close(self):

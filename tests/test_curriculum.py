@@ -13,9 +13,9 @@ from curriculum import (
     NextTurn,
     Rules,
     TakeOver,
-    beta,
     depth,
     stages,
+    teacher_share,
 )
 
 ARGS = SimpleNamespace(schedule="linear", k_start=1, eta=2.0, steps=200, at=None)
@@ -51,8 +51,9 @@ def test_a_schedule_that_cannot_be_read(text):
 
 def test_the_share_of_guided_turns_falls_by_its_cosine():
     """Over all steps instead of the share rho of them; from 0 to 1."""
-    assert [round(beta(n, 200), 6) for n in (0, 80, 160, 161, 200)] == [1.0, 0.5, 0.0, 0.0, 0.0]
-    assert beta(25, 100, rho=0.5) == pytest.approx(0.5) and beta(10, 100) == pytest.approx(0.961940, abs=1e-6)
+    assert [round(teacher_share(n, 200), 6) for n in (0, 80, 160, 161, 200)] == [1.0, 0.5, 0.0, 0.0, 0.0]
+    assert teacher_share(25, 100, rho=0.5) == pytest.approx(0.5)
+    assert teacher_share(10, 100) == pytest.approx(0.961940, abs=1e-6)
 
 
 # ---- who acts

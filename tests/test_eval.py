@@ -173,16 +173,16 @@ def test_what_is_due_is_evaluated_once(monkeypatch):
         eval_every=4, steps=6, seed=0, max_response=4, max_context=99, history="full")
     players = {who: (who, None) for who in ("teacher", "before", "after")}
     held_out = evaluation.HeldOut(args, Ranks(), players, [], {"seen": [], "unseen": []}, 30)
-    run = SimpleNamespace(history=[], rewrite=lambda: None)
+    run = SimpleNamespace(log=[], rewrite=lambda: None)
     held_out.assess(run)
     assert [model for model, _ in played] == ["teacher", "teacher", "before", "before"]
-    assert played[1][1] == "teacher · unseen" and run.history[0]["episodes"] == []
+    assert played[1][1] == "teacher · unseen" and run.log[0]["episodes"] == []
     for n, number in ((1, 0), (4, 2), (5, 0), (6, 2)):
         played.clear()
-        run.history.append(dict(step=n))
+        run.log.append(dict(step=n))
         held_out.assess(run)
         assert [model for model, _ in played] == ["after"] * number
-    run.history[-1]["eval"]["after"].pop("unseen")
+    run.log[-1]["eval"]["after"].pop("unseen")
     played.clear()
     held_out.assess(run)
     assert played == [("after", "student after · unseen")]
