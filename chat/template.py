@@ -71,11 +71,14 @@ def pieces(text, said):
 class Chat:
     """The pieces of a tokenizer's chat template, and a conversation's tokens.
 
-    opening = before + first observation + behind;  next turn = between + observation + behind. `between`
-    begins behind the token with which the template ends a response; the model samples it itself. An expert's
-    response gets what the template writes around one, a `lead` and a `tail` of white space mostly. A template
-    that rewrites history (some strip the reasoning of past turns) is not asked again: the row keeps what was
-    sampled, the exact on-policy prefix.
+    opening = before + first observation + behind;  next turn = between + observation + behind. In ChatML, for
+    one, before is "<|im_start|>user\\n", behind "<|im_end|>\\n<|im_start|>assistant\\n", a response ends with
+    "<|im_end|>", and between is "\\n<|im_start|>user\\n".
+
+    `between` begins behind the token with which the template ends a response; the model samples it itself. An
+    expert's response gets what the template writes around one, a `lead` and a `tail` of white space mostly. A
+    template that rewrites history (some strip the reasoning of past turns) is not asked again: the row keeps
+    what was sampled, the exact on-policy prefix.
     """
 
     def __init__(self, tokenizer, stop=(), vocabulary=None, prompt=""):
