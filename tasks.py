@@ -101,9 +101,9 @@ def named_splits(name, text):
         split = check_split(name, split if given else label)
         if not given and split not in game.splits:
             label = Path(split).stem
-        if not label or label in found:
+        if not label or label in (*found, "training"):  # so the tasks trained on are called
             raise UserError(
-                f"'{text}' has two splits called '{label}', or one without a name: write NAME=FILE.")
+                f"'{text}' has a split without a name of its own, '{label}': write NAME=FILE.")
         found[label] = split
     return found
 

@@ -78,7 +78,8 @@ def test_named_splits(ids_file):
 @pytest.mark.parametrize("text, words", [
     ("valid_seen,", "no split ''"), ("hard=", "no split ''"),
     ("dev", "no split 'dev', nor is there such a file"),
-    ("valid_seen,valid_seen", "two splits called 'valid_seen'"), ("=train", "one without a name"),
+    ("valid_seen,valid_seen", "without a name of its own, 'valid_seen'"), ("=train", "of its own, ''"),
+    ("training=valid_seen", "of its own, 'training'"),
     ("hard=/nowhere", "no split '/nowhere'")])
 def test_what_is_no_split_is_said(text, words):
     """A traceback after minutes of loading, or an evaluation that is left out."""
