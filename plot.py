@@ -109,10 +109,10 @@ def held_out(records, split=None):
 
 
 def tokens_until(records):
-    """{step: tokens trained up to it}"""
+    """{step: tokens trained up to it}; older logs do not tell those without a weight in the loss apart."""
     points, trained = {}, 0
     for record in records:
-        trained += record.get("tokens", 0)
+        trained += record.get("weighed", record.get("tokens", 0))
         points[record["step"]] = trained
     return points
 

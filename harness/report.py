@@ -212,6 +212,7 @@ def episode_record(n, episode, turn, tokens):
     record = dict(
         step=n, **outcome(episode), trained=int((number > 0).sum()), response_tokens=int(number.sum()),
         row_tokens=sum(len(row.ids) for row in episode.rows),
+        teacher_tokens=sum(len(turn.ids) for turn in episode.turns if turn.who == "teacher"),
         loss=float(sums["loss"].sum()),
         kl=known(sums["kl"].sum()),
         tokens_turn=number.tolist(),
@@ -250,10 +251,11 @@ def step_record(n, k, loss, norm, clip, records, lost, restarts, seconds):
 
     k: the dial; None where it bounds nothing. norm: of the gradient, before it was clipped to `clip`. rounds
     count replayed turns, turns only trained ones. acted: turns of each who; judged: answers that the teacher
-    read before the game did; weighed: tokens with a weight in the loss. mismatch: the mean |log q − log
-    q_sampled| over the tokens that the student sampled; not 0 where learner and player compute differently.
-    crashed, filled, unplayable: what is not among the records, since the world died, the replayed expert left
-    no room in the context, or the task cannot be played. restarts: engines that were replaced.
+    read before the game did; weighed: tokens with a weight in the loss; teacher_tokens: that it drew.
+    mismatch: the mean |log q − log q_sampled| over the tokens that the student sampled; not 0 where learner
+    and player compute differently. crashed, filled, unplayable: what is not among the records, since the
+    world died, the replayed expert left no room in the context, or the task cannot be played. restarts:
+    engines that were replaced.
     """
     summary, games = summarise(records), max(1, len(records))
     tokens, turns = total(records, "response_tokens"), total(records, "trained")
@@ -279,6 +281,7 @@ def step_record(n, k, loss, norm, clip, records, lost, restarts, seconds):
         response_length=tokens / max(1, turns),
         tokens=tokens,
         weighed=sum(weighed),
+        teacher_tokens=total(records, "teacher_tokens"),
         row_tokens=total(records, "row_tokens"),
         seconds=seconds)
 

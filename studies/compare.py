@@ -137,7 +137,7 @@ CHOSEN = ("method", "loss")                         # what a label says
 CURRICULUM = ("method", "schedule", "k_start", "eta", "stages", "rho")  # in what F2B may differ from OPD
 KEPT = (  # of a step's record in a result
     "step", "k", "loss", "kl", "kl_turn", "success", "rounds", "invalid", "repeats", "missing", "tokens",
-    "grad_norm", "eval")
+    "weighed", "judged", "teacher_tokens", "seconds", "grad_norm", "eval")
 
 
 @dataclass
@@ -275,9 +275,7 @@ def digest(folder, label, seed, flags):
     """All that table and figures need of a finished run."""
     args, curve = read_args(folder), []
     for record in read_log(os.path.join(folder, LOG)):
-        kept = {key: record[key] for key in KEPT if key in record}
-        kept["seconds"] = sum(record.get("seconds", {}).values())
-        curve.append(short(kept))
+        curve.append(short({key: record[key] for key in KEPT if key in record}))
     prints = args.pop("fingerprint", {})
     for place in ("out", "resume"):  # of this machine
         args.pop(place, None)
@@ -458,7 +456,7 @@ def last(result):
 
 def tokens(result):
     """Trained in a whole run."""
-    return sum(record.get("tokens", 0) for record in result["curve"])
+    return max(plot.tokens_until(result["curve"]).values())
 
 
 def outcomes(summary):
