@@ -1,12 +1,13 @@
 """Which signal knows that the teacher is lost? What it says of a student's own turns, as a table.
 
-    python studies/signals.py --pairs alfworld:tiny-student:tiny-narrow webshop:tiny-student:tiny-teacher
+    python studies/signals.py --pairs alfworld:tiny-student:tiny-narrow webshop:tiny-student:tiny-teacher \
+        --out signals.png
 
 The student plays training games to their end, and the teacher judges each of its answers: ℓ, the mean log p
 of what was said; H, the teacher's mean entropy; KL, the mean KL(θ‖φ), in nats a token. The first table has
 their means over turns that the game took and that do not repeat, that it refused, that repeat, and by the
 index of the turn. The second has the AUC of −ℓ, H and KL as detectors of a refused turn, and of one from turn
-10 on: 0.5 is blind. Its 95 % interval is a bootstrap over games.
+10 on: 0.5 is blind. Its 95 % interval is a bootstrap over games. The figure has the means turn by turn.
 """
 
 import os
@@ -14,6 +15,7 @@ import sys
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.figure import Figure
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -29,6 +31,7 @@ from tasks import spread, training_tasks
 from training import load_models
 
 SIGNALS = ("ℓ", "H", "KL")  # the first three of a curriculum.Judgement
+ENOUGH = 16     # turns that a point of the figure is a mean of, at least
 SPANS = {"turn 0": (0, 1), "1–4": (1, 5), "5–9": (5, 10), "10–19": (10, 20), "20–": (20, 10**6)}
 
 
@@ -38,6 +41,7 @@ class Args:
     pairs: list = knob(None, "ENV:STUDENT:TEACHER, as tcod.py names them")
     games: int = knob(64, "training games of each pair", least=1)
     seed: int = knob(0, "of the draws", least=0)
+    out: str = knob("signals.png", "the figure", path=True)
 
 
 class Judged(Method):
@@ -82,11 +86,33 @@ def auc_cell(values, positive, game):
     return f"{auc(values, positive):.2f} [{low:.2f}, {high:.2f}]"
 
 
+def signals(found):
+    """{signal: its value in each turn}"""
+    return dict(zip(SIGNALS, np.array([turn.judgement[:3] for *_, turn in found]).T))
+
+
+def figure(pairs):
+    """The mean of each signal by the turn's index, a line a pair. pairs: {pair: what was played}."""
+    drawn = Figure(figsize=(11.5, 3.6), dpi=125, layout="constrained")
+    panels = dict(zip(SIGNALS, drawn.subplots(1, len(SIGNALS))))
+    for pair, found in pairs.items():
+        number = np.array([t for _, t, _ in found])
+        turns = [t for t in range(number.max() + 1) if (number == t).sum() >= ENOUGH]
+        for name, values in signals(found).items():
+            panels[name].plot(turns, [values[number == t].mean() for t in turns], label=pair)
+    for name, axis in panels.items():
+        axis.set(title=f"{name}, nats a token", xlabel="turn")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.2)
+    drawn.legend(handles=panels["H"].get_lines(), loc="outside lower center", ncols=3, frameon=False)
+    return drawn
+
+
 def rows(pair, found):
     """The lines of a pair in both tables, {column: cell}."""
     game, number = np.array([[g, t] for g, t, _ in found]).T
     invalid, repeats = np.array([[turn.invalid, turn.repeats] for *_, turn in found]).T
-    values = dict(zip(SIGNALS, np.array([turn.judgement[:3] for *_, turn in found]).T))
+    values = signals(found)
     spans = {span: (number >= first) & (number < end) for span, (first, end) in SPANS.items()}
     some = {"valid": ~invalid & ~repeats, "refused": invalid, "repeats": repeats, **spans}
     means, found_by = {"turns": f"{len(found):,}"}, {}
@@ -103,8 +129,10 @@ def main(args):
     check_knobs(args)
     if any(pair.count(":") != 2 for pair in args.pairs or [""]):
         raise UserError("name --pairs as in alfworld:tiny-student:tiny-narrow")
-    for lines in zip(*(rows(pair, played(pair, args)) for pair in args.pairs)):
+    pairs = {pair: played(pair, args) for pair in args.pairs}
+    for lines in zip(*(rows(*pair) for pair in pairs.items())):
         print(markdown(max(map(list, lines), key=len), lines))
+    figure(pairs).savefig(args.out)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,17 @@ import ast
 import inspect
 import json
 import math
+import os
 import re
+import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, free_port, launch
 
 import curriculum
 import envs
@@ -437,6 +440,58 @@ def test_a_restart_replays_what_was_played(data, few, tmp_path):
             replayed += begun
         assert e["trained"] == e["rounds"] - begun and e["weight_turn"][:begun] == [0.0] * begun
     assert replayed > 8 and log[2]["acted"]["expert"] > 0
+
+
+def ranks_of(world, args, folder):
+    """The run by so many processes."""
+    if world == 1:
+        return [launch(args, folder / "said-0")]
+    place = dict(WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    return [launch(args, folder / f"said-{rank}", RANK=rank, LOCAL_RANK=rank, **place)
+            for rank in map(str, range(world))]
+
+
+def killed(args, world, folder):
+    """Run it, kill all of its processes once the log has a second step, and go on to the end."""
+    processes, log = ranks_of(world, args, folder), Path(args.out) / "log.jsonl"
+    while len(read_log(log)) < 2 and processes[0].is_alive():
+        time.sleep(0.02)
+    for process in processes:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(60)
+    assert 2 <= len(read_log(log)) < args.steps, "the run ended before it was killed"
+    for rank, process in enumerate(ranks_of(world, args, folder)):
+        process.join(240)
+        assert process.exitcode == 0, (folder / f"said-{rank}").read_text()
+    return history(read_log(log), read_log(log.with_name("episodes.jsonl")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_a_kill_and_two_ranks(name, data, tmp_path):
+    """A constant, a bound or a prefix of an expert that a killed run does not have when it goes on; two ranks
+    that set other ones, or play other episodes, than one."""
+    known = dict(
+        method=name, steps=5, episodes=16, max_turns=10, eval_every=0, eval_games=2, save_every=1,
+        lr=1e-6)  # AdamW divides by small numbers: with more the sums' order soon changes what is played
+    runs = {}
+    for out in ("whole", "one", "two"):
+        args = tcod.Args(**known, data=data, out=str(tmp_path / out))
+        (tmp_path / f"{out}-said").mkdir()
+        if out == "whole":
+            tcod.main(args)
+            runs[out] = history(*(read_log(tmp_path / out / f"{file}.jsonl") for file in ("log", "episodes")))
+        else:
+            runs[out] = killed(args, 1 + (out == "two"), tmp_path / f"{out}-said")
+    for record in sum(runs.values(), []):
+        del record["seconds"]
+    assert runs["one"] == runs["whole"]
+    for ours, theirs in zip(runs["two"], runs["whole"], strict=True):
+        assert ours["k"] == pytest.approx(theirs["k"], rel=1e-3)
+        played = [{e["index"]: (e["who"], e["actions"]) for e in r["episodes"]} for r in (ours, theirs)]
+        assert played[0] == played[1]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+        assert (ours["tokens"], ours["weighed"]) == (theirs["tokens"], theirs["weighed"])
 
 
 def test_without_a_bound_it_is_on_policy_distillation(data, few, tmp_path, monkeypatch):
