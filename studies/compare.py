@@ -17,9 +17,12 @@ experts of b2f and sft, and the tasks that it never wins are the hard split, whi
 The table: success with its 95 % interval over games and the lowest and highest seed, and mean rounds, on
 every held-out split; invalid actions on the first; the KL of a trajectory in the first and the last tenth of
 the steps; trained tokens; the mean success over the run, speed and end in one figure; what its last quarter
-brought, which says whether the curve is flat; the differences to the base, paired by seed and by game. A note
-below says in what else the lines differ. Within a line all is the same but the seed, between lines the models
-and the evaluation are: other results are refused. docs/results.md says what the intervals are.
+brought, which says whether the curve is flat; the differences to the base, paired by seed and by game. A
+second table says what each took: tokens trained; tokens that the teacher was asked for, those that it scored
+(proposals that were dropped are not counted) and those that it drew; answers that it read before the game
+did; seconds; and the differences over equal tokens of both kinds. A note says in what else the lines differ.
+Within a line all is the same but the seed, between lines the models and the evaluation are: other results are
+refused. docs/results.md says what the intervals are.
 
 Two studies set F2B beside OPD, a row for each comparison, and in the figure over what the teacher wins after
 six turns of the student (its support): `gains` of all that is kept (`--study gains --out results`), and
@@ -459,6 +462,12 @@ def tokens(result):
     return max(plot.tokens_until(result["curve"]).values())
 
 
+def asked_of_teacher(result):
+    """Tokens that a whole run asked the teacher for; None of an older result, which does not tell."""
+    told = "teacher_tokens" in result["curve"][-1]
+    return max(asked_until(result["curve"]).values()) if told else None
+
+
 def outcomes(summary):
     """(games,) of an evaluation: 1 where a game was won, 0 where it was lost, nan where it could not be
     played; (1,), its success, of older results, which do not keep it by game."""
@@ -474,14 +483,24 @@ def level(each):
     return np.array(each, float)
 
 
+def asked_until(records):
+    """{step: tokens that the teacher was asked for up to it}, scored or drawn."""
+    points, asked = {}, 0
+    for record in records:
+        scored = record.get("tokens", 0) if record.get("kl") is not None else 0
+        asked += scored + record.get("teacher_tokens", 0)
+        points[record["step"]] = asked
+    return points
+
+
 def learned(result, split=None):
-    """(steps, tokens trained until then, success (points, games), see `outcomes`) of the student on a
-    held-out split, the first one unless it is named."""
-    until, points = plot.tokens_until(result["curve"]), {}
+    """(steps, success (points, games), see `outcomes`) of the student on a held-out split, the first one
+    unless it is named."""
+    points = {}
     for who in ("before", "after"):
         for step, splits in evaluations(result, who):
             points[step] = outcomes(splits[split or next(iter(splits))])
-    return list(points), [until[step] for step in points], level(list(points.values()))
+    return list(points), level(list(points.values()))
 
 
 def at(place, places, heights):
@@ -497,15 +516,17 @@ def mean_height(places, heights):
 
 def over_run(result, split=None):
     """Mean success over the steps of a run (games,)."""
-    steps, _, heights = learned(result, split)
-    return mean_height(steps, heights)
+    return mean_height(*learned(result, split))
 
 
-def over_tokens(one, other):
-    """Mean success of each of two runs over the tokens that both trained."""
-    curves = [learned(result)[1:] for result in (one, other)]
-    end = min(trained[-1] for trained, _ in curves)
-    places = sorted({place for trained, _ in curves for place in trained if place <= end})
+def over_both(count, one, other):
+    """Mean success of each of two runs over what both reached of a count, as `plot.tokens_until`."""
+    curves = []
+    for result in (one, other):
+        until, (steps, heights) = count(result["curve"]), learned(result)
+        curves.append(([until[step] for step in steps], heights))
+    end = min(reached[-1] for reached, _ in curves)
+    places = sorted({place for reached, _ in curves for place in reached if place <= end})
     return [mean_height(places, at(places, *curve)) for curve in curves]
 
 
@@ -525,13 +546,16 @@ def compared(pairs, number):
 
 
 def differences(ours, theirs):
-    """{"end", "over the run", "over the tokens"}: success of runs less that of others on the first held-out
-    split, (mean, half of its 95 % interval); empty where they share no seed."""
+    """{"end", "over the run", "over the tokens", "over the teacher's tokens"}: success of runs less that of
+    others on the first held-out split, (mean, half of its 95 % interval); empty where they share no seed, and
+    without the last where a run asks no teacher."""
     pairs, number = paired(ours, theirs), next(iter(last(ours[0]).values()))["games"]
     each = {
-        "end": [(learned(one)[2][-1], learned(other)[2][-1]) for one, other in pairs],
+        "end": [(learned(one)[1][-1], learned(other)[1][-1]) for one, other in pairs],
         "over the run": [(over_run(one), over_run(other)) for one, other in pairs],
-        "over the tokens": [over_tokens(one, other) for one, other in pairs]}
+        "over the tokens": [over_both(plot.tokens_until, *pair) for pair in pairs]}
+    if all(map(asked_of_teacher, ours + theirs)):
+        each["over the teacher's tokens"] = [over_both(asked_until, *pair) for pair in pairs]
     return {what: compared(values, number) for what, values in each.items() if values}
 
 
@@ -618,6 +642,31 @@ def trained(lines, label, study, splits):
            for what in ("end", "over the run")}}
 
 
+def spent(lines, label, study):
+    """What a line took, {column: cell}: means over its seeds."""
+    each, base = lines[label], base_of(lines, label, study)
+    gains = differences(each, lines[base]) if base not in (None, label) else {}
+    found = {
+        "teacher's tokens": asked_of_teacher,
+        "of these drawn": lambda result: sum(r["teacher_tokens"] for r in steps_of(result)),
+        "turns judged in play": lambda result: sum(r["judged"] for r in steps_of(result)),
+        "seconds of play": lambda result: sum(r["seconds"]["play"] for r in steps_of(result)),
+        "of training": lambda result: sum(r["seconds"]["train"] for r in steps_of(result))}
+    known = [result for result in each if asked_of_teacher(result) is not None]
+    return {
+        "what it took": heading(label, each[0], study),
+        "tokens trained": f"{np.mean(list(map(tokens, each))):,.0f}",
+        **{name: f"{np.mean(list(map(count, known))):,.0f}" if known else "–"
+           for name, count in found.items()},
+        **{f"to {study.base.upper()}, {what}": interval(*gains[what]) if what in gains else "–"
+           for what in ("over the tokens", "over the teacher's tokens")}}
+
+
+def steps_of(result):
+    """The records of its training steps."""
+    return [record for record in result["curve"] if record["step"]]
+
+
 def zero_shot(result, splits):
     """The lines of those who are not trained: every run has evaluated them."""
     for who, label in (("teacher", "teacher"), ("guest", "teacher, as the student"), ("before", "student")):
@@ -648,7 +697,10 @@ def table(lines, study):
         columns = [name for name in columns if name not in ("invalid", "KL, start → end")]
     else:
         rows = [*zero_shot(first, splits), *rows]
-    return markdown(columns, rows) + note(lines)
+    text, costs = markdown(columns, rows), [spent(lines, label, study) for label in lines]
+    if any(cost["teacher's tokens"] != "–" for cost in costs):
+        text += "\n" + markdown(list(costs[0]), costs)
+    return text + note(lines)
 
 
 # ---- pairs

@@ -22,6 +22,7 @@ sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
 
 from compare import at, compared, found, interval, last, learned, markdown, mean_height, note
 
+import plot
 from harness.cli import check_knobs, command, knob
 from harness.report import over_seeds
 
@@ -50,7 +51,8 @@ def reached(places, heights, level):
 def figures(result, split, args):
     """{column: the run's figure}: success (games,) after each evaluated step, see `compare.learned`, and what
     the options ask for; steps and tokens are numbers."""
-    steps, trained, success = learned(result, split)
+    (steps, success), until = learned(result, split), plot.tokens_until(result["curve"])
+    trained = [until[step] for step in steps]
     columns = {str(step): each for step, each in zip(steps, success)}
     columns["over the run"] = mean_height(steps, success)
     if args.level:
