@@ -6,7 +6,7 @@ Notation: B = row, T = token, t = turn, N = trained token of a micro-batch.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -74,7 +74,7 @@ def share(aggregate, totals, length):
 def trimmed(row):
     """The row up to its last trained token: what follows is never scored. Empty where nothing is trained."""
     end = max((j + 1 for j, t in enumerate(row.turn) if t >= 0), default=0)
-    return Row(row.ids[:end], row.turn[:end], row.logp[:end])
+    return replace(row, ids=row.ids[:end], turn=row.turn[:end], logp=row.logp[:end])
 
 
 def samples_of(episodes, aggregate, totals):

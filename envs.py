@@ -34,6 +34,7 @@ class Task:
     responses: tuple[str, ...] = ()  # what the expert said, per action; () where it gave bare actions
     digest: str = ""                # of the game's content: says which game an id numbers
     fault: str = ""                 # why it cannot be played, where listing it showed that
+    hint: str = ""                  # what the teacher alone reads before the first message
 
 
 class Unplayable(UserError):

@@ -39,6 +39,8 @@ class Row:
     ids: list[int] = field(default_factory=list)
     turn: list[int] = field(default_factory=list)
     logp: list[float] = field(default_factory=list)
+    opening: int = 0    # tokens of the first message, where the teacher reads another
+    hinted: list[int] = field(default_factory=list)     # which: it holds the hint
 
     def say(self, ids):
         """Append what is only read: the game's words, the template's."""
@@ -49,6 +51,13 @@ class Row:
         self.ids += ids
         self.turn += [turn] * len(ids)
         self.logp += logp
+
+    def taught(self):
+        """The row as the teacher reads it."""
+        if not self.hinted:
+            return self
+        turn = [-1] * len(self.hinted) + self.turn[self.opening:]
+        return Row(self.hinted + self.ids[self.opening:], turn)
 
 
 @dataclass
@@ -118,8 +127,13 @@ class Answer(NamedTuple):
 @dataclass
 class Player:
     """A model that acts or judges, and the cache of what it has read of every running episode."""
+    who: str
     model: torch.nn.Module
     cache: RaggedCache
+
+    def reads(self, episode):
+        """The ids of an episode's present row."""
+        return (episode.row.taught() if self.who == "teacher" else episode.row).ids
 
 
 @dataclass(frozen=True)
@@ -145,6 +159,14 @@ def begin(episode, game, chat):
     episode.expert = envs.replay(episode.env, episode.task.expert)
 
 
+def say_first(episode, text):
+    """The first message of a row; the teacher may have a hint in front of it."""
+    row, hint, encode = episode.row, episode.task.hint, episode.chat.encode_observation
+    row.say(encode(text, True))
+    if hint:
+        row.opening, row.hinted = len(row.ids), encode(f"{hint}\n\n{text}", True)
+
+
 def open_row(episode, keep):
     """The row of a turn with history "window:N", N = keep.
 
@@ -155,8 +177,7 @@ def open_row(episode, keep):
     first = len(episode.turns) - len(shown)
     said = [turn.observation for turn in shown] + [episode.observation]
     episode.rows.append(Row())
-    opening = said[0] if first == 0 else f"{episode.opening}\n\n{said[0]}"
-    episode.row.say(chat.encode_observation(opening, True))
+    say_first(episode, said[0] if first == 0 else f"{episode.opening}\n\n{said[0]}")
     for turn, answer in zip(shown, said[1:]):
         episode.row.say(turn.ids)
         episode.row.say(chat.encode_observation(answer, False))
@@ -170,16 +191,17 @@ def open_turn(episode, room, limits):
     """
     if limits.history != "full":
         open_row(episode, keep=int(limits.history.split(":")[1]))
+    elif episode.rows:
+        episode.row.say(episode.chat.encode_observation(episode.observation, False))
     else:
-        first = not episode.rows
-        if first:
-            episode.rows.append(Row())
-        episode.row.say(episode.chat.encode_observation(episode.observation, first))
-    if len(episode.row.ids) + room <= limits.max_context:
+        episode.rows.append(Row())
+        say_first(episode, episode.observation)
+    longest = max(len(episode.row.ids), len(episode.row.taught().ids))
+    if longest + room <= limits.max_context:
         return
     if not episode.turns:
         episode.give_up(
-            f"its first prompt has {len(episode.row.ids)} tokens, and {room} more for a response are beyond "
+            f"its first prompt has {longest} tokens, and {room} more for a response are beyond "
             f"--max-context {limits.max_context}")
         return
     episode.context_cut = episode.done = True
@@ -336,7 +358,7 @@ def respond(player, going, acting, seed, stream, chat, limits):
     player.cache.select(going)
     draws = [generator(seed, episode, *stream).random(limits.max_response) for episode in going]
     u = torch.tensor(np.stack(draws), device=player.model.device)  # (B, max_response)
-    acts, rows = [episode in acting for episode in going], [episode.row.ids for episode in going]
+    acts, rows = [episode in acting for episode in going], [player.reads(episode) for episode in going]
     answers = decode(player.model, player.cache, rows, acts, u, chat, limits)
     return {episode: answer for episode, answer in zip(going, answers) if answer}
 
@@ -350,7 +372,7 @@ def judge(teacher, student, going, said, chat, limits):
     cache, vocabulary = teacher.cache, chat.vocabulary.on(teacher.model.device)
     cache.select(going)
     seen = cache.length
-    new = [e.row.ids[n:] + said[e].ids if e in said else [0] for e, n in zip(going, seen)]
+    new = [teacher.reads(e)[n:] + said[e].ids if e in said else [0] for e, n in zip(going, seen)]
     hidden, _ = read(teacher.model, cache, new)  # (B, T, D')
     cache.length = [n + len(ids) if e in said else n for e, ids, n in zip(going, new, seen)]
     before = {}  # (n, D') of each answer
@@ -385,7 +407,7 @@ def revise(rules, teacher, student, going, said, seed, chat, limits):
     if dropped:
         for player in (student, teacher):
             player.cache.length = [
-                len(episode.row.ids) - 1 if episode in dropped else n
+                len(player.reads(episode)) - 1 if episode in dropped else n
                 for episode, n in zip(going, player.cache.length)]
         instead = respond(teacher, going, dropped, seed, (2,), chat, limits)
         for episode, answer in instead.items():
@@ -417,8 +439,8 @@ def play(actors, chat, games, tasks, rules, limits, *,
         present = {*acting, "teacher"} if rules.judged else {*acting}
         for who in present:
             if who not in players:
-                players[who] = Player(
-                    actors[who], RaggedCache(actors[who], going, limits.max_context))
+                cache = RaggedCache(actors[who], going, limits.max_context)
+                players[who] = Player(who, actors[who], cache)
         if limits.history != "full":  # every turn is a row of its own
             for player in players.values():
                 player.cache.length = [0] * len(player.cache.owners)

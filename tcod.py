@@ -30,7 +30,8 @@ import torch
 import curriculum
 import load
 import methods
-from batch import AGGREGATES, EMPTY, collate, count, micro_batches, samples_of
+from batch import AGGREGATES, EMPTY, before, collate, count, micro_batches, padded, samples_of
+from chat import prompts
 from eval import PlayArgs, check_play, fill
 from harness.cli import UserError, command, knob, preset
 from harness.plan import cards, plan, table, verdict
@@ -52,6 +53,10 @@ class Args(PlayArgs):
         "tiny-student", "checkpoint: a Hugging Face name or folder, or tiny-student", path=True)
     teacher: str = knob(
         "tiny-teacher", "checkpoint with the same vocabulary, or tiny-teacher, tiny-narrow", path=True)
+    hint: str = knob(
+        "", "what the teacher alone reads before the first message: expert, or a file's text, in which "
+        "{expert} stands for the expert's actions; the teacher may be the student's own checkpoint",
+        path=True)
     loss: str = preset(
         "reverse", f"{explained()}. sft takes nll", choices=tuple(LOSSES))
     beta: float = knob(0.5, "loss jsd: the weight of the teacher's side", above=0.0, below=1.0)
@@ -120,6 +125,7 @@ def resolve(args):
 def check(args, world):
     """Mistakes that can be told before models and games are loaded; raises UserError."""
     check_play(args)
+    prompts.hint(args.hint)
     learned = curriculum.Method.loss or methods.METHODS[args.method].loss
     if args.loss in WITHOUT_TEACHER and args.loss != learned:
         raise UserError(
@@ -142,18 +148,18 @@ def check(args, world):
 # ---- the gradient
 
 @torch.no_grad()
-def score(teacher, samples, batch):
+def score(teacher, samples):
     """The teacher's part: its hidden states before the trained tokens of these samples, (N, D'), and its
-    head; in order of (row, position). batch: the samples as tensors.
+    head; in order of (row, position).
 
-    What it has read while the episodes were played is not read again. A fork that shows the teacher another
-    opening than the student (a hint, a solution) does it here: other rows, the same trained tokens. Each
-    sample knows its episode, and the episode its chat (docs/forking.md has one).
+    What it has read while the episodes were played is not read again. With --hint its rows begin otherwise;
+    the trained tokens are the same.
     """
     known = [[sample.episode.turns[t].taught for t in sample.weight] for sample in samples]
     if all(states is not None for row in known for states in row):
         return torch.cat([states for row in known for states in row]), head(teacher)
-    return states_at(teacher, batch.ids, batch.where)
+    rows, device = [sample.row.taught() for sample in samples], teacher.device
+    return states_at(teacher, padded(rows, device), before(rows, device))
 
 
 def backward(student, teacher, episodes, args, ranks):
@@ -178,7 +184,7 @@ def backward(student, teacher, episodes, args, ranks):
         with torch.autocast(
                 student.model.device.type, torch.bfloat16, enabled=args.precision == "bf16",
                 cache_enabled=not student.recompute):
-            judged = score(teacher, group, batch) if needs_teacher else None
+            judged = score(teacher, group) if needs_teacher else None
             with nullcontext() if last or ranks.world == 1 else distiller.no_sync():
                 value, tokens = distiller(batch, judged)
                 (value * ranks.world).backward()  # DDP averages over ranks; Eq. 2 is a sum

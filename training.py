@@ -4,7 +4,7 @@ log, checkpoint and evaluations.
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import curriculum
+import envs
 import load
 import methods
 import rollout
 from batch import EMPTY, collate
+from chat import prompts
 from chat.template import Chat
 from eval import HeldOut, assessed, at_once, check_context, limits_of, make_games, show
 from harness import stops
@@ -106,6 +108,7 @@ class Training:
     held_out: HeldOut
     turns: int              # the horizon T
     method: curriculum.Method
+    hint: str               # the text of --hint
     told: bool = False      # by what the method is calibrated
     # Of the step at work: when it began, engines that had been replaced by then, seconds of its parts.
     began: float = 0.0
@@ -136,8 +139,10 @@ class Training:
         args, ranks = self.args, self.ranks
         self.tell(rules)
         mine = ranks.share(pick(self.tasks, n, args))
-        if self.method.expert:
+        if needs_expert(self.method, self.hint):
             mine = [self.games[0].demonstrate(task) for task in mine]
+        if self.hint:
+            mine = [replace(task, hint=prompts.hinted(self.hint, task.expert)) for task in mine]
         mine = [self.method.start(task, rules.k, self.run.log) for task in mine]
         actors = {"student": self.student.actor, "teacher": self.teacher}
         limits = limits_of(args, args.temperature)
@@ -213,6 +218,11 @@ class Training:
         self.run.close()
 
 
+def needs_expert(method, hint):
+    """Whether a task without an expert's episode is left out."""
+    return method.expert or "{expert}" in hint
+
+
 def load_models(args, ranks):
     """(student, its chat, teacher, its chat), on this process's device; says in what the chats differ."""
     names = [load.resolve(name, args.env) for name in (args.student, args.teacher)]
@@ -238,14 +248,17 @@ def set_up(args, told, ranks):
     """Models, games and the run folder. told: what to say of the defaults."""
     model, chat, teacher, other = load_models(args, ranks)
     student, method = Student(model, chat.vocabulary, args, ranks), methods.METHODS[args.method]()
-    tasks, splits = load_tasks(args, method.expert, chat.prompt, ranks)
+    hint = prompts.hint(args.hint)
+    expert = needs_expert(method, hint)
+    tasks, splits = load_tasks(args, expert, chat.prompt, ranks)
     held = at_once(model, args.eval_games, ranks.world) if args.eval_every else 0
     games = make_games(args, max(args.episodes // ranks.world, held))
     turns = args.max_turns or games[0].horizon
     prints = ranks.broadcast(lambda: {
         "student": load.sample(model), "teacher": load.sample(teacher),
         **load.identity("student", model, chat), **load.identity("teacher", teacher, other),
-        "prompt": chat.prompt.digest, **identity(args, tasks, splits, method.expert)})
+        "prompt": chat.prompt.digest, **identity(args, tasks, splits, expert),
+        **({"hint": envs.digest(hint.encode())} if hint else {})})
     run = Run(args, run_name(args), model, student.optimizer, prints, ranks)
     student.plays()
     ranks.print(f"{args.method} on {args.env}: {len(tasks)} training tasks, {told}, run folder {run.folder}"
@@ -255,7 +268,7 @@ def set_up(args, told, ranks):
     if not chat.unlike(other):
         del players["guest"]
     held_out = HeldOut(args, ranks, players, games, splits, turns)
-    return Training(args, ranks, run, student, teacher, chat, tasks, games, held_out, turns, method)
+    return Training(args, ranks, run, student, teacher, chat, tasks, games, held_out, turns, method, hint)
 
 
 def run_name(args):

@@ -139,6 +139,23 @@ def load(name):
     return prompt
 
 
+def hint(name):
+    """What --hint says: "" for none, the text of chat/hint.txt for "expert", else that of a file. Raises
+    UserError for a file that cannot be read."""
+    if not name:
+        return ""
+    path = Path(__file__).parent / "hint.txt" if name == "expert" else Path(name)
+    try:
+        return path.read_text(encoding="utf-8-sig").strip()
+    except (OSError, ValueError) as error:
+        raise UserError(f"the hint {name!r} cannot be read ({error}): name a text file, or expert") from None
+
+
+def hinted(hint, expert):
+    """The hint of a task. expert: its expert's actions."""
+    return hint.replace("{expert}", "\n".join(expert))
+
+
 def parts(text, name):
     """{heading: its text, without blank lines around it}; raises UserError where one lacks or comes twice."""
     found, heading = {}, None

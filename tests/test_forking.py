@@ -19,7 +19,7 @@ from harness.folder import read_log
 TEXT = (Path(ROOT) / "docs" / "forking.md").read_text(encoding="utf-8")
 SECTIONS = {part.splitlines()[0]: part for part in re.split(r"^## ", TEXT, flags=re.M)[1:]}
 # Those that only add something to the project are applied to one copy, and run by one process.
-TOGETHER = [title for title in SECTIONS if title.split(".")[0] in ("1", "2", "3", "4", "5", "6", "10")]
+TOGETHER = [title for title in SECTIONS if title.split(".")[0] in ("1", "2", "3", "4", "5", "6", "9")]
 COPIES = [TOGETHER, *[[title] for title in SECTIONS if title not in TOGETHER]]
 FLAGS = "--steps 3 --episodes 4 --eval-every 0 --eval-games 4 --max-response 4 --max-turns 3"
 DRIVER = """

@@ -250,7 +250,7 @@ def test_what_was_read_is_not_read_again(world, monkeypatch, history):
     runs, hidden_states = [], lm.hidden_states
     monkeypatch.setattr(lm, "hidden_states", lambda *args: runs.append(1) or hidden_states(*args))
     for group in batches.micro_batches(samples_of(episodes), 2000):
-        known, head = tcod.score(world["teacher"], group, batches.collate(group, "reverse", "cpu"))
+        known, head = tcod.score(world["teacher"], group)
         assert not runs and head is lm.head(world["teacher"])
         rows = [sample.row for sample in group]
         whole = hidden_states(world["teacher"], batches.padded(rows, "cpu")).flatten(0, 1)
@@ -258,5 +258,5 @@ def test_what_was_read_is_not_read_again(world, monkeypatch, history):
     for turn in episodes[0].turns:
         turn.taught = None  # as of an expert's turn that is trained
     everything = samples_of(episodes)
-    again, _ = tcod.score(world["teacher"], everything, batches.collate(everything, "reverse", "cpu"))
+    again, _ = tcod.score(world["teacher"], everything)
     assert len(runs) == 1 and len(again) == batches.count(episodes)[2]
