@@ -83,8 +83,8 @@ def test_a_run_with_a_hint(checkpoints, data, tmp_path, capsys):
         tcod.main(tcod.Args(resume=str(tmp_path / "lesson")))
     lesson.write_text("look " * 2000)
     long = arguments(checkpoints, data, tmp_path / "long", hint=str(lesson), max_context=500, **shared)
-    with pytest.raises(UserError, match="its first prompt has 20.. tokens, and 4 more"):
-        tcod.main(long)
+    tcod.main(long)
+    assert "its first prompt has 2089 tokens, and 4 more for a response" in capsys.readouterr().out
     with pytest.raises(UserError, match="the hint 'nowhere' cannot be read"):
         tcod.main(arguments(checkpoints, data, tmp_path / "none", hint="nowhere", **shared))
 
