@@ -86,7 +86,7 @@ def test_a_run_with_a_hint(checkpoints, data, tmp_path, capsys):
     tcod.main(long)
     assert "its first prompt has 2089 tokens, and 4 more for a response" in capsys.readouterr().out
     with pytest.raises(UserError, match="the hint 'nowhere' cannot be read"):
-        tcod.main(arguments(checkpoints, data, tmp_path / "none", hint="nowhere", **shared))
+        tcod.main(arguments(checkpoints, data, tmp_path / "new", hint="nowhere", **shared))
 
 
 def test_a_hint_is_filled_in_once():
