@@ -17,7 +17,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer)
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
 from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.utils import logging
 
@@ -455,8 +460,8 @@ def vocabulary(tokenizer, *models):
     Heads are padded beyond the tokenizer, each to its own size; tokenizers skip ids, or have tokens that were
     added and never trained. Raises UserError where text can become an id that a model has no row for.
     """
-    size = min([head(model).weight.shape[0] for model in models], default=max(tokenizer.get_vocab().values()) + 1)
     known = set(tokenizer.get_vocab().values())
+    size = min([len(head(model).weight) for model in models], default=max(known) + 1)
     control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     beyond = sorted(i for i in known - control if i >= size)
     if beyond:

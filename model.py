@@ -79,7 +79,8 @@ def hidden_states(model, ids):
 
 
 def states_at(model, ids, where):
-    """The hidden states (N, D) at the positions `where` (N,) of the flattened rows ids (B, T), and the Head."""
+    """The hidden states (N, D) at the positions `where` (N,) of the flattened rows ids (B, T), and the
+    Head."""
     return hidden_states(model, ids).flatten(0, 1)[where], head(model)
 
 
@@ -166,8 +167,8 @@ class RaggedCache(States):
         config = model.config
         kinds, _ = get_layer_types_and_kwargs(config)
         self.stateful = not STATEFUL.isdisjoint(kinds)
-        # How far back some layers see, and whether the model wants a mask for each kind of layer.
-        self.window = config.sliding_window if "sliding_attention" in kinds else None
+        # How far back layers with a window see, and whether the model tells them from others by name.
+        self.window = config.sliding_window if "sliding_attention" in kinds else math.inf
         self.by_kind = getattr(config, "layer_types", None) is not None
         self.eager = config._attn_implementation == "eager"  # which does not know causality by itself
         self.owners, self.length, self.most = list(owners), [0] * len(owners), most
@@ -209,29 +210,28 @@ class RaggedCache(States):
         """Where the next `width` tokens of every row go, from `end` on; returns (position_ids (B, T), what is
         added to the attention's scores (B, 1, T, S), or {kind of layer: that}).
 
-        Where all rows are empty it is None: causal attention, which needs no mask and has faster kernels.
+        Where all rows are empty and no window shows it is None: causal attention, which needs no mask and has
+        faster kernels. Attention that is written out knows no causality but the mask's.
         """
         self.rows = torch.arange(len(self.length), device=self.device)[:, None]  # (B, 1)
         self.positions = self.end[:, None] + torch.arange(width, device=self.device)  # (B, T)
         self.span = max(self.length) + width
         self.make_room()
-        causal, full = not self.eager and not any(self.length), None
-        if causal and width <= (self.window or width):
+        if not (any(self.length) or self.span > self.window or self.eager):
             return self.positions, None
-        if not causal:
-            self.span = min(math.ceil(self.span / ALIGNED) * ALIGNED, self.capacity)
+        self.span = min(math.ceil(self.span / ALIGNED) * ALIGNED, self.capacity)
         own, keys = self.positions[:, :, None], torch.arange(self.span, device=self.device)  # (B, T, 1), (S,)
-        if not causal:
-            full = self.hiding(keys > own)
-        if self.window is None:
+        later = keys > own  # (B, T, S)
+        full = self.added(later)
+        if self.window == math.inf:
             return self.positions, full
-        near = self.hiding((keys > own) | (keys <= own - self.window))
+        near = self.added(later | (keys <= own - self.window))
         return self.positions, dict(full_attention=full, sliding_attention=near) if self.by_kind else near
 
-    def hiding(self, keys):
-        """(B, T, S) of bool, the keys that are not seen -> what is added to the scores (B, 1, T, S)."""
-        mask = torch.zeros(keys.shape, dtype=self.dtype, device=self.device)
-        return mask.masked_fill_(keys, -math.inf)[:, None]
+    def added(self, hidden):
+        """(B, T, S) of bool: the keys that are not seen -> what is added to the scores (B, 1, T, S)."""
+        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
+        return mask.masked_fill_(hidden, -math.inf)[:, None]
 
     def make_room(self):
         """Let the capacity double up to the context, so that a long episode copies each entry about once."""
@@ -320,9 +320,10 @@ def read(model, cache, new):
 
 
 def extend(model, cache, new):
-    """`read`, and of each row the hidden state behind its last new token (B, D); zeros where there is none."""
-    last = [states[-1] if len(states) else states.new_zeros(states.shape[1]) for states in read(model, cache, new)]
-    return torch.stack(last)
+    """`read`, and of each row the hidden state behind its last new token (B, D); zeros without any."""
+    found = read(model, cache, new)
+    nothing = found[0].new_zeros(found[0].shape[1])  # (D,)
+    return torch.stack([states[-1] if len(states) else nothing for states in found])
 
 
 def feed_one(model, cache, token, takes):

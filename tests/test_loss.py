@@ -182,7 +182,8 @@ def test_a_judgement_against_the_definition(temperature, monkeypatch):
         (torch.randn(7, width), Head(torch.randn(rows, width))) for width, rows in ((6, 14), (4, 16)))
     known, chosen = torch.tensor([0, 1, 3, 4, 5, 6, 7, 8, 9, 10]), torch.randint(10, (7,))
     found = losses.judgement(student, teacher, known[chosen].tolist(), Vocabulary(11, [2]), temperature)
-    logits = [exact_logits(states, head.weight[known], temperature or 1.0) for states, head in (student, teacher)]
+    logits = [
+        exact_logits(states, head.weight[known], temperature or 1.0) for states, head in (student, teacher)]
     expected = [*means(logits[1].log_softmax(-1), chosen), reference("reverse", *logits, chosen, 0.5)]
     expected.append((means(logits[0].log_softmax(-1), chosen)[0] - expected[0]).abs())
     assert found.numpy() == pytest.approx(torch.stack(expected).numpy(), rel=1e-5)
