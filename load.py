@@ -305,6 +305,20 @@ def narrow_window(config, width):
             config.sliding_window = window
 
 
+def forgotten(model, ids):
+    """The kinds of states that do not matter to what comes next, where a row is read in two parts: "conv",
+    "recurrent"; of a model that leaves no states to the cache "all"."""
+    def behind(without):
+        cache = RaggedCache(model, [0])
+        extend(model, cache, [ids[:5]])
+        for (kind, *_), state in cache.kept.items():
+            state.mul_(kind != without)
+        return extend(model, cache, [ids[5:]]), {kind for kind, *_ in cache.kept}
+
+    both, kinds = behind(without=None)
+    return [kind for kind in sorted(kinds) if torch.equal(both, behind(kind)[0])] if kinds else ["all"]
+
+
 @torch.no_grad()
 def check_logits(name, model):
     """Raises UserError unless both of our paths, whole rows and the ragged cache, give the model's own
@@ -328,6 +342,7 @@ def check_logits(name, model):
             feed_one(model, cache, ids[[0, 1], [6, 0]], alone)
             cache.length = [7, 9]
             cached = logits(extend(model, cache, [first[7:], second[9:10]]), cache.head)  # (B, V)
+            lost = forgotten(model, first) if cache.stateful else []
             hidden = hidden_states(model.train(), ids).flatten(0, 1)  # (B · T, D)
             learning = logits(hidden, head(model))  # (B · T, V)
     except (AttributeError, IndexError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
@@ -340,11 +355,15 @@ def check_logits(name, model):
         raise UserError(
             f"{name!r} ({kind}) has logits that are not its head's products: ours are {apart:.2g} nats off "
             "its own, so that other distributions would be played and trained")
+    if lost:
+        raise UserError(
+            f"{name!r} ({kind}) cannot be read in parts, turn by turn: its layers do not go on from the states "
+            f"({', '.join(lost)}) that they have left to the cache")
     apart = distance(own[[16, 17 + 9]], cached)
     if not apart <= most:
         raise UserError(
             f"{name!r} ({kind}) says other things over a row in parts than over the whole, {apart:.2g} nats "
-            "off: its layers do not go on from what they have read, or see what the cache's mask hides")
+            "off: its layers do not heed the cache's masks or states")
     noise = distance(whole, learning)
     if not noise <= most:
         raise UserError(
