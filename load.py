@@ -357,8 +357,8 @@ def check_logits(name, model):
             "its own, so that other distributions would be played and trained")
     if lost:
         raise UserError(
-            f"{name!r} ({kind}) cannot be read in parts, turn by turn: its layers do not go on from the states "
-            f"({', '.join(lost)}) that they have left to the cache")
+            f"{name!r} ({kind}) cannot be read in parts, turn by turn: its layers do not go on from the "
+            f"states ({', '.join(lost)}) that they have left to the cache")
     apart = distance(own[[16, 17 + 9]], cached)
     if not apart <= most:
         raise UserError(

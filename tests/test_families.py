@@ -1,5 +1,5 @@
-"""Families beyond full attention: small random models of each, as checkpoints, against themselves over each row
-alone.
+"""Families beyond full attention: small random models of each, as checkpoints, against themselves over each
+row alone.
 
     python -m pytest tests/test_families.py -q -s -m "slow or not slow" | grep "^|"
 
@@ -285,8 +285,8 @@ def some_samples():
 
 @pytest.mark.parametrize("name", EACH_KIND)
 def test_gradients_against_each_row_alone(name, loaded):
-    """A cap whose slope the chunk forgets, padding behind a row that a state carries back into it: the loss of
-    a padded micro-batch, and every parameter's gradient, against autograd on the model's own logits."""
+    """A cap whose slope the chunk forgets, padding behind a row that reaches its gradient: the loss of a
+    padded micro-batch, and every parameter's gradient, against autograd on the model's own logits."""
     student, teacher, samples = loaded(name), loaded(name, seed=1), some_samples()
     vocabulary, temperature = lm.Vocabulary(120, [5, 6]), 0.7
     batch = batches.collate(samples, "reverse", "cpu")

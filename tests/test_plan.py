@@ -64,7 +64,7 @@ def test_playing_is_as_traced(name):
     for rows, fed in ((2, 2048), (18, 512)):
         cache, forward = traced.played(config, torch.bfloat16, rows, fed)
         parts = plan.playing([config], rows, fed, fed, size=2)
-        assert parts["keys and values"] == cache
+        assert parts["keys, values and states"] == cache
         assert parts["a turn's forward"] == pytest.approx(forward, rel=0.1)
 
 
@@ -85,7 +85,7 @@ def allocated(config, tokens, args):
     head = torch.zeros(config.vocab_size, config.hidden_size)
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=not args.recompute):
-            value, _ = student(batch, (hidden, head))
+            value, _ = student(batch, (hidden, lm.Head(head)))
         value.backward()
     changes = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
     now = peak = 0
@@ -137,7 +137,7 @@ def test_a_plan_by_hand():
     assert rounded["teacher, bf16"] == 15.2 and rounded["AdamW's moments, fp32"] == 3.1  # 2 · 7.616, 8 · .386
     assert alone["updating"]["AdamW's moments, fp32"] == 8 * 3_085_938_688
     assert not {"gradients, fp32", "playing copy"} <= set(found["playing"])
-    caches = found["evaluating"]["keys and values"], alone["evaluating"]["keys and values"]
+    caches = found["evaluating"]["keys, values and states"], alone["evaluating"]["keys, values and states"]
     assert caches == (18 * 16384 * 57344, 32 * 16384 * 57344)  # 140 games over 8 GPUs; at most 32 at once
     assert plan.at_once(args, 1, student=10**6) == 140
     assert "evaluating" not in plan.plan(settings(eval_every=0), *configs, gpus=8)
