@@ -53,7 +53,7 @@ def widths(config):
     head = known(config, "qk_head_dim", "head_dim", default=width // heads)
     inner = known(config, "intermediate_size", default=4 * width)
     experts = known(config, "num_experts_per_tok", default=0)
-    if experts:
+    if experts and known(config, "num_experts", "num_local_experts", "n_routed_experts"):
         own = known(config, "moe_intermediate_size", default=inner)
         inner = max(inner, experts * max(4 * width, width + 4 * own) // 3)
     return width, inner, heads * head, known(config, "num_key_value_heads", default=heads) * head
@@ -183,7 +183,7 @@ def learning(args, student, teacher, found, tokens, size):
     peak = max(
         losing(args, student, teacher, tokens, size), again * layer + last + tied * table,
         (1 + 2 * tied) * table - kept, forward(teacher, tokens, size) - kept)
-    kept += tokens**2 * masked(student, tokens)
+    kept += 3 * tokens**2 * masked(student, tokens)  # of bool, and in bf16 in a layer
     return {"kept of all layers": kept, "the loss, or a layer's backward": peak}
 
 

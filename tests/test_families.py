@@ -336,6 +336,17 @@ def test_a_dropped_answer_leaves_no_trace_in_a_state(history, data, loaded):
     assert instead > 5
 
 
+def test_pieces_of_many_rows():
+    """As many forwards as there are lengths; tokens that are lost, doubled or out of order."""
+    rng = random.Random(0)
+    rows = [some_ids(rng, rng.randrange(300, 900)) for _ in range(64)]
+    fed = list(lm.pieces(rows, stateful=True))
+    assert len(fed) == 10 and len(list(lm.pieces(rows, stateful=False))) == 1
+    assert [sum(parts, []) for parts in zip(*fed)] == rows
+    for parts in fed:
+        assert len({len(part) for part in parts if part}) == 1
+
+
 def test_a_row_with_states_begins_anew(loaded):
     """Rows that are set back with states of what lay behind, or others that lose theirs."""
     model, rows = loaded("lfm2"), [[5, 9, 11, 7, 30], [8, 6, 4, 3]]

@@ -91,9 +91,10 @@ def batch_of(token, names, weight=None, sampled_logp=None):
         sampled_logp=torch.zeros(n) if sampled_logp is None else sampled_logp)
 
 
-def exact_logits(states, head, temperature):
+def exact_logits(states, head, temperature, cap=None):
     """float64 logits; states (n, D), head (V, D)."""
-    return states.double() @ head.double().T / temperature
+    logits = states.double() @ head.double().T
+    return (logits if cap is None else cap * (logits / cap).tanh()) / temperature
 
 
 def means(logp, token):
@@ -103,28 +104,29 @@ def means(logp, token):
 
 
 @pytest.mark.parametrize("names", [*([name] for name in LOSSES), ["reverse", "forward", "nll"]])
-@pytest.mark.parametrize("chunk, holes", [(3, []), (1000, []), (3, [2, 7])])
-def test_chunks_against_the_whole(names, chunk, holes, monkeypatch):
+@pytest.mark.parametrize("chunk, holes, cap", [
+    (3, [], None), (1000, [], None), (3, [2, 7], None), (3, [2, 7], 1.5)])
+def test_chunks_against_the_whole(names, chunk, holes, cap, monkeypatch):
     """A chunk whose gradient overwrites another's, a temperature that the gradient forgets, padding of the
     head that is trained, ids that no token has, a chunk that holds tokens of two losses, an upstream gradient
-    that is dropped; log p and entropy of the student in place of the teacher's, or of another token."""
+    that is dropped; a cap that only one of value and gradient knows; log p and entropy of the student in place of the teacher's, or of another token."""
     monkeypatch.setattr(losses, "CHUNK", chunk)
     torch.manual_seed(1)
     n, d, v = 20, 6, 11
     hidden, head = torch.randn(n, d), torch.randn(v + 3, d)
-    teacher = torch.randn(n, 4), Head(torch.randn(v + 5, 4))
+    teacher = torch.randn(n, 4), Head(torch.randn(v + 5, 4), cap and 2 * cap)
     known = torch.tensor([i for i in range(v) if i not in holes])
     chosen, weight, sampled = torch.randint(len(known), (n,)), torch.rand(n), -torch.rand(n)
     each = [names[i % len(names)] for i in range(n)]
     x, y = hidden.clone().requires_grad_(), head.clone().requires_grad_()
     total, logged = chunked(
-        (x, Head(y)), teacher, batch_of(known[chosen], each, weight, sampled), beta=0.3, temperature=0.7,
+        (x, Head(y, cap)), teacher, batch_of(known[chosen], each, weight, sampled), beta=0.3, temperature=0.7,
         vocabulary=Vocabulary(v, holes))
     (3 * total).backward()
 
     a, b = hidden.double().requires_grad_(), head.double().requires_grad_()
-    student_logits = exact_logits(a, b[known], 0.7)
-    teacher_logits = exact_logits(teacher[0], teacher[1].weight[known], 0.7)
+    student_logits = exact_logits(a, b[known], 0.7, cap)
+    teacher_logits = exact_logits(teacher[0], teacher[1].weight[known], 0.7, cap and 2 * cap)
     values = torch.stack([
         reference(name, student_logits[i:i + 1], teacher_logits[i:i + 1], chosen[i:i + 1], 0.3)[0]
         for i, name in enumerate(each)])

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 import traced
-from traced import MODELS
+from traced import HYBRIDS, MODELS
 from transformers import AutoConfig
 
 import loss as losses
@@ -55,6 +55,41 @@ def test_learning_is_as_traced(student, teacher, tokens, knobs):
     print(f"{plan.total(parts) / 1e9:.2f} GB by plan, {peak / 1e9:.2f} traced")
     assert plan.total(parts) == pytest.approx(peak, rel=0.1)
     assert parts["kept of all layers"] == 8 * tokens * student.hidden_size * 4 < kept
+
+
+@pytest.mark.parametrize("name, layers, tokens", [
+    ("Qwen3.5-4B", 4, 1024), ("Gemma-3-4B", 6, 4096), ("Granite-4-H-1B", 6, 16384)])
+def test_hybrids_are_as_traced(name, layers, tokens):
+    """Keys in layers that have none, states that grow with a row; what a recurrence holds in one layer, and a
+    window's masks."""
+    config = traced.cut(HYBRIDS[name], layers)
+    args = settings(config)
+    _, peak = traced.learned(config, config, tokens, args)
+    parts = plan.learning(args, config, config, plan.weights(config), tokens, size=2)
+    cache, forward = traced.played(config, torch.bfloat16, rows=4, fed=2048)
+    playing = plan.playing([config], 4, 2048, 2048, size=2)
+    shown = [f"{size / 1e9:.2f}" for size in (plan.total(parts), peak, playing["a turn's forward"], forward)]
+    print("{}: learning {} GB by plan, {} traced; a turn {}, {}".format(name, *shown))
+    assert plan.total(parts) == pytest.approx(peak, rel=0.1)
+    assert playing["keys, values and states"] == cache
+    assert playing["a turn's forward"] == pytest.approx(forward, rel=0.1)
+
+
+def test_keys_and_states_by_hand():
+    """Keys that are shared counted for every layer, or all as wide as the first; the whole of a composite
+    configuration, whose language model says otherwise whether its head is tied."""
+    config = AutoConfig.for_model(
+        "gemma4_text", hidden_size=64, num_hidden_layers=6, head_dim=16, global_head_dim=32,
+        num_attention_heads=4, num_key_value_heads=2, num_kv_shared_layers=2,
+        layer_types=2 * ["sliding_attention", "sliding_attention", "full_attention"])
+    assert plan.cache(config, 10, size=2) == 10 * 2 * 2 * 2 * (16 + 16 + 32 + 16)
+    assert plan.states(HYBRIDS["Gemma-3-4B"], 3, size=2) == 0
+    per_row = 24 * (4 * 32 * 128 * 128 + 2 * 4 * (2 * 16 * 128 + 32 * 128))
+    assert plan.states(HYBRIDS["Qwen3.5-4B"], 3, size=2) == 3 * per_row
+    whole = AutoConfig.for_model("mistral3", text_config=dict(model_type="mistral", **{**SMALL, "tie_word_embeddings": False}))
+    assert whole.tie_word_embeddings and plan.language(whole).tie_word_embeddings
+    found = plan.weights(plan.language(whole))
+    assert not any("vision" in name or "lm_head" in name for name in found)
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5-7B", "Qwen3-30B-A3B"])
