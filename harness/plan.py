@@ -75,7 +75,8 @@ def layers(config):
 def masked(config, tokens):
     """Whether a layer's attention has a window that rows of so many tokens show: then there are masks, also
     of rows that begin."""
-    return any(kind == "sliding_attention" and tokens > layer.sliding_window for kind, layer in layers(config))
+    windows = [layer.sliding_window for kind, layer in layers(config) if kind == "sliding_attention"]
+    return tokens > min(windows, default=math.inf)
 
 
 def recurrence(config):
@@ -90,7 +91,8 @@ def recurrence(config):
 def convolved(config):
     """Numbers of a token that such a layer's convolution sees."""
     heads, key, value, _ = recurrence(config)
-    return max(1, heads) * value + 2 * key * known(config, "linear_num_key_heads", "mamba_n_groups", default=0)
+    groups = known(config, "linear_num_key_heads", "mamba_n_groups", default=0)
+    return max(1, heads) * value + 2 * groups * key
 
 
 def at_once(args, gpus, student):

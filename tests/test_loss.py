@@ -109,7 +109,8 @@ def means(logp, token):
 def test_chunks_against_the_whole(names, chunk, holes, cap, monkeypatch):
     """A chunk whose gradient overwrites another's, a temperature that the gradient forgets, padding of the
     head that is trained, ids that no token has, a chunk that holds tokens of two losses, an upstream gradient
-    that is dropped; a cap that only one of value and gradient knows; log p and entropy of the student in place of the teacher's, or of another token."""
+    that is dropped; a cap that value or gradient forgets; log p and entropy of the student in place of the
+    teacher's, or of another token."""
     monkeypatch.setattr(losses, "CHUNK", chunk)
     torch.manual_seed(1)
     n, d, v = 20, 6, 11

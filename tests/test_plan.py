@@ -86,7 +86,8 @@ def test_keys_and_states_by_hand():
     assert plan.states(HYBRIDS["Gemma-3-4B"], 3, size=2) == 0
     per_row = 24 * (4 * 32 * 128 * 128 + 2 * 4 * (2 * 16 * 128 + 32 * 128))
     assert plan.states(HYBRIDS["Qwen3.5-4B"], 3, size=2) == 3 * per_row
-    whole = AutoConfig.for_model("mistral3", text_config=dict(model_type="mistral", **{**SMALL, "tie_word_embeddings": False}))
+    part = {**SMALL, "model_type": "mistral", "tie_word_embeddings": False}
+    whole = AutoConfig.for_model("mistral3", text_config=part)
     assert whole.tie_word_embeddings and plan.language(whole).tie_word_embeddings
     found = plan.weights(plan.language(whole))
     assert not any("vision" in name or "lm_head" in name for name in found)
