@@ -1,9 +1,9 @@
 """Families beyond full attention: small random models of each, as checkpoints, against themselves over each
 row alone.
 
-    python -m pytest tests/test_families.py -q -s -m "slow or not slow" | grep "^|"
+    python -m pytest tests/test_families.py -q -s -m "slow or not slow" | grep -o "| [a-z][^%]* |$"
 
-prints the tables of docs/real-models.md; without the flags one family of each kind is tried.
+prints the figures of docs/real-models.md; without -m one family of each kind is tried.
 """
 
 import dataclasses
