@@ -1,7 +1,7 @@
 """Checkpoints and vocabularies: loading, every reason to refuse one, saving.
 
 What is refused would be silently wrong: weights that are missing, layers that the ragged cache does not hold,
-logits that are not the head's products, another vocabulary than the student's.
+logits that are not what the head makes, another vocabulary than the student's.
 """
 
 import hashlib
@@ -10,19 +10,27 @@ import math
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
+from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.utils import logging
 
 import envs
 from harness.cli import UserError
 from harness.folder import write_json
 from harness.plan import SMALL
-from model import RaggedCache, Vocabulary, extend, feed_one, head, hidden_states, logits
+from model import STATEFUL, RaggedCache, Vocabulary, extend, feed_one, head, hidden_states, logits
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -31,6 +39,8 @@ ROOT = os.path.dirname(os.path.abspath(__file__))
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # nats, see `distance`
 PRECISIONS = ("auto", "fp32", "bf16")
 BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # what torch calls a processor's instructions for it
+KINDS = {"full_attention", "sliding_attention", *STATEFUL, "dummy"}  # of layers; a dummy one keeps nothing
+UNBOUNDED = (0.0, math.inf)  # a state-space layer's time step
 BY_LENGTH = ("dynamic", "longrope")  # rotary frequencies that change with the length of the batch
 # Shipped in assets/WORLD/, made by tiny/make.py.
 TINY = {
@@ -170,9 +180,8 @@ def load_model(name, device="cpu", dtype=torch.float32):
         raise UserError(f"{name!r} holds an adapter, not a model: merge it into its base model and save that")
     check_one_set(name)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, attn_implementation="sdpa", output_loading_info=True,
-            ignore_mismatched_sizes=True)  # they are told by name below
+        model, found = from_pretrained(name, dtype)
+        model = text_part(model)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise cannot_load(name, error) from error
     check_weights(name, found)
@@ -183,6 +192,36 @@ def load_model(name, device="cpu", dtype=torch.float32):
     model = model.to(device).eval()
     check_logits(name, model)
     return model
+
+
+def from_pretrained(name, dtype):
+    """(model, loading info). Attention is torch's; written out ("eager") in the architectures that cap its
+    scores or have sinks, where transformers does not let torch's have them."""
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(AutoConfig.from_pretrained(name)), None)
+    auto = AutoModelForCausalLM if kind else AutoModelForImageTextToText
+    eager = kind and kind._supports_attention_backend and not kind._supports_sdpa
+    return auto.from_pretrained(
+        name, dtype=dtype, attn_implementation="eager" if eager else "sdpa", output_loading_info=True,
+        ignore_mismatched_sizes=True)  # they are told by name
+
+
+def text_part(model):
+    """The language model inside of one that also sees or hears, with its head; any other one as it is.
+
+    Nothing else of it would be run, nor get a gradient.
+    """
+    inner = getattr(model.base_model, "language_model", None)
+    if inner is None:
+        return model
+    config, out = inner.config, model.get_output_embeddings()
+    # The whole's configuration said whether they are one, the text's own may say otherwise.
+    config.tie_word_embeddings = out.weight is inner.get_input_embeddings().weight
+    with torch.device("meta"):
+        text = AutoModelForCausalLM.from_config(config, attn_implementation=config._attn_implementation)
+    setattr(text, text.base_model_prefix, inner)
+    text.set_output_embeddings(out)
+    text.generation_config = model.generation_config
+    return text
 
 
 def check_one_set(name):
@@ -253,39 +292,80 @@ def distance(own, ours):
     return torch.where(logp == -torch.inf, 0.0, apart).sum(-1).mean().item()
 
 
+@contextmanager
+def narrow_window(config, width):
+    """A window that short rows show."""
+    window = getattr(config, "sliding_window", None)
+    if window is not None:
+        config.sliding_window = width
+    try:
+        yield
+    finally:
+        if window is not None:
+            config.sliding_window = window
+
+
+def forgotten(model, ids):
+    """The kinds of states that do not matter to what comes next, where a row is read in two parts: "conv",
+    "recurrent"; of a model that leaves no states to the cache "all"."""
+    def behind(without):
+        cache = RaggedCache(model, [0])
+        extend(model, cache, [ids[:5]])
+        for (kind, *_), state in cache.kept.items():
+            state.mul_(kind != without)
+        return extend(model, cache, [ids[5:]]), {kind for kind, *_ in cache.kept}
+
+    both, kinds = behind(without=None)
+    return [kind for kind in sorted(kinds) if torch.equal(both, behind(kind)[0])] if kinds else ["all"]
+
+
 @torch.no_grad()
 def check_logits(name, model):
     """Raises UserError unless both of our paths, whole rows and the ragged cache, give the model's own
     logits, and training mode the same.
 
     What stands behind the head (a scale, a cap) or inside a layer shows here, on two rows of different
-    lengths, fed to the cache in three parts.
+    lengths, fed to the cache in four parts, in one of which the second stands still. A window is narrower.
     """
     kind = model.config.model_type
     ids = torch.arange(34, device=model.device).view(2, 17)  # (B, T)
     ids %= model.config.get_text_config().vocab_size
     try:
-        own = model(input_ids=ids).logits.flatten(0, 1)  # (B · T, V)
-        whole = logits(hidden_states(model, ids).flatten(0, 1), head(model))  # (B · T, V)
-        first, second = ids.tolist()
-        cache = RaggedCache(model, [first, second])
-        extend(model, cache, [first[:5], second[:8]])
-        feed_one(model, cache, ids[[0, 1], [5, 8]])
-        cached = logits(extend(model, cache, [first[6:], second[9:10]]), cache.head)  # (B, V)
-        hidden = hidden_states(model.train(), ids).flatten(0, 1)  # (B · T, D)
-        learning = logits(hidden, head(model))  # (B · T, V)
+        with narrow_window(model.config, 6):
+            own = model(input_ids=ids).logits.flatten(0, 1)  # (B · T, V)
+            whole = logits(hidden_states(model, ids).flatten(0, 1), head(model))  # (B · T, V)
+            first, second = ids.tolist()
+            cache = RaggedCache(model, [first, second])
+            both, alone = torch.tensor([[True, True], [True, False]], device=model.device)
+            extend(model, cache, [first[:5], second[:8]])
+            feed_one(model, cache, ids[[0, 1], [5, 8]], both)
+            feed_one(model, cache, ids[[0, 1], [6, 0]], alone)
+            cache.length = [7, 9]
+            cached = logits(extend(model, cache, [first[7:], second[9:10]]), cache.head)  # (B, V)
+            lost = forgotten(model, first) if cache.stateful else []
+            hidden = hidden_states(model.train(), ids).flatten(0, 1)  # (B · T, D)
+            learning = logits(hidden, head(model))  # (B · T, V)
     except (AttributeError, IndexError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{name!r} ({kind}) does not play over the ragged cache ({reason})") from error
     model.eval()
-    ends = own[[16, 17 + 9]]  # (B, V)
-    apart = max(distance(own, whole), distance(ends, cached))
-    if not apart <= TOLERANCE[model.dtype]:
+    most = TOLERANCE[model.dtype]
+    apart = distance(own, whole)
+    if not apart <= most:
         raise UserError(
             f"{name!r} ({kind}) has logits that are not its head's products: ours are {apart:.2g} nats off "
             "its own, so that other distributions would be played and trained")
+    if lost:
+        raise UserError(
+            f"{name!r} ({kind}) cannot be read in parts, turn by turn: its layers do not go on from the "
+            f"states ({', '.join(lost)}) that they have left to the cache")
+    apart = distance(own[[16, 17 + 9]], cached)
+    if not apart <= most:
+        raise UserError(
+            f"{name!r} ({kind}) says other things over a row in parts than over the whole, {apart:.2g} nats "
+            "off: its layers do not heed the cache's masks or states")
     noise = distance(whole, learning)
-    if not noise <= TOLERANCE[model.dtype]:
+    if not noise <= most:
         raise UserError(
             f"{name!r} ({kind}) is noisy in training mode, by {noise:.2g} nats, in a way that this version "
             "does not know how to turn off: set its dropout or jitter to 0 in its config.json")
@@ -295,17 +375,17 @@ def check_supported(name, model, dtype):
     """Raises UserError for what the cache or the head would silently get wrong and a forward of a few tokens
     does not show."""
     config = model.config
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is None:
-        windowed = getattr(config, "sliding_window", None)
-    else:
-        windowed = set(layer_types) - {"full_attention"}
-    if windowed or not hasattr(config, "num_hidden_layers"):
-        raise UserError(
-            f"{name!r} has layers other than full attention, which the ragged cache does not support")
-    if getattr(config, "final_logit_softcapping", None):
-        raise UserError(f"{name!r} caps its logits behind the head, which the loss does not support")
+    kinds, _ = get_layer_types_and_kwargs(config)
+    other = sorted(set(kinds) - KINDS)
+    if other:
+        raise UserError(f"{name!r} has layers that the ragged cache does not hold: {', '.join(other)}")
     for module in model.modules():
+        limit = tuple(getattr(module, "time_step_limit", None) or UNBOUNDED)
+        if limit != UNBOUNDED:
+            raise UserError(
+                f"{name!r} bounds the time step of its layers to {limit} over whole rows, and not token by "
+                "token (an error of this version of transformers): it would play on other logits than it "
+                "learns from")
         if any(kind in str(getattr(module, "rope_type", "")) for kind in BY_LENGTH):
             raise UserError(
                 f"{name!r} has rotary frequencies that depend on the longest row of a batch (rope_type "
@@ -316,7 +396,7 @@ def check_supported(name, model, dtype):
     attention = config._attn_implementation
     # Some architectures keep a few weights of a bf16 model in fp32, which does no harm.
     other = {p.dtype for p in model.parameters()} - {dtype, torch.float32}
-    if attention != "sdpa" or other:
+    if attention != ("sdpa" if model._supports_sdpa else "eager") or other:
         raise UserError(
             f"{name!r} does not load as it is asked to: its attention is {attention} instead of sdpa, or "
             f"some of its weights are {', '.join(map(str, other))} instead of {dtype}")
@@ -399,8 +479,8 @@ def vocabulary(tokenizer, *models):
     Heads are padded beyond the tokenizer, each to its own size; tokenizers skip ids, or have tokens that were
     added and never trained. Raises UserError where text can become an id that a model has no row for.
     """
-    size = min([head(model).shape[0] for model in models], default=max(tokenizer.get_vocab().values()) + 1)
     known = set(tokenizer.get_vocab().values())
+    size = min([len(head(model).weight) for model in models], default=max(known) + 1)
     control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     beyond = sorted(i for i in known - control if i >= size)
     if beyond:

@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from model import states_at
+from model import Head, states_at
 
 # A logit of −inf (an id that is excluded) becomes this: what both exclude then adds 0 · 0 to a divergence and
 # not 0 · (inf − inf).
@@ -86,7 +86,7 @@ def at_temperature(logits, temperature):
 
 
 def distributions(states, head, vocabulary, temperature):
-    """Log-probabilities (n, V) over the ids of `vocabulary` behind hidden states (n, D); head (V', D)."""
+    """Log-probabilities (n, V) over the ids of `vocabulary` behind hidden states (n, D) and a Head."""
     logits = vocabulary.logits(states, head)  # (n, V)
     return torch.log_softmax(at_temperature(logits, temperature), -1)
 
@@ -101,7 +101,7 @@ def judgement(student, teacher, ids, vocabulary, temperature):
     """What the teacher says of n tokens, in nats: log p of each, its entropy, KL(θ‖φ), |log q − log p| of
     each -> (4, n).
 
-    student, teacher: (states before the tokens (n, D), head (V', D)). A greedy sampler's distributions are
+    student, teacher: (states before the tokens (n, D), Head). A greedy sampler's distributions are
     compared at temperature 1.
     """
     token, found = torch.tensor(ids, device=teacher[0].device), []  # (n,)
@@ -116,24 +116,26 @@ def judgement(student, teacher, ids, vocabulary, temperature):
 
 # ---- the gradient, a chunk at a time
 
-def gradients(hidden, head, weight, value, chunks, vocabulary, temperature):
-    """Σ_n weight_n · value_n, and its gradients with respect to hidden (N, D) and head (V', D).
+def gradients(hidden, table, cap, weight, value, chunks, vocabulary, temperature):
+    """Σ_n weight_n · value_n, and its gradients with respect to hidden (N, D) and table (V', D), a head's
+    weight; cap: of its logits.
 
     value: (name, n, logits (n, V)) -> (n,); chunks: pairs (name, n), n the index tensor (n,) of tokens of one
     loss.
     """
-    d_hidden, d_head = torch.zeros_like(hidden), torch.zeros_like(head)
-    seen, total = head[: vocabulary.size], hidden.new_zeros((), dtype=torch.float32)  # (V, D), ()
+    d_hidden, d_table = torch.zeros_like(hidden), torch.zeros_like(table)
+    seen, total = Head(table[: vocabulary.size], cap), hidden.new_zeros((), dtype=torch.float32)  # (V, D), ()
     for name, n in chunks:
         logits = vocabulary.logits(hidden[n], seen)  # (n, V)
+        bend = seen.slope(logits)
         logits = at_temperature(logits, temperature).requires_grad_()
         with torch.enable_grad():
             loss = (value(name, n, logits) * weight[n]).sum()
-        slope = torch.autograd.grad(loss, logits)[0].div_(temperature)  # (n, V)
+        slope = torch.autograd.grad(loss, logits)[0].div_(temperature).mul_(bend)  # (n, V)
         total += loss.detach()
-        d_hidden[n] = (slope @ seen.float()).to(d_hidden.dtype)
-        d_head[: vocabulary.size] += slope.T @ hidden[n].float()
-    return total, d_hidden, d_head
+        d_hidden[n] = (slope @ seen.weight.float()).to(d_hidden.dtype)
+        d_table[: vocabulary.size] += slope.T @ hidden[n].float()
+    return total, d_hidden, d_table
 
 
 class Chunked(torch.autograd.Function):
@@ -141,22 +143,22 @@ class Chunked(torch.autograd.Function):
     by chunk."""
 
     @staticmethod
-    def forward(ctx, hidden, head, *rest):
+    def forward(ctx, hidden, table, *rest):
         with torch.autocast(hidden.device.type, enabled=False):  # logits and their gradient are fp32
-            total, *slopes = gradients(hidden, head, *rest)
+            total, *slopes = gradients(hidden, table, *rest)
         ctx.save_for_backward(*slopes)
         return total
 
     @staticmethod
     def backward(ctx, d_total):
-        d_hidden, d_head = ctx.saved_tensors
-        return d_hidden * d_total, d_head * d_total, None, None, None, None, None
+        d_hidden, d_table = ctx.saved_tensors
+        return d_hidden * d_total, d_table * d_total, None, None, None, None, None, None
 
 
 def chunked(student, teacher, batch, *, beta, temperature, vocabulary):
     """The loss of a micro-batch's trained tokens, and what the log says of each.
 
-    student   (hidden (N, D), head (V', D))
+    student   (hidden (N, D), Head of V' rows)
     teacher   the same of the teacher, widths of its own; None where no loss asks for it
     batch     a Batch: a chunk holds tokens of one loss
     Only the ids of `vocabulary` are compared, since checkpoints pad their heads differently. Returns Σ
@@ -183,7 +185,7 @@ def chunked(student, teacher, batch, *, beta, temperature, vocabulary):
         return found
 
     chunks = [(name, n) for name, index in batch.losses.items() for n in index.split(pieces(vocabulary))]
-    total = Chunked.apply(hidden, head, batch.weight, value, chunks, vocabulary, temperature)
+    total = Chunked.apply(hidden, *head, batch.weight, value, chunks, vocabulary, temperature)
     return total, logged
 
 
@@ -196,5 +198,5 @@ class Distiller(torch.nn.Module):
         self.student, self.setting = student, setting
 
     def forward(self, batch, teacher):
-        """A Batch, and the teacher's (hidden (N, D'), head (V', D')) or None -> what `chunked` returns."""
+        """A Batch, and the teacher's (hidden (N, D'), Head) or None -> what `chunked` returns."""
         return chunked(states_at(self.student, batch.ids, batch.where), teacher, batch, **self.setting)

@@ -2,10 +2,12 @@
 
 The model itself is used unmodified. Rows of a batch differ in length, so the cache keeps a write position per
 row: new tokens are written right-padded behind each row's end, what was padding is overwritten by the next
-tokens, and a query sees the keys whose position is at most its own. That is exact: no left padding, no
-attention to pads, positions as in an uncached forward.
+tokens, and a query sees the keys whose position is at most its own, in a layer with a window none further
+back. That is exact: no left padding, no attention to pads, positions as in an uncached forward. What a layer
+without keys carries from token to token (States) no padding ever reaches.
 
-Left out on purpose: quantisation, sharding of one model over several GPUs, sliding-window attention.
+Left out on purpose: quantisation, sharding of one model over several GPUs, a cache that drops what is behind
+a window.
 Loading, and every reason to refuse a checkpoint, is load.py. Read before this: rollout.py, which calls it.
 
 B = row, T = new token, S = cached position, V = vocabulary, D = width of the hidden states.
@@ -16,23 +18,35 @@ import math
 from typing import NamedTuple
 
 import torch
+from transformers.cache_utils import get_layer_types_and_kwargs
 
+STATEFUL = {"linear_attention", "conv", "hybrid"}  # kinds of layers that carry a state
 ALIGNED = 16  # a mask is as wide as a multiple of this: attention's kernels would make it so in every layer
 
 
 # ---- the head, and whole rows
 
+class Head(NamedTuple):
+    """What makes logits of hidden states."""
+    weight: torch.Tensor    # (V, D)
+    cap: float = None       # Gemma's: logits are cap · tanh(products / cap)
+
+    def slope(self, logits):
+        """∂ logits / ∂ products where the logits (…, V) are these; 0 where no token is."""
+        return 1.0 if self.cap is None else (1 - (logits / self.cap) ** 2).clamp_(min=0)
+
+
 def head(model):
-    """The output projection (V, D); its bias, where it has one, is a last column (see `ready`)."""
-    out = model.get_output_embeddings()
+    """The output projection; its bias, where it has one, is a last column of the weight (see `ready`)."""
+    out, cap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
     if getattr(out, "bias", None) is None:
-        return out.weight
-    return torch.cat([out.weight, out.bias[:, None]], 1)  # (V, D)
+        return Head(out.weight, cap)
+    return Head(torch.cat([out.weight, out.bias[:, None]], 1), cap)  # (V, D)
 
 
 def ready(model, hidden):
-    """Hidden states (..., D) such that their products with the rows of `head` are the model's own logits:
-    scaled as the model scales its logits, and with a one for the head's bias."""
+    """Hidden states (..., D) such that `logits` of them and `head` are the model's own: scaled as the model
+    scales its logits, and with a one for the head's bias."""
     scale = getattr(model.config, "logit_scale", None) or 1.0  # Cohere's
     scale /= getattr(model.config, "logits_scaling", None) or 1.0  # Granite's
     if scale != 1.0:
@@ -42,15 +56,18 @@ def ready(model, hidden):
     return torch.cat([hidden, torch.ones_like(hidden[..., :1])], -1)  # (..., D)
 
 
-def logits(hidden, weight):
-    """hidden (N, D), weight (V, D) -> (N, V) in fp32.
+def logits(hidden, head):
+    """hidden (N, D), a Head -> (N, V) in fp32.
 
     The products of bf16 weights are summed and kept in fp32: rounded to bf16, logits of 16 to 32 would lie an
     eighth apart, which is more than the divergences that are trained on.
     """
+    weight, cap = head
     if weight.is_cuda and weight.dtype == torch.bfloat16:
-        return torch.mm(hidden.to(weight.dtype), weight.T, out_dtype=torch.float32)
-    return hidden.float() @ weight.float().T
+        products = torch.mm(hidden.to(weight.dtype), weight.T, out_dtype=torch.float32)  # (N, V)
+    else:
+        products = hidden.float() @ weight.float().T  # (N, V)
+    return products if cap is None else cap * torch.tanh(products / cap)
 
 
 def hidden_states(model, ids):
@@ -62,8 +79,8 @@ def hidden_states(model, ids):
 
 
 def states_at(model, ids, where):
-    """The hidden states (N, D) at the positions `where` (N,) of the flattened rows ids (B, T), and the head
-    (V', D)."""
+    """The hidden states (N, D) at the positions `where` (N,) of the flattened rows ids (B, T), and the
+    Head."""
     return hidden_states(model, ids).flatten(0, 1)[where], head(model)
 
 
@@ -76,9 +93,9 @@ class Vocabulary(NamedTuple):
         """The same with its holes on the device, so that they are not sent there every time."""
         return self._replace(holes=torch.tensor(self.holes, dtype=torch.long, device=device))
 
-    def logits(self, hidden, weight):
-        """hidden (N, D), a head's weight (V', D) -> logits over these ids (N, V) in fp32."""
-        return self.among(logits(hidden, weight))
+    def logits(self, hidden, head):
+        """hidden (N, D), a Head -> logits over these ids (N, V) in fp32."""
+        return self.among(logits(hidden, head))
 
     def among(self, logits):
         """logits (..., V') over the ids of a head -> (..., V) over these; −inf where no token is."""
@@ -90,21 +107,75 @@ class Vocabulary(NamedTuple):
 
 # ---- play over a ragged cache
 
-class RaggedCache:
-    """Keys and values of B rows, each with a length of its own. `update` is what the model calls in every
-    layer.
+class States:
+    """What layers without keys carry from token to token: a convolution's last inputs, a recurrence's state.
+    The model calls what is here by the names that transformers gives it.
 
-    A row's length may be set back at any time: what lies behind it is not seen, and is overwritten.
+    A state cannot be set back, and padding would change it: of the tokens that are fed at once a row takes
+    all or none. Models change a state in place or hand back another one. So each is lent a copy, and behind
+    the forward the rows that took the tokens keep what became of it (`settle`), the others what they had.
     """
+
+    def __init__(self):
+        self.kept, self.lent = {}, {}  # {(what, layer, number): (B, …)}; zeros: no token seen
+
+    def settle(self, takes):
+        """takes (B,) of bool: the rows that took the tokens just fed."""
+        for which, new in self.lent.items():
+            rows = takes.view(-1, *[1] * (new.ndim - 1))  # (B, 1, …)
+            self.kept[which] = torch.where(rows, new, self.kept.get(which, 0))
+        self.lent.clear()
+
+    def get_state(self, *which):
+        if which not in self.kept:
+            return None
+        self.lent[which] = self.kept[which].clone()
+        return self.lent[which]
+
+    def get_conv_state(self, layer_idx, state_idx=0):
+        return self.get_state("conv", layer_idx, state_idx)
+
+    def get_recurrent_state(self, layer_idx, state_idx=0):
+        return self.get_state("recurrent", layer_idx, state_idx)
+
+    def update_conv_state(self, new, layer_idx, state_idx=0, conv_kernel_size=None, **_):
+        """The inputs (B, D, T) of a convolution, behind those that it remembers."""
+        which = "conv", layer_idx, state_idx
+        before = self.kept.get(which)
+        if before is None:
+            before = new.new_zeros(*new.shape[:2], conv_kernel_size)
+        seen = torch.cat([before, new], -1)  # (B, D, K + T)
+        self.lent[which] = seen[..., -before.shape[-1]:]
+        return seen
+
+    def update_recurrent_state(self, new, layer_idx, state_idx=0, **_):
+        self.lent["recurrent", layer_idx, state_idx] = new
+        return new
+
+    def is_recording_past(self, *_):
+        return False
+
+
+class RaggedCache(States):
+    """Keys and values of B rows, each with a length of its own, and their states. `update` is what the model
+    calls in every layer with keys."""
 
     def __init__(self, model, owners, most=math.inf):
         """model: the model that will fill it, whose weights stay as they are meanwhile; owners: whom each of
         the B rows belongs to (`select` finds them again); most: tokens that no row gets beyond."""
+        super().__init__()
+        config = model.config
+        kinds, _ = get_layer_types_and_kwargs(config)
+        self.stateful = not STATEFUL.isdisjoint(kinds)
+        # How far back layers with a window see, and whether the model tells them from others by name.
+        self.window = config.sliding_window if "sliding_attention" in kinds else math.inf
+        self.by_kind = getattr(config, "layer_types", None) is not None
+        self.eager = config._attn_implementation == "eager"  # which does not know causality by itself
         self.owners, self.length, self.most = list(owners), [0] * len(owners), most
         self.device, self.dtype = model.device, model.dtype
-        self.head = head(model)  # made once: where it has a bias it is a copy
+        self.head = head(model)  # made once: where it has a bias it has a copy
         # Per layer [keys, values], each (B, heads, S, width of its own), made at the first update.
-        self.layers = [None] * model.config.num_hidden_layers
+        self.layers = [None] * len(kinds)
         # Of the tokens that are fed: where the first goes (B,), and the index of all of them.
         self.end, self.rows, self.positions = None, None, None
         # How many positions are looked at, and how many there is room for.
@@ -122,27 +193,48 @@ class RaggedCache:
         for pair in filter(None, self.layers):
             for i in range(len(pair)):
                 pair[i] = pair[i][index]
+        for which in self.kept:
+            self.kept[which] = self.kept[which][index]
+
+    def set_back(self, lengths):
+        """Let rows be shorter, B lengths: what lies behind is not seen, and is overwritten. A row with states
+        begins anew instead, with length 0: they cannot be set back."""
+        if self.stateful:
+            lengths = [n if n == seen else 0 for n, seen in zip(lengths, self.length)]
+            anew = [i for i, n in enumerate(lengths) if n == 0]
+            for state in self.kept.values():
+                state[anew] = 0
+        self.length = lengths
 
     def place(self, width):
         """Where the next `width` tokens of every row go, from `end` on; returns (position_ids (B, T), what is
-        added to the attention's scores (B, 1, T, S)).
+        added to the attention's scores (B, 1, T, S), or {kind of layer: that}).
 
-        Where all rows are empty it is None: causal attention, which needs no mask and has faster kernels.
+        Where all rows are empty and no window shows it is None: causal attention, which needs no mask and has
+        faster kernels. Attention that is written out knows no causality but the mask's.
         """
         self.rows = torch.arange(len(self.length), device=self.device)[:, None]  # (B, 1)
         self.positions = self.end[:, None] + torch.arange(width, device=self.device)  # (B, T)
         self.span = max(self.length) + width
         self.make_room()
-        if not any(self.length):
+        if not (any(self.length) or self.span > self.window or self.eager):
             return self.positions, None
         self.span = min(math.ceil(self.span / ALIGNED) * ALIGNED, self.capacity)
-        later = torch.arange(self.span, device=self.device) > self.positions[:, :, None]  # (B, T, S)
-        mask = torch.zeros(later.shape, dtype=self.dtype, device=self.device)
-        return self.positions, mask.masked_fill_(later, -math.inf)[:, None]
+        own, keys = self.positions[:, :, None], torch.arange(self.span, device=self.device)  # (B, T, 1), (S,)
+        later = keys > own  # (B, T, S)
+        full = self.added(later)
+        if self.window == math.inf:
+            return self.positions, full
+        near = self.added(later | (keys <= own - self.window))
+        return self.positions, dict(full_attention=full, sliding_attention=near) if self.by_kind else near
+
+    def added(self, hidden):
+        """(B, T, S) of bool: the keys that are not seen -> what is added to the scores (B, 1, T, S)."""
+        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
+        return mask.masked_fill_(hidden, -math.inf)[:, None]
 
     def make_room(self):
         """Let the capacity double up to the context, so that a long episode copies each entry about once."""
-        self.capacity = self.layers[0][0].shape[2] if self.layers[0] else 0
         if self.span > self.capacity:
             self.capacity = max(self.span, min(max(2 * self.span, 64), self.most))
 
@@ -185,31 +277,60 @@ def feed(model, cache, ids, number):
     positions, mask = cache.place(ids.shape[1])
     out = model.base_model(
         input_ids=ids, position_ids=positions, attention_mask=mask, cache=cache, use_cache=True)
+    cache.settle(number > 0)
     cache.end = cache.end + number
     return ready(model, out.last_hidden_state)
 
 
+def pieces(new, stateful):
+    """Which of its new tokens each row takes in each forward: all at once, or, since a state sees no padding,
+    a power of two of them where it has as many left, the largest first.
+
+    >>> list(pieces([[1, 2, 3, 4, 5], [], [6, 7, 8]], stateful=False))
+    [[[1, 2, 3, 4, 5], [], [6, 7, 8]]]
+    >>> list(pieces([[1, 2, 3, 4, 5], [], [6, 7, 8]], stateful=True))
+    [[[1, 2, 3, 4], [], []], [[], [], [6, 7]], [[5], [], [8]]]
+    >>> list(pieces([[1, 2, 3], [], [6, 7, 8]], stateful=True))
+    [[[1, 2, 3], [], [6, 7, 8]]]
+    """
+    if not stateful:
+        yield new
+        return
+    while lengths := {len(row) for row in new if row}:
+        width = max(lengths)
+        if len(lengths) > 1:
+            width = 2 ** (width.bit_length() - 1)
+        yield [row[:width] if len(row) >= width else [] for row in new]
+        new = [row[width:] if len(row) >= width else row for row in new]
+
+
 def read(model, cache, new):
-    """Feed each row its new tokens, at least one each: list of B lists of ids -> the hidden states behind
-    them (B, T, D), right-padded, and how many are a row's own (B,)."""
-    device, width = model.device, max(map(len, new))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in new], device=device)  # (B, T)
-    cache.end, number = torch.tensor([cache.length, [len(row) for row in new]], device=device)  # (B,), (B,)
-    hidden = feed(model, cache, ids, number)  # (B, T, D)
-    cache.length = [seen + len(row) for seen, row in zip(cache.length, new)]
-    return hidden, number
+    """Feed each row its new tokens, list of B lists of ids -> of each row the hidden states behind its own,
+    B times (T, D). A row without any stays as it is."""
+    found = [[] for _ in new]
+    for fed in pieces(new, cache.stateful):
+        lengths = list(map(len, fed))
+        ids = [row + [0] * (max(lengths) - len(row)) for row in fed]
+        ids = torch.tensor(ids, device=model.device)  # (B, T)
+        cache.end, number = torch.tensor([cache.length, lengths], device=model.device)  # (B,), (B,)
+        for states, n, of_row in zip(feed(model, cache, ids, number), lengths, found):
+            of_row.append(states[:n])  # (n, D)
+        cache.length = [seen + n for seen, n in zip(cache.length, lengths)]
+    return [states[0] if len(states) == 1 else torch.cat(states) for states in found]
 
 
 def extend(model, cache, new):
-    """`read`, and of each row the hidden state behind its last new token (B, D)."""
-    hidden, number = read(model, cache, new)
-    return hidden[cache.rows[:, 0], number - 1]
+    """`read`, and of each row the hidden state behind its last new token (B, D); zeros without any."""
+    found = read(model, cache, new)
+    nothing = found[0].new_zeros(found[0].shape[1])  # (D,)
+    return torch.stack([states[-1] if len(states) else nothing for states in found])
 
 
-def feed_one(model, cache, token):
-    """Feed one more token of every row, behind an `extend`: (B,) -> the hidden states behind it (B, D).
-    Nothing is sent to the device, nothing is read from it."""
-    hidden = feed(model, cache, token[:, None], torch.ones_like(token))  # (B, 1, D)
+def feed_one(model, cache, token, takes):
+    """Feed one more token of every row that takes one, behind an `extend`: (B,), (B,) of bool -> the hidden
+    states behind it (B, D). Nothing is sent to the device, nothing is read from it: `length` is what a row
+    has at most."""
+    hidden = feed(model, cache, token[:, None], takes.long())  # (B, 1, D)
     cache.length = [seen + 1 for seen in cache.length]
     return hidden[:, 0]
 

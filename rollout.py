@@ -317,19 +317,18 @@ def decode(model, cache, rows, acts, u, chat, limits):
     the limit is reached.
 
     rows: B lists of ids; acts: B bools; u (B, max_response) -> list of B Answers, None where a row does not
-    act. Such a row, and one that has ended, is carried along: what it says then is dropped, and its cache is
-    set back. All stays on the device, except for a look now and then at whether all have ended.
+    act. Such a row, and one that has ended, is carried along: it is fed nothing, and what it says is dropped.
+    All stays on the device, except for a look now and then at whether all have ended.
     """
     device, seen = model.device, cache.length
     look, vocabulary = LOOK[device.type], chat.vocabulary.on(device)
     stop = torch.tensor(list(chat.stop), device=device)
     ended = torch.tensor([not act for act in acts], device=device)  # (B,)
-    # A row that does not act is fed any token: what is written behind its end is overwritten later.
-    state = extend(model, cache, [ids[n:] if act else [0] for ids, n, act in zip(rows, seen, acts)])
+    state = extend(model, cache, [ids[n:] if act else [] for ids, n, act in zip(rows, seen, acts)])
     states, tokens, logps = [], [], []
     for j in range(limits.max_response):
         if j:
-            state = feed_one(model, cache, tokens[-1])  # (B, D)
+            state = feed_one(model, cache, tokens[-1], ~ended)  # (B, D)
         logits = vocabulary.logits(state, cache.head)  # (B, V)
         token, logp = sample(logits, limits.temperature, u[:, j])  # (B,), (B,)
         states.append(state)
@@ -341,7 +340,7 @@ def decode(model, cache, rows, acts, u, chat, limits):
     states = torch.stack(states, 1)  # (B, t, D)
     drawn = zip(torch.stack(tokens, 1).tolist(), torch.stack(logps, 1).tolist(), states, acts)
     said = [until_stop(*parts, chat.stop) if act else None for *parts, act in drawn]
-    # A response's last token is fed in the turn to come, whether or not it was fed here.
+    # A response's last token is fed in the turn to come.
     cache.length = [
         n if answer is None else len(row) + len(answer.ids) - 1 for row, answer, n in zip(rows, said, seen)]
     return said
@@ -371,12 +370,10 @@ def judge(teacher, student, going, said, chat, limits):
     """
     cache, vocabulary = teacher.cache, chat.vocabulary.on(teacher.model.device)
     cache.select(going)
-    seen = cache.length
-    new = [teacher.reads(e)[n:] + said[e].ids if e in said else [0] for e, n in zip(going, seen)]
-    hidden, _ = read(teacher.model, cache, new)  # (B, T, D')
-    cache.length = [n + len(ids) if e in said else n for e, ids, n in zip(going, new, seen)]
+    new = [
+        teacher.reads(e)[n:] + said[e].ids if e in said else [] for e, n in zip(going, cache.length)]
     before = {}  # (n, D') of each answer
-    for episode, ids, behind in zip(going, new, hidden):
+    for episode, ids, behind in zip(going, new, read(teacher.model, cache, new)):  # …, (T, D')
         if episode in said:
             before[episode] = behind[len(ids) - len(said[episode].ids) - 1: len(ids) - 1]
     answers = [said[episode] for episode in before]
@@ -406,9 +403,9 @@ def revise(rules, teacher, student, going, said, seed, chat, limits):
             episode.role, dropped[episode] = role, answer.judgement
     if dropped:
         for player in (student, teacher):
-            player.cache.length = [
+            player.cache.set_back([
                 len(player.reads(episode)) - 1 if episode in dropped else n
-                for episode, n in zip(going, player.cache.length)]
+                for episode, n in zip(going, player.cache.length)])
         instead = respond(teacher, going, dropped, seed, (2,), chat, limits)
         for episode, answer in instead.items():
             said[episode] = answer._replace(taught=answer.states, judgement=dropped[episode])
@@ -443,7 +440,7 @@ def play(actors, chat, games, tasks, rules, limits, *,
                 players[who] = Player(who, actors[who], cache)
         if limits.history != "full":  # every turn is a row of its own
             for player in players.values():
-                player.cache.length = [0] * len(player.cache.owners)
+                player.cache.set_back([0] * len(player.cache.owners))
         for who, own in acting.items():
             said = respond(players[who], going, own, seed, (), chat, limits)
             if rules.judged and who == "student":

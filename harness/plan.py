@@ -4,10 +4,12 @@ a run on a GPU.
 Arithmetic on the configurations of student and teacher: a plan is {phase: {part: bytes}}, of the fullest
 GPU, for the longest row and the fullest micro-batch, all of it trained. It refuses nothing; it warns, and
 names what would help. What a layer and the loss hold at their peak was read off the tensors that are alive
-there, in decoders as Llama's and Qwen's; the tests trace them anew. Of a mixture of experts that learns,
+there, in decoders as Llama's and Qwen's; the tests trace them anew. Of layers with a recurrence it is what
+transformers' own code holds, which kernels of other packages need not. Of a mixture of experts that learns,
 which nothing traces, it is a guess.
 
-Left out on purpose: what CUDA, NCCL and the gaps between allocations take (see MARGIN).
+Left out on purpose: what CUDA, NCCL and the gaps between allocations take (see MARGIN), and the scores of
+attention that is written out.
 T = token, V = vocabulary, D = width, I = inner width of the MLP, Q, K = width of all queries, of all keys.
 """
 
@@ -15,6 +17,7 @@ import math
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.cache_utils import get_layer_types_and_kwargs
 
 from harness.cli import UserError
 from harness.ranks import device
@@ -24,6 +27,7 @@ MARGIN = 0.05  # of a card, for what is left out above
 OPENING = 2048  # tokens of a first prompt, about
 SMALL = 10_000_000  # parameters of a student whose activations are kept, and whose evaluation is one batch
 AT_ONCE = 32  # games that a process plays at once in an evaluation of any other
+KEYED, STATEFUL = ("full_attention", "sliding_attention", "hybrid"), ("linear_attention", "conv", "hybrid")
 LOSS = {"forward": 9, "jsd": 13, "nll": 6}  # tensors (chunk, V) in fp32 at once; 8 for all others
 
 
@@ -49,10 +53,46 @@ def widths(config):
     head = known(config, "qk_head_dim", "head_dim", default=width // heads)
     inner = known(config, "intermediate_size", default=4 * width)
     experts = known(config, "num_experts_per_tok", default=0)
-    if experts:
+    if experts and known(config, "num_experts", "num_local_experts", "n_routed_experts"):
         own = known(config, "moe_intermediate_size", default=inner)
         inner = max(inner, experts * max(4 * width, width + 4 * own) // 3)
     return width, inner, heads * head, known(config, "num_key_value_heads", default=heads) * head
+
+
+def language(config):
+    """Of a composite model's configuration the part that plays and learns; all of any other."""
+    own = config.get_text_config()
+    own.tie_word_embeddings = config.tie_word_embeddings
+    return own
+
+
+def layers(config):
+    """[(kind, configuration)] of every layer."""
+    config = config.get_text_config()
+    return list(zip(get_layer_types_and_kwargs(config)[0], config.per_layer_config))
+
+
+def masked(config, tokens):
+    """Whether a layer's attention has a window that rows of so many tokens show: then there are masks, also
+    of rows that begin."""
+    windows = [layer.sliding_window for kind, layer in layers(config) if kind == "sliding_attention"]
+    return tokens > min(windows, default=math.inf)
+
+
+def recurrence(config):
+    """(heads, width of a key, of a value, tokens of a chunk) of a layer with a state: a key and a value of a
+    state-space model are its state and its head. Of a convolution heads and keys are 0, the value is D."""
+    heads = known(config, "linear_num_value_heads", "mamba_n_heads", default=0)
+    key = known(config, "linear_key_head_dim", "mamba_d_state", default=0)
+    value = known(config, "linear_value_head_dim", "mamba_d_head", default=known(config, "hidden_size"))
+    return heads, key, value, known(config, "mamba_chunk_size", default=64)
+
+
+def convolved(config):
+    """Numbers of a token that such a layer's convolution sees."""
+    heads, key, value, _ = recurrence(config)
+    groups = known(config, "linear_num_key_heads", "mamba_n_groups", default=0)
+    return max(1, heads) * value + 2 * groups * key
 
 
 def at_once(args, gpus, student):
@@ -88,21 +128,37 @@ def most_moments(sizes, gpus):
 
 def cache(config, tokens, size):
     """Keys and values of so many tokens."""
-    return 2 * widths(config)[3] * known(config, "num_hidden_layers") * tokens * size
+    keyed = [widths(layer)[3] for kind, layer in layers(config) if kind in KEYED]
+    return 2 * sum(keyed) * tokens * size
+
+
+def states(config, rows, size):
+    """What layers carry from token to token, of so many rows, however long."""
+    number = sum(kind in STATEFUL for kind, _ in layers(config))
+    heads, key, value, _ = recurrence(config)
+    kernel = known(config, "linear_conv_kernel_dim", "mamba_d_conv", "conv_L_cache", default=0)
+    return rows * number * (4 * heads * key * value + size * kernel * convolved(config))
 
 
 def forward(config, tokens, size):
-    """The peak of a forward that is not learned from: in one layer's MLP."""
+    """The peak of a forward that is not learned from: in one layer's MLP, or its recurrence."""
     width, inner, *_ = widths(config)
-    return tokens * size * (3 * inner + 4 * width)
+    heads, key, value, chunk = recurrence(config)
+    recurrent = heads and 4 * convolved(config) + heads * (10 * chunk + 22 * key + 32 * value)
+    return tokens * max(size * (3 * inner + 4 * width), recurrent)
 
 
 def saved(config, found, tokens, size):
     """What one layer, the largest, keeps for its backward pass; found: see `weights`."""
     width, inner, queries, keys = widths(config)
-    each = 4 * size * inner + (28 - size) * width + 2 * size * (queries + keys)
+    heads, key, value, chunk = recurrence(config)
+    attention = 2 * size * (queries + keys)
     if any("q_norm" in name for name in found):
-        each += (4 + size) * (queries + keys)
+        attention += (4 + size) * (queries + keys)
+    # The delta rule keeps a product of its keys with all of a chunk; a state-space model forms it going back.
+    delta = 67 if known(config, "linear_key_head_dim") else 23
+    recurrent = heads * (8 * chunk + delta * key + 46 * value)
+    each = 4 * size * inner + (28 - size) * width + max(attention, recurrent)
     layer = 2 * width * (queries + keys) + 3 * width * inner
     return tokens * each + (2 * layer if size == 2 else 0)  # the layer's weights, rounded
 
@@ -129,15 +185,18 @@ def learning(args, student, teacher, found, tokens, size):
     peak = max(
         losing(args, student, teacher, tokens, size), again * layer + last + tied * table,
         (1 + 2 * tied) * table - kept, forward(teacher, tokens, size) - kept)
+    kept += 3 * tokens**2 * masked(student, tokens)  # of bool, and in bf16 in a layer
     return {"kept of all layers": kept, "the loss, or a layer's backward": peak}
 
 
 def playing(players, rows, fed, context, size):
     """Parts of a turn of so many episodes, each fed so many tokens: the caches of all who play, at their
-    largest, and its forward."""
-    return {
-        "keys and values": sum(cache(config, rows * context, size) for config in players),
-        "a turn's forward": max((forward(config, rows * fed, size) for config in players), default=0)}
+    largest, and its forward, with the masks of layers with a window and of others."""
+    held = [cache(config, rows * context, size) + states(config, rows, size) for config in players]
+    forwards = [
+        forward(config, rows * fed, size) + masked(config, fed) * rows * fed**2 * (2 * size + 2)
+        for config in players]
+    return {"keys, values and states": sum(held), "a turn's forward": max(forwards, default=0)}
 
 
 # ---- the plan
@@ -148,7 +207,7 @@ def plan(args, student, teacher, gpus):
     Raises UserError for an architecture of which the sizes cannot be told.
     """
     try:
-        return phases(args, student, teacher, gpus)
+        return phases(args, language(student), language(teacher), gpus)
     except Exception as error:  # whatever a model's or a fork's code does without data: it may run with data
         reason = str(error).strip().split("\n")[0]
         kinds = f"{student.model_type} and {teacher.model_type}"

@@ -251,7 +251,7 @@ def test_what_was_read_is_not_read_again(world, monkeypatch, history):
     monkeypatch.setattr(lm, "hidden_states", lambda *args: runs.append(1) or hidden_states(*args))
     for group in batches.micro_batches(samples_of(episodes), 2000):
         known, head = tcod.score(world["teacher"], group)
-        assert not runs and head is lm.head(world["teacher"])
+        assert not runs and head == lm.head(world["teacher"])
         rows = [sample.row for sample in group]
         whole = hidden_states(world["teacher"], batches.padded(rows, "cpu")).flatten(0, 1)
         assert (known - whole[batches.before(rows, "cpu")]).abs().max() < NEAR

@@ -7,7 +7,7 @@ import torch
 import loss as losses
 from batch import Batch
 from loss import LOSSES, at_temperature, chunked
-from model import Vocabulary
+from model import Head, Vocabulary
 
 BETAS = {"jsd": (0.5, 0.1)}
 KINDS = [(name, beta) for name in LOSSES for beta in BETAS.get(name, (0.5,))]
@@ -91,9 +91,10 @@ def batch_of(token, names, weight=None, sampled_logp=None):
         sampled_logp=torch.zeros(n) if sampled_logp is None else sampled_logp)
 
 
-def exact_logits(states, head, temperature):
+def exact_logits(states, head, temperature, cap=None):
     """float64 logits; states (n, D), head (V, D)."""
-    return states.double() @ head.double().T / temperature
+    logits = states.double() @ head.double().T
+    return (logits if cap is None else cap * (logits / cap).tanh()) / temperature
 
 
 def means(logp, token):
@@ -103,28 +104,30 @@ def means(logp, token):
 
 
 @pytest.mark.parametrize("names", [*([name] for name in LOSSES), ["reverse", "forward", "nll"]])
-@pytest.mark.parametrize("chunk, holes", [(3, []), (1000, []), (3, [2, 7])])
-def test_chunks_against_the_whole(names, chunk, holes, monkeypatch):
+@pytest.mark.parametrize("chunk, holes, cap", [
+    (3, [], None), (1000, [], None), (3, [2, 7], None), (3, [2, 7], 1.5)])
+def test_chunks_against_the_whole(names, chunk, holes, cap, monkeypatch):
     """A chunk whose gradient overwrites another's, a temperature that the gradient forgets, padding of the
     head that is trained, ids that no token has, a chunk that holds tokens of two losses, an upstream gradient
-    that is dropped; log p and entropy of the student in place of the teacher's, or of another token."""
+    that is dropped; a cap that value or gradient forgets; log p and entropy of the student in place of the
+    teacher's, or of another token."""
     monkeypatch.setattr(losses, "CHUNK", chunk)
     torch.manual_seed(1)
     n, d, v = 20, 6, 11
     hidden, head = torch.randn(n, d), torch.randn(v + 3, d)
-    teacher = torch.randn(n, 4), torch.randn(v + 5, 4)
+    teacher = torch.randn(n, 4), Head(torch.randn(v + 5, 4), cap and 2 * cap)
     known = torch.tensor([i for i in range(v) if i not in holes])
     chosen, weight, sampled = torch.randint(len(known), (n,)), torch.rand(n), -torch.rand(n)
     each = [names[i % len(names)] for i in range(n)]
     x, y = hidden.clone().requires_grad_(), head.clone().requires_grad_()
     total, logged = chunked(
-        (x, y), teacher, batch_of(known[chosen], each, weight, sampled), beta=0.3, temperature=0.7,
+        (x, Head(y, cap)), teacher, batch_of(known[chosen], each, weight, sampled), beta=0.3, temperature=0.7,
         vocabulary=Vocabulary(v, holes))
     (3 * total).backward()
 
     a, b = hidden.double().requires_grad_(), head.double().requires_grad_()
-    student_logits = exact_logits(a, b[known], 0.7)
-    teacher_logits = exact_logits(teacher[0], teacher[1][known], 0.7)
+    student_logits = exact_logits(a, b[known], 0.7, cap)
+    teacher_logits = exact_logits(teacher[0], teacher[1].weight[known], 0.7, cap and 2 * cap)
     values = torch.stack([
         reference(name, student_logits[i:i + 1], teacher_logits[i:i + 1], chosen[i:i + 1], 0.3)[0]
         for i, name in enumerate(each)])
@@ -154,7 +157,7 @@ def test_no_token_at_all():
     hidden, head = torch.zeros(0, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
     batch = batch_of(torch.zeros(0, dtype=torch.long), [])
     total, logged = chunked(
-        (hidden, head), None, batch, beta=0.5, temperature=1.0, vocabulary=Vocabulary(5, []))
+        (hidden, Head(head)), None, batch, beta=0.5, temperature=1.0, vocabulary=Vocabulary(5, []))
     total.backward()
     assert total.item() == 0 and logged.shape == (5, 0) and head.grad.abs().sum() == 0
 
@@ -164,7 +167,7 @@ def test_nll_needs_no_teacher():
     torch.manual_seed(0)
     hidden, head, token = torch.randn(4, 3), torch.randn(6, 3), torch.tensor([0, 1, 2, 3])
     _, logged = chunked(
-        (hidden, head), None, batch_of(token, ["nll"] * 4), beta=0.5, temperature=1.0,
+        (hidden, Head(head)), None, batch_of(token, ["nll"] * 4), beta=0.5, temperature=1.0,
         vocabulary=Vocabulary(6, []))
     exact = (hidden @ head.T).log_softmax(-1)
     assert torch.allclose(logged[0], -exact[range(4), token], atol=1e-6) and logged[1:4].isnan().all()
@@ -178,10 +181,12 @@ def test_a_judgement_against_the_definition(temperature, monkeypatch):
     with a sign, which cancels in a mean."""
     monkeypatch.setattr(losses, "CHUNK", 3)
     torch.manual_seed(2)
-    student, teacher = (torch.randn(7, 6), torch.randn(14, 6)), (torch.randn(7, 4), torch.randn(16, 4))
+    student, teacher = (
+        (torch.randn(7, width), Head(torch.randn(rows, width))) for width, rows in ((6, 14), (4, 16)))
     known, chosen = torch.tensor([0, 1, 3, 4, 5, 6, 7, 8, 9, 10]), torch.randint(10, (7,))
     found = losses.judgement(student, teacher, known[chosen].tolist(), Vocabulary(11, [2]), temperature)
-    logits = [exact_logits(states, head[known], temperature or 1.0) for states, head in (student, teacher)]
+    logits = [
+        exact_logits(states, head.weight[known], temperature or 1.0) for states, head in (student, teacher)]
     expected = [*means(logits[1].log_softmax(-1), chosen), reference("reverse", *logits, chosen, 0.5)]
     expected.append((means(logits[0].log_softmax(-1), chosen)[0] - expected[0]).abs())
     assert found.numpy() == pytest.approx(torch.stack(expected).numpy(), rel=1e-5)

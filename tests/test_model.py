@@ -33,7 +33,7 @@ def test_ragged_cache_against_uncached_forward(kind):
             for row in rows:
                 row += [number(3, 120) for _ in range(number(1, 40 if turn else 90))]
             seen, acts = cache.length, [number(0, 4) > 0 for _ in rows]
-            new = [row[n:] if act else [0] for row, n, act in zip(rows, seen, acts)]
+            new = [row[n:] if act else [] for row, n, act in zip(rows, seen, acts)]
             logits, said = extended(model, cache, new), [[] for _ in rows]
             for _ in range(4):
                 worst = max(worst, *(
@@ -42,7 +42,8 @@ def test_ragged_cache_against_uncached_forward(kind):
                 token = torch.tensor([number(3, 120) for _ in rows])
                 for more, i in zip(said, token.tolist()):
                     more.append(i)
-                logits = lm.logits(lm.feed_one(model, cache, token), cache.head)
+                state = lm.feed_one(model, cache, token, torch.ones_like(token, dtype=torch.bool))
+                logits = lm.logits(state, cache.head)
             for i, row in enumerate(rows):  # the last token of a response is fed in the turn to come
                 more = said[i][:number(1, 5)] if acts[i] else []
                 row += more
@@ -70,13 +71,13 @@ def test_hidden_states_do_not_depend_on_right_padding(kind):
     with torch.no_grad():
         alone = lm.hidden_states(model, torch.tensor([row]))
         padded = lm.hidden_states(model, torch.tensor([row + [0] * 5, longer]))
-        first, number = lm.read(model, cache, [row[:3], longer[:1]])
-        assert number.tolist() == [3, 1]
-        second, number = lm.read(model, cache, [row[3:], longer[1:]])
+        first = lm.read(model, cache, [row[:3], longer[:1]])
+        assert [len(states) for states in first] == [3, 1]
+        second = lm.read(model, cache, [row[3:], longer[1:]])
     assert torch.allclose(alone[0], padded[0, :4], atol=1e-5)
-    assert number.tolist() == [1, 8] and cache.length == [4, 9]
-    assert torch.allclose(torch.cat([first[0, :3], second[0, :1]]), alone[0], atol=1e-5)
-    assert torch.allclose(torch.cat([first[1, :1], second[1]]), padded[1], atol=1e-5)
+    assert [len(states) for states in second] == [1, 8] and cache.length == [4, 9]
+    assert torch.allclose(torch.cat([first[0], second[0]]), alone[0], atol=1e-5)
+    assert torch.allclose(torch.cat([first[1], second[1]]), padded[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("most, capacities", [(math.inf, [80, 200]), (120, [80, 120]), (100, [80, 100])])
@@ -165,7 +166,7 @@ def test_the_gpus_precision_on_the_cpu():
     that lags behind the masters, or whose tied head comes apart from its embedding so that only one of them
     follows; where it is the student itself, weights that are gone."""
     student, ids = make_model("qwen3", tie_word_embeddings=True), torch.tensor([[5, 9, 11, 7, 30, 2, 17]])
-    player, before = lm.playing_copy(student, torch.bfloat16), lm.head(student).clone()
+    player, before = lm.playing_copy(student, torch.bfloat16), lm.head(student).weight.clone()
     lm.release(player, student)
     assert sum(p.numel() for p in player.parameters()) == 0
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
@@ -175,11 +176,11 @@ def test_the_gpus_precision_on_the_cpu():
     optimizer.step()
     assert {p.grad.dtype for p in student.parameters()} == {torch.float32}
     lm.refresh(player, student)
-    assert not torch.equal(lm.head(player), before.to(torch.bfloat16))
+    assert not torch.equal(lm.head(player).weight, before.to(torch.bfloat16))
     for copied, master in zip(player.parameters(), student.parameters(), strict=True):
         assert copied.dtype == torch.bfloat16 and torch.equal(copied, master.to(torch.bfloat16))
     for model in (player, student):
-        assert lm.head(model) is model.get_input_embeddings().weight
+        assert lm.head(model).weight is model.get_input_embeddings().weight
     with torch.no_grad():
         played = extended(player, lm.RaggedCache(player, [0]), ids.tolist())
         with torch.autocast("cpu", torch.bfloat16):
@@ -188,4 +189,4 @@ def test_the_gpus_precision_on_the_cpu():
     assert 0 < mismatch < 0.2  # bf16's own rounding, and no more
     own = lm.playing_copy(student, torch.float32)
     lm.release(own, student)
-    assert own is student and lm.head(student).numel() > 0
+    assert own is student and lm.head(student).weight.numel() > 0

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 import traced
-from traced import MODELS
+from traced import HYBRIDS, MODELS
 from transformers import AutoConfig
 
 import loss as losses
@@ -57,6 +57,42 @@ def test_learning_is_as_traced(student, teacher, tokens, knobs):
     assert parts["kept of all layers"] == 8 * tokens * student.hidden_size * 4 < kept
 
 
+@pytest.mark.parametrize("name, layers, tokens", [
+    ("Qwen3.5-4B", 4, 1024), ("Gemma-3-4B", 6, 4096), ("Granite-4-H-1B", 6, 16384)])
+def test_hybrids_are_as_traced(name, layers, tokens):
+    """Keys in layers that have none, states that grow with a row; what a recurrence holds in one layer, and a
+    window's masks."""
+    config = traced.cut(HYBRIDS[name], layers)
+    args = settings(config)
+    _, peak = traced.learned(config, config, tokens, args)
+    parts = plan.learning(args, config, config, plan.weights(config), tokens, size=2)
+    cache, forward = traced.played(config, torch.bfloat16, rows=4, fed=2048)
+    playing = plan.playing([config], 4, 2048, 2048, size=2)
+    shown = [f"{size / 1e9:.2f}" for size in (plan.total(parts), peak, playing["a turn's forward"], forward)]
+    print("{}: learning {} GB by plan, {} traced; a turn {}, {}".format(name, *shown))
+    assert plan.total(parts) == pytest.approx(peak, rel=0.1)
+    assert playing["keys, values and states"] == cache
+    assert playing["a turn's forward"] == pytest.approx(forward, rel=0.1)
+
+
+def test_keys_and_states_by_hand():
+    """Keys that are shared counted for every layer, or all as wide as the first; the whole of a composite
+    configuration, whose language model says otherwise whether its head is tied."""
+    config = AutoConfig.for_model(
+        "gemma4_text", hidden_size=64, num_hidden_layers=6, head_dim=16, global_head_dim=32,
+        num_attention_heads=4, num_key_value_heads=2, num_kv_shared_layers=2,
+        layer_types=2 * ["sliding_attention", "sliding_attention", "full_attention"])
+    assert plan.cache(config, 10, size=2) == 10 * 2 * 2 * 2 * (16 + 16 + 32 + 16)
+    assert plan.states(HYBRIDS["Gemma-3-4B"], 3, size=2) == 0
+    per_row = 24 * (4 * 32 * 128 * 128 + 2 * 4 * (2 * 16 * 128 + 32 * 128))
+    assert plan.states(HYBRIDS["Qwen3.5-4B"], 3, size=2) == 3 * per_row
+    part = {**SMALL, "model_type": "mistral", "tie_word_embeddings": False}
+    whole = AutoConfig.for_model("mistral3", text_config=part)
+    assert whole.tie_word_embeddings and plan.language(whole).tie_word_embeddings
+    found = plan.weights(plan.language(whole))
+    assert not any("vision" in name or "lm_head" in name for name in found)
+
+
 @pytest.mark.parametrize("name", ["Qwen2.5-7B", "Qwen3-30B-A3B"])
 def test_playing_is_as_traced(name):
     """What a mixture of experts makes of a token forgotten; a forward that grows with the layers."""
@@ -64,7 +100,7 @@ def test_playing_is_as_traced(name):
     for rows, fed in ((2, 2048), (18, 512)):
         cache, forward = traced.played(config, torch.bfloat16, rows, fed)
         parts = plan.playing([config], rows, fed, fed, size=2)
-        assert parts["keys and values"] == cache
+        assert parts["keys, values and states"] == cache
         assert parts["a turn's forward"] == pytest.approx(forward, rel=0.1)
 
 
@@ -85,7 +121,7 @@ def allocated(config, tokens, args):
     head = torch.zeros(config.vocab_size, config.hidden_size)
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=not args.recompute):
-            value, _ = student(batch, (hidden, head))
+            value, _ = student(batch, (hidden, lm.Head(head)))
         value.backward()
     changes = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
     now = peak = 0
@@ -137,7 +173,7 @@ def test_a_plan_by_hand():
     assert rounded["teacher, bf16"] == 15.2 and rounded["AdamW's moments, fp32"] == 3.1  # 2 · 7.616, 8 · .386
     assert alone["updating"]["AdamW's moments, fp32"] == 8 * 3_085_938_688
     assert not {"gradients, fp32", "playing copy"} <= set(found["playing"])
-    caches = found["evaluating"]["keys and values"], alone["evaluating"]["keys and values"]
+    caches = found["evaluating"]["keys, values and states"], alone["evaluating"]["keys, values and states"]
     assert caches == (18 * 16384 * 57344, 32 * 16384 * 57344)  # 140 games over 8 GPUs; at most 32 at once
     assert plan.at_once(args, 1, student=10**6) == 140
     assert "evaluating" not in plan.plan(settings(eval_every=0), *configs, gpus=8)

@@ -46,6 +46,20 @@ MODELS = {  # the paper's, by their public configurations
         "qwen3_moe", 2048, 48, 32, 4, 6144, max_position_embeddings=262144, head_dim=128, num_experts=128,
         num_experts_per_tok=8, moe_intermediate_size=768, tie_word_embeddings=False)}
 
+FULL, RECURRENT = "full_attention", "linear_attention"
+HYBRIDS = {  # of the size of those that there are; each begins with all of its kinds of layers
+    "Qwen3.5-4B": sizes(
+        "qwen3_5_text", 2560, 32, 16, 4, 9216, vocab_size=248320, head_dim=256, linear_num_value_heads=32,
+        linear_num_key_heads=16, linear_key_head_dim=128, linear_value_head_dim=128,
+        max_position_embeddings=262144),
+    "Gemma-3-4B": sizes(
+        "gemma3_text", 2560, 34, 8, 4, 10240, vocab_size=262208, head_dim=256, sliding_window=1024,
+        max_position_embeddings=131072),
+    "Granite-4-H-1B": sizes(
+        "granitemoehybrid", 1536, 40, 12, 4, 4096, vocab_size=100352, shared_intermediate_size=4096,
+        mamba_n_heads=48, mamba_d_head=64, mamba_d_state=128, mamba_n_groups=1, num_local_experts=0,
+        layer_types=4 * [*5 * [RECURRENT], FULL, *4 * [RECURRENT]], max_position_embeddings=131072)}
+
 
 class Tally(TorchDispatchMode):
     """Bytes of the memory that operations under it made and that is in use: now, and at its peak."""
@@ -135,7 +149,7 @@ def learned(config, teacher, tokens, args):
         head = torch.zeros(rows, teacher.get_text_config().hidden_size)
         batch, judged, before = all_trained(tokens, args.loss), None, tally.begin()
         if args.loss not in losses.WITHOUT_TEACHER:
-            judged = head.new_zeros(tokens, head.shape[1], dtype=dtype), head
+            judged = head.new_zeros(tokens, head.shape[1], dtype=dtype), lm.Head(head)
         bf16 = dtype == torch.bfloat16
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=not args.recompute):
             value, _ = distiller(batch, judged)
@@ -161,5 +175,6 @@ def played(config, dtype, rows, fed):
         model.set_output_embeddings(torch.nn.Linear(out.in_features, out.out_features, out.bias is not None))
         cache, before = lm.RaggedCache(model, range(rows), fed), tally.begin()
         lm.extend(model, cache, [[0] * fed] * rows)
-        full = sum(kept.untyped_storage().nbytes() for pair in cache.layers for kept in pair)
+        kept = [*cache.kept.values(), *(each for pair in filter(None, cache.layers) for each in pair)]
+        full = sum(tensor.untyped_storage().nbytes() for tensor in kept)
         return full, tally.peak - before - full
