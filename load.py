@@ -338,7 +338,9 @@ def check_logits(name, model):
             cache = RaggedCache(model, [first, second])
             both, alone = torch.tensor([[True, True], [True, False]], device=model.device)
             extend(model, cache, [first[:5], second[:8]])
+            cache.advance()
             feed_one(model, cache, ids[[0, 1], [5, 8]], both)
+            cache.advance()
             feed_one(model, cache, ids[[0, 1], [6, 0]], alone)
             cache.length = [7, 9]
             cached = logits(extend(model, cache, [first[7:], second[9:10]]), cache.head)  # (B, V)

@@ -22,6 +22,9 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 STATEFUL = {"linear_attention", "conv", "hybrid"}  # kinds of layers that carry a state
 ALIGNED = 16  # a mask is as wide as a multiple of this: attention's kernels would make it so in every layer
+# On a GPU a step of decoding is a graph (rollout.Drawing) of so many rows and keys. So one more token looks
+# at a multiple of this many keys, and rows leave once no more than this share of them is left.
+STEADY, LEFT = {"cpu": ALIGNED, "cuda": 1024}, {"cpu": 1.0, "cuda": 0.5}
 
 
 # ---- the head, and whole rows
@@ -123,7 +126,8 @@ class States:
         """takes (B,) of bool: the rows that took the tokens just fed."""
         for which, new in self.lent.items():
             rows = takes.view(-1, *[1] * (new.ndim - 1))  # (B, 1, …)
-            self.kept[which] = torch.where(rows, new, self.kept.get(which, 0))
+            kept = self.kept.setdefault(which, torch.zeros_like(new))
+            kept.copy_(torch.where(rows, new, kept))
         self.lent.clear()
 
     def get_state(self, *which):
@@ -177,19 +181,24 @@ class RaggedCache(States):
         # Per layer [keys, values], each (B, heads, S, width of its own), made at the first update.
         self.layers = [None] * len(kinds)
         # Of the tokens that are fed: where the first goes (B,), and the index of all of them.
-        self.end, self.rows, self.positions = None, None, None
+        self.end = torch.zeros(len(owners), dtype=torch.long, device=self.device)
+        self.rows, self.positions = None, None
         # How many positions are looked at, and how many there is room for.
-        self.span, self.capacity = 0, 0
+        self.span, self.capacity, self.masked = 0, 0, False
+        self.drawing = None  # what decodes these rows (rollout.Drawing)
 
     def select(self, owners):
         """Keep only the rows of these owners, in this order: what a finished episode held is freed, tensor by
-        tensor."""
+        tensor. On a GPU it is freed when half of the rows have finished."""
+        if len(owners) > LEFT[self.device.type] * len(self.owners):
+            return
         where = {id(owner): i for i, owner in enumerate(self.owners)}
         index = [where[id(owner)] for owner in owners]
         if index == list(range(len(self.owners))):
             return
         self.owners, self.length = list(owners), [self.length[i] for i in index]
         index = torch.tensor(index, device=self.device)
+        self.end, self.drawing = self.end[: len(owners)], None
         for pair in filter(None, self.layers):
             for i in range(len(pair)):
                 pair[i] = pair[i][index]
@@ -206,20 +215,34 @@ class RaggedCache(States):
                 state[anew] = 0
         self.length = lengths
 
-    def place(self, width):
-        """Where the next `width` tokens of every row go, from `end` on; returns (position_ids (B, T), what is
-        added to the attention's scores (B, 1, T, S), or {kind of layer: that}).
+    def reach(self, width, aligned=ALIGNED):
+        """Make room for the next `width` tokens of every row, and say how far is looked: what the host does
+        before they are fed. The capacity doubles up to the context, so that a long episode copies each entry
+        about once.
 
-        Where all rows are empty and no window shows it is None: causal attention, which needs no mask and has
+        Where all rows are empty and no window shows there is no mask: causal attention needs none, and has
         faster kernels. Attention that is written out knows no causality but the mask's.
         """
-        self.rows = torch.arange(len(self.length), device=self.device)[:, None]  # (B, 1)
-        self.positions = self.end[:, None] + torch.arange(width, device=self.device)  # (B, T)
         self.span = max(self.length) + width
-        self.make_room()
-        if not (any(self.length) or self.span > self.window or self.eager):
+        if self.span > self.capacity:
+            self.capacity = max(self.span, min(max(2 * self.span, 64), self.most))
+            self.layers = [pair and [self.grown(kept, kept) for kept in pair] for pair in self.layers]
+        self.masked = any(self.length) or self.span > self.window or self.eager
+        if self.masked:
+            self.span = min(math.ceil(self.span / aligned) * aligned, self.capacity)
+
+    def advance(self):
+        """`reach` for one more token of every row; `length` is from here on what a row has at most."""
+        self.reach(1, STEADY[self.device.type])
+        self.length = [seen + 1 for seen in self.length]
+
+    def place(self, width):
+        """Where the next `width` tokens of every row go, from `end` on; returns (position_ids (B, T), what is
+        added to the attention's scores (B, 1, T, S), or {kind of layer: that}, or None)."""
+        self.rows = torch.arange(len(self.owners), device=self.device)[:, None]  # (B, 1)
+        self.positions = self.end[:, None] + torch.arange(width, device=self.device)  # (B, T)
+        if not self.masked:
             return self.positions, None
-        self.span = min(math.ceil(self.span / ALIGNED) * ALIGNED, self.capacity)
         own, keys = self.positions[:, :, None], torch.arange(self.span, device=self.device)  # (B, T, 1), (S,)
         later = keys > own  # (B, T, S)
         full = self.added(later)
@@ -232,11 +255,6 @@ class RaggedCache(States):
         """(B, T, S) of bool: the keys that are not seen -> what is added to the scores (B, 1, T, S)."""
         mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
         return mask.masked_fill_(hidden, -math.inf)[:, None]
-
-    def make_room(self):
-        """Let the capacity double up to the context, so that a long episode copies each entry about once."""
-        if self.span > self.capacity:
-            self.capacity = max(self.span, min(max(2 * self.span, 64), self.most))
 
     def get_seq_length(self, *_):
         """For models that ask before they are told the positions; the mask says what a row sees."""
@@ -254,14 +272,14 @@ class RaggedCache(States):
         """Write new keys and values (B, heads, T, head width) of one layer; returns all of it up to the
         longest row."""
         new, pair = (keys, values), self.layers[layer]
-        if pair is None or pair[0].shape[2] < self.capacity:
-            pair = self.layers[layer] = [self.grown(*both) for both in zip(pair or (None, None), new)]
+        if pair is None:
+            pair = self.layers[layer] = [self.grown(each) for each in new]
         for kept, added in zip(pair, new):
             kept[self.rows, :, self.positions] = added.transpose(1, 2).to(kept.dtype)
         return pair[0][:, :, : self.span], pair[1][:, :, : self.span]
 
-    def grown(self, kept, like):
-        """A larger buffer with the old content.
+    def grown(self, like, kept=None):
+        """A buffer as large as the capacity, with the old content.
 
         Zeros, not empty: a masked key has probability 0, but 0 · NaN would still be NaN.
         """
@@ -272,13 +290,13 @@ class RaggedCache(States):
 
 
 def feed(model, cache, ids, number):
-    """Write ids (B, T) from each row's end on, of which `number` (B,) are its own; returns the hidden states
-    behind them (B, T, D)."""
+    """Write ids (B, T) from each row's end on, of which `number` (B,) are its own, behind `reach`; returns
+    the hidden states behind them (B, T, D). Nothing is sent to the device, nothing is read from it."""
     positions, mask = cache.place(ids.shape[1])
     out = model.base_model(
         input_ids=ids, position_ids=positions, attention_mask=mask, cache=cache, use_cache=True)
     cache.settle(number > 0)
-    cache.end = cache.end + number
+    cache.end += number
     return ready(model, out.last_hidden_state)
 
 
@@ -312,7 +330,9 @@ def read(model, cache, new):
         lengths = list(map(len, fed))
         ids = [row + [0] * (max(lengths) - len(row)) for row in fed]
         ids = torch.tensor(ids, device=model.device)  # (B, T)
-        cache.end, number = torch.tensor([cache.length, lengths], device=model.device)  # (B,), (B,)
+        end, number = torch.tensor([cache.length, lengths], device=model.device)  # (B,), (B,)
+        cache.end.copy_(end)
+        cache.reach(max(lengths))
         for states, n, of_row in zip(feed(model, cache, ids, number), lengths, found):
             of_row.append(states[:n])  # (n, D)
         cache.length = [seen + n for seen, n in zip(cache.length, lengths)]
@@ -327,12 +347,9 @@ def extend(model, cache, new):
 
 
 def feed_one(model, cache, token, takes):
-    """Feed one more token of every row that takes one, behind an `extend`: (B,), (B,) of bool -> the hidden
-    states behind it (B, D). Nothing is sent to the device, nothing is read from it: `length` is what a row
-    has at most."""
-    hidden = feed(model, cache, token[:, None], takes.long())  # (B, 1, D)
-    cache.length = [seen + 1 for seen in cache.length]
-    return hidden[:, 0]
+    """Feed one more token of every row that takes one, behind `advance`: (B,), (B,) of bool -> the hidden
+    states behind it (B, D)."""
+    return feed(model, cache, token[:, None], takes.long())[:, 0]  # (B, D)
 
 
 # ---- the copy that plays

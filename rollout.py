@@ -312,6 +312,72 @@ def sample(logits, temperature, u):
     return token, logp.gather(-1, token[:, None])[:, 0]  # (B,), (B,)
 
 
+class Drawing:
+    """The responses of B rows as they are drawn, in tensors that stay where they are.
+
+    A step has the shapes of the one before, and sends nothing to the device. So on a GPU it is captured as a
+    graph, which the host starts at once, instead of each of a thousand small kernels.
+    """
+
+    def __init__(self, model, cache, chat, limits):
+        rows, device = len(cache.owners), model.device
+        shape = rows, limits.max_response  # (B, t)
+        self.model, self.cache, self.temperature = model, cache, limits.temperature
+        self.vocabulary = chat.vocabulary.on(device)
+        self.stop = torch.tensor(list(chat.stop), device=device)
+        self.u = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.tokens = torch.zeros(shape, dtype=torch.long, device=device)
+        self.logps = torch.zeros(shape, device=device)
+        self.states = None  # (B, t, D)
+        self.token = torch.zeros(rows, dtype=torch.long, device=device)
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.j = torch.zeros(1, dtype=torch.long, device=device)
+        self.shapes, self.graph = None, None
+
+    def begin(self, state, acts, u):
+        """Draw the first tokens, behind the states (B, D) of an `extend`; acts: B bools, u (B, t)."""
+        if self.states is None:
+            self.states = state.new_empty(len(state), *self.u.shape[1:], state.shape[1])  # (B, t, D)
+        self.u.copy_(u)
+        self.ended.copy_(torch.tensor([not act for act in acts]))
+        self.j.zero_()
+        self.draw(state)
+
+    def draw(self, state):
+        """Draw a token of every row behind its state (B, D), and note it."""
+        logits = self.vocabulary.logits(state, self.cache.head)  # (B, V)
+        u = self.u.index_select(1, self.j)[:, 0]  # (B,)
+        token, logp = sample(logits, self.temperature, u)  # (B,), (B,)
+        for kept, new in ((self.states, state), (self.tokens, token), (self.logps, logp)):
+            kept.index_copy_(1, self.j, new[:, None])
+        self.ended |= (token[:, None] == self.stop).any(-1)
+        self.token.copy_(token)
+        self.j += 1
+
+    def step(self):
+        """Feed the last tokens, draw the next."""
+        self.draw(feed_one(self.model, self.cache, self.token, ~self.ended))
+
+    def run(self):
+        """A step; on a GPU the first one of its shapes warms up, then there is a graph of it."""
+        self.cache.advance()
+        shapes = self.cache.span, self.cache.capacity
+        if self.model.device.type == "cuda" and self.shapes == shapes:
+            self.graph = self.graph or captured(self.step)
+            self.graph.replay()
+        else:
+            self.shapes, self.graph = shapes, None
+            self.step()
+
+
+def captured(step):
+    """The CUDA graph of a step that has run before; capturing runs nothing."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph
+
+
 def decode(model, cache, rows, acts, u, chat, limits):
     """One response per row that acts: feed what the cache has not seen, then decode until all have ended or
     the limit is reached.
@@ -320,25 +386,16 @@ def decode(model, cache, rows, acts, u, chat, limits):
     act. Such a row, and one that has ended, is carried along: it is fed nothing, and what it says is dropped.
     All stays on the device, except for a look now and then at whether all have ended.
     """
-    device, seen = model.device, cache.length
-    look, vocabulary = LOOK[device.type], chat.vocabulary.on(device)
-    stop = torch.tensor(list(chat.stop), device=device)
-    ended = torch.tensor([not act for act in acts], device=device)  # (B,)
-    state = extend(model, cache, [ids[n:] if act else [] for ids, n, act in zip(rows, seen, acts)])
-    states, tokens, logps = [], [], []
-    for j in range(limits.max_response):
-        if j:
-            state = feed_one(model, cache, tokens[-1], ~ended)  # (B, D)
-        logits = vocabulary.logits(state, cache.head)  # (B, V)
-        token, logp = sample(logits, limits.temperature, u[:, j])  # (B,), (B,)
-        states.append(state)
-        tokens.append(token)
-        logps.append(logp)
-        ended |= (token[:, None] == stop).any(-1)
-        if (j + 1) % look == 0 and ended.all():
+    seen, look = cache.length, LOOK[model.device.type]
+    new = [ids[n:] if act else [] for ids, n, act in zip(rows, seen, acts)]
+    drawing = cache.drawing = cache.drawing or Drawing(model, cache, chat, limits)
+    drawing.begin(extend(model, cache, new), acts, u)
+    for n in range(1, limits.max_response + 1):
+        if n == limits.max_response or n % look == 0 and drawing.ended.all():
             break
-    states = torch.stack(states, 1)  # (B, t, D)
-    drawn = zip(torch.stack(tokens, 1).tolist(), torch.stack(logps, 1).tolist(), states, acts)
+        drawing.run()
+    states = drawing.states[:, :n].clone()  # (B, n, D)
+    drawn = zip(drawing.tokens[:, :n].tolist(), drawing.logps[:, :n].tolist(), states, acts)
     said = [until_stop(*parts, chat.stop) if act else None for *parts, act in drawn]
     # A response's last token is fed in the turn to come.
     cache.length = [
@@ -355,11 +412,13 @@ def until_stop(ids, logp, states, stop):
 def respond(player, going, acting, seed, stream, chat, limits):
     """{episode: Answer} of the `acting` ones among all running episodes, by this player."""
     player.cache.select(going)
-    draws = [generator(seed, episode, *stream).random(limits.max_response) for episode in going]
-    u = torch.tensor(np.stack(draws), device=player.model.device)  # (B, max_response)
-    acts, rows = [episode in acting for episode in going], [player.reads(episode) for episode in going]
-    answers = decode(player.model, player.cache, rows, acts, u, chat, limits)
-    return {episode: answer for episode, answer in zip(going, answers) if answer}
+    owners, u = player.cache.owners, np.zeros((len(player.cache.owners), limits.max_response))
+    for i, episode in enumerate(owners):
+        if episode in acting:
+            u[i] = generator(seed, episode, *stream).random(limits.max_response)
+    acts, rows = [episode in acting for episode in owners], [player.reads(episode) for episode in owners]
+    answers = decode(player.model, player.cache, rows, acts, torch.tensor(u), chat, limits)
+    return {episode: answer for episode, answer in zip(owners, answers) if answer}
 
 
 def judge(teacher, student, going, said, chat, limits):
@@ -370,10 +429,10 @@ def judge(teacher, student, going, said, chat, limits):
     """
     cache, vocabulary = teacher.cache, chat.vocabulary.on(teacher.model.device)
     cache.select(going)
-    new = [
-        teacher.reads(e)[n:] + said[e].ids if e in said else [] for e, n in zip(going, cache.length)]
+    unread = [teacher.reads(episode)[n:] for episode, n in zip(cache.owners, cache.length)]
+    new = [ids + said[e].ids if e in said else [] for e, ids in zip(cache.owners, unread)]
     before = {}  # (n, D') of each answer
-    for episode, ids, behind in zip(going, new, read(teacher.model, cache, new)):  # …, (T, D')
+    for episode, ids, behind in zip(cache.owners, new, read(teacher.model, cache, new)):  # …, (T, D')
         if episode in said:
             before[episode] = behind[len(ids) - len(said[episode].ids) - 1: len(ids) - 1]
     answers = [said[episode] for episode in before]
@@ -405,7 +464,7 @@ def revise(rules, teacher, student, going, said, seed, chat, limits):
         for player in (student, teacher):
             player.cache.set_back([
                 len(player.reads(episode)) - 1 if episode in dropped else n
-                for episode, n in zip(going, player.cache.length)])
+                for episode, n in zip(player.cache.owners, player.cache.length)])
         instead = respond(teacher, going, dropped, seed, (2,), chat, limits)
         for episode, answer in instead.items():
             said[episode] = answer._replace(taught=answer.states, judgement=dropped[episode])

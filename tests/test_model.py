@@ -42,6 +42,7 @@ def test_ragged_cache_against_uncached_forward(kind):
                 token = torch.tensor([number(3, 120) for _ in rows])
                 for more, i in zip(said, token.tolist()):
                     more.append(i)
+                cache.advance()
                 state = lm.feed_one(model, cache, token, torch.ones_like(token, dtype=torch.bool))
                 logits = lm.logits(state, cache.head)
             for i, row in enumerate(rows):  # the last token of a response is fed in the turn to come
