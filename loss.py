@@ -117,12 +117,13 @@ def judgement(student, teacher, ids, vocabulary, temperature):
 # ---- the gradient, a chunk at a time
 
 def gradients(hidden, head, weight, value, chunks, vocabulary, temperature):
-    """Σ_n weight_n · value_n, and its gradients with respect to hidden (N, D) and head (V', D).
+    """Σ_n weight_n · value_n, and its gradients with respect to hidden (N, D) and head (V', D), None where
+    that is frozen.
 
     value: (name, n, logits (n, V)) -> (n,); chunks: pairs (name, n), n the index tensor (n,) of tokens of one
     loss.
     """
-    d_hidden, d_head = torch.zeros_like(hidden), torch.zeros_like(head)
+    d_hidden, d_head = torch.zeros_like(hidden), torch.zeros_like(head) if head.requires_grad else None
     seen, total = head[: vocabulary.size], hidden.new_zeros((), dtype=torch.float32)  # (V, D), ()
     for name, n in chunks:
         logits = vocabulary.logits(hidden[n], seen)  # (n, V)
@@ -132,7 +133,8 @@ def gradients(hidden, head, weight, value, chunks, vocabulary, temperature):
         slope = torch.autograd.grad(loss, logits)[0].div_(temperature)  # (n, V)
         total += loss.detach()
         d_hidden[n] = (slope @ seen.float()).to(d_hidden.dtype)
-        d_head[: vocabulary.size] += slope.T @ hidden[n].float()
+        if d_head is not None:  # a fourth of all products, in vain for a frozen head
+            d_head[: vocabulary.size] += slope.T @ hidden[n].float()
     return total, d_hidden, d_head
 
 
@@ -150,7 +152,8 @@ class Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_total):
         d_hidden, d_head = ctx.saved_tensors
-        return d_hidden * d_total, d_head * d_total, None, None, None, None, None
+        d_head = None if d_head is None else d_head * d_total
+        return d_hidden * d_total, d_head, None, None, None, None, None
 
 
 def chunked(student, teacher, batch, *, beta, temperature, vocabulary):

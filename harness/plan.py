@@ -29,11 +29,27 @@ LOSS = {"forward": 9, "jsd": 13, "nll": 6}  # tensors (chunk, V) in fp32 at once
 
 # ---- what a configuration says
 
+def blank(config):
+    """The model without data."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
 def weights(config):
     """{name: how many numbers} of the model's parameters."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return {name: parameter.numel() for name, parameter in blank(config).named_parameters()}
+
+
+def linear(model):
+    """{name: layer} of the linear layers of a model's blocks, which are numbered: what LoRA adapts."""
+    return {name: layer for name, layer in model.named_modules()
+            if isinstance(layer, torch.nn.Linear) and any(part.isdigit() for part in name.split("."))}
+
+
+def factors(config, rank):
+    """How many numbers each of LoRA's factors has."""
+    layers = linear(blank(config)).values()
+    return [rank * width for layer in layers for width in (layer.in_features, layer.out_features)]
 
 
 def known(config, *names, default=None):
@@ -97,14 +113,15 @@ def forward(config, tokens, size):
     return tokens * size * (3 * inner + 4 * width)
 
 
-def saved(config, found, tokens, size):
+def saved(args, config, found, tokens, size):
     """What one layer, the largest, keeps for its backward pass; found: see `weights`."""
     width, inner, queries, keys = widths(config)
-    each = 4 * size * inner + (28 - size) * width + 2 * size * (queries + keys)
+    each = 4 * size * inner + (8 + 2 * size if args.lora else 28 - size) * width + 2 * size * (queries + keys)
     if any("q_norm" in name for name in found):
-        each += (4 + size) * (queries + keys)
+        each += (4 if args.lora else 4 + size) * (queries + keys)
     layer = 2 * width * (queries + keys) + 3 * width * inner
-    return tokens * each + (2 * layer if size == 2 else 0)  # the layer's weights, rounded
+    rounded = size == 2 and not args.lora  # the layer's weights
+    return tokens * each + 2 * layer * rounded
 
 
 def losing(args, student, teacher, tokens, size):
@@ -114,6 +131,9 @@ def losing(args, student, teacher, tokens, size):
     each, head = min(tokens, chunk(rows)) * rows, width * known(student, "vocab_size")
     logits = LOSS.get(args.loss, 8) - 2 * (tokens <= chunk(rows))  # the chunk before leaves two
     judged = 0 if args.loss == "nll" else size * tokens * widths(teacher)[0]
+    if args.lora:  # the head has no gradient; in bf16 a copy of it is made
+        copied = head if size == 2 else 0
+        return 4 * max(logits * each, 3 * each + copied) + (5 + 2 * size) * tokens * width + judged
     return 4 * (max(logits * each + head, 2 * each + 2 * head) + 5 * tokens * width) + judged
 
 
@@ -122,10 +142,12 @@ def learning(args, student, teacher, found, tokens, size):
     alone."""
     width, inner, *_ = widths(student)
     again = sum(found.values()) >= SMALL
-    layer, last = saved(student, found, tokens, size), 2 * size * tokens * (inner + width)
-    kept = known(student, "num_hidden_layers") * (4 * tokens * width if again else layer)
+    layer, last = saved(args, student, found, tokens, size), 2 * size * tokens * (inner + width)
+    stream = size if args.lora else 4  # bytes of a number of what goes from layer to layer
+    kept = known(student, "num_hidden_layers") * (stream * tokens * width if again else layer)
     # The gradient of a tied head waits for that of the embeddings, and a third is made of the two.
     tied, table = bool(known(student, "tie_word_embeddings")), 4 * width * known(student, "vocab_size")
+    table *= not args.lora
     peak = max(
         losing(args, student, teacher, tokens, size), again * layer + last + tied * table,
         (1 + 2 * tied) * table - kept, forward(teacher, tokens, size) - kept)
@@ -161,12 +183,15 @@ def phases(args, student, teacher, gpus):
     context = min(args.max_context, *(
         known(each, "max_position_embeddings", default=math.inf) for each in (student, teacher)))
     tokens, found = max(args.batch_tokens, context), weights(student)
-    number = sum(found.values())
+    number, read = sum(found.values()), f"teacher, {args.precision}"
+    learned = factors(student, args.lora) if args.lora else list(found.values())
+    base = {f"student, {args.precision}": size * number, "factors, fp32": 4 * sum(learned)}
     held = {
-        "student, fp32": 4 * number, f"teacher, {args.precision}": size * sum(weights(teacher).values()),
-        "AdamW's moments, fp32": 8 * most_moments(found.values(), gpus)}
-    learns = {**held, "gradients, fp32": 4 * number}
-    plays = {**held, "playing copy": size * number if size == 2 else 0}  # in fp32 the student itself plays
+        **(base if args.lora else {"student, fp32": 4 * number}), read: size * sum(weights(teacher).values()),
+        "AdamW's moments, fp32": 8 * most_moments(learned, gpus)}
+    learns = {**held, "gradients, fp32": 4 * sum(learned)}
+    copied = size == 2 and not args.lora  # else the student itself plays
+    plays = {**held, "playing copy": size * number * copied}
 
     # What an expert has said, or the other model, is fed at once; of a window all is fed anew.
     players = {"sft": [], "guided": [student, teacher]}.get(args.method, [student])
