@@ -1,19 +1,21 @@
-"""LoRA, `--lora RANK`: low-rank factors are trained beside the frozen linear layers of a student's blocks.
+"""LoRA (arXiv 2106.09685), `--lora RANK`: low-rank factors are trained beside the frozen linear layers of a
+student's blocks.
 
-    y = x Wᵀ + b + 2 (x Aᵀ) Bᵀ      W (out, in), b frozen; A (RANK, in), B (out, RANK) trained (arXiv 2106.09685)
+    y = x Wᵀ + b + 2 (x Aᵀ) Bᵀ      W (out, in), b frozen; A (RANK, in), B (out, RANK) trained
 
 The base is held in the precision that plays, the factors in fp32. B begins at zero: the first step plays the
 base to the bit. One model learns and plays, unmerged: merged weights in bf16 would be another model's. Frozen
 with the base are its embeddings, norms, head and convolutions, and experts that are one 3-D parameter.
 
-On disk: the run's checkpoint holds the factors, `student/` the merged model, and `student/adapter/` the factors
-as the package peft writes them. Such a folder, whoever wrote it, is a student or a teacher: it is merged into
-its base at loading.
+On disk: the run's checkpoint holds the factors, `student/` the merged model, and `student/adapter/` the
+factors as the package peft writes them. Such a folder, whoever wrote it, is a student or a teacher: it is
+merged into its base at loading.
 """
 
 import json
 import math
 import os
+import re
 
 import torch
 from safetensors.torch import save_file
@@ -29,8 +31,7 @@ CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_
 PREFIX = "base_model.model."  # of the names in peft's files
 # Of adapter_config.json: what changes the sum, and leaves no trace in the factors' names and shapes.
 OTHER = (
-    "alpha_pattern", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config",
-    "use_bdlora", "use_dora", "use_qalora")
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "use_qalora")
 BASE_KEPT = (True, False, "gaussian", "orthogonal", "eva")  # init_lora_weights; others change the base too
 
 
@@ -123,8 +124,15 @@ def base(folder):
     """The name of the model that an adapter's folder was made for; "" for any other folder or name."""
     config = configuration(folder)
     if config and not config["base_model_name_or_path"]:
-        raise UserError(f"{folder!r} holds an adapter that names no model which it was made for: merge it and save that")
+        raise refused(folder, "it names no model that it was made for")
     return config.get("base_model_name_or_path", "")
+
+
+def scale(config, name, rank):
+    """What peft multiplies the factors' product of a layer by."""
+    own = (config.get("alpha_pattern") or {}).items()
+    alpha = next((a for key, a in own if re.match(rf"(.*\.)?({key})$", name)), config["lora_alpha"])
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 @torch.no_grad()
@@ -139,20 +147,20 @@ def merge(model, folder, factors):
         raise refused(folder, ", ".join(odd) or "it is not plain LoRA")
     embeddings = model.get_input_embeddings().weight
     for key in [key for key in factors if key.endswith("lora_A.weight")]:
-        layer = layers.get(key.removeprefix(PREFIX).removesuffix(".lora_A.weight"))
+        name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+        layer = layers.get(name)
         down, up = left.pop(key), left.pop(key.replace("lora_A", "lora_B"), None)
         if not isinstance(layer, nn.Linear) or layer.weight is embeddings or up is None:
             raise refused(folder, f"its base has no linear layer of its own for {key}")
         if (len(up), down.shape[1]) != layer.weight.shape:
             raise refused(folder, f"{key} has another shape than its layer")
-        rank = len(down)
-        scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        whole = layer.weight.float() + scale * (up.float() @ down.float()).to(layer.weight.device)
-        layer.weight.copy_(whole)
+        change = scale(config, name, len(down)) * up.float() @ down.float()
+        layer.weight.copy_(layer.weight.float() + change.to(layer.weight.device))
     if left or not factors:
         raise refused(folder, f"it holds {min(left, default='no factors')}")
 
 
 def refused(folder, why):
     """The UserError for an adapter that `merge` would get wrong."""
-    return UserError(f"{folder!r} holds an adapter that is not merged here ({why}): merge it with peft, and save that")
+    return UserError(
+        f"{folder!r} holds an adapter that is not merged here ({why}): merge it with peft, and save that")

@@ -253,7 +253,8 @@ def set_up(args, told, ranks):
     student = Student(model, chat.vocabulary, args, ranks)
     run = Run(args, run_name(args), student.learned, student.optimizer, prints, ranks)
     student.plays()
-    ranks.print(f"{args.method} on {args.env}: {len(tasks)} training tasks, {told}{lora.told(model)}, run folder {run.folder}"
+    told += lora.told(model)
+    ranks.print(f"{args.method} on {args.env}: {len(tasks)} training tasks, {told}, run folder {run.folder}"
                 + f", going on after step {run.checkpoint.step}" * bool(args.resume))
     own = student.actor, chat
     players = {"teacher": (teacher, other), "guest": (teacher, chat), "before": own, "after": own}

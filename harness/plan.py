@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM
 from harness.cli import UserError
 from harness.ranks import device
 
-CARDS = {"80 GB": 85.5e9, "96 GB": 102.6e9, "141 GB": 150.7e9}  # as they are sold: the bytes that they have
+CARDS = {  # as they are sold: the bytes that they have
+    "24 GB": 25.3e9, "48 GB": 47.7e9, "80 GB": 85.5e9, "96 GB": 102.6e9, "141 GB": 150.7e9}
 MARGIN = 0.05  # of a card, for what is left out above
 OPENING = 2048  # tokens of a first prompt, about
 SMALL = 10_000_000  # parameters of a student whose activations are kept, and whose evaluation is one batch
