@@ -223,6 +223,7 @@ def helpful(phase, args, gpus):
         "fewer --eval-games": phase == "evaluating",
         "a smaller --max-context": rows,
         "--history window:N with it": rows and args.history == "full",
+        "--lora 32": not args.lora,
         "more GPUs": True}
     return ", ".join(flag for flag, helps in wanted.items() if helps)
 
