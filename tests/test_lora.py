@@ -69,7 +69,8 @@ def test_before_the_first_step_it_is_the_base(kind, dtype):
 
 
 def test_rank_0_is_full_fine_tuning():
-    """An optimizer over a part of the weights, a copy that does not play, where no factor was asked for."""
+    """An optimizer over a part of the weights, no copy that plays, where no factor was asked for; a copy where
+    one was."""
     student, _ = make_student(RANKS)
     assert student.learned is student.model
     groups, = student.optimizer.param_groups
@@ -77,6 +78,8 @@ def test_rank_0_is_full_fine_tuning():
     assert all(p.requires_grad for p in student.model.parameters())
     bf16, _ = make_student(RANKS, precision="bf16")
     assert bf16.actor is not bf16.model
+    one, _ = make_student(RANKS, precision="bf16", lora=2)
+    assert one.actor is one.model and one.learned is not one.model
 
 
 @pytest.mark.parametrize("recompute", [False, True])
