@@ -27,6 +27,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.utils import logging
 
 import envs
+import lora
 from harness.cli import UserError
 from harness.folder import write_json
 from harness.plan import SMALL
@@ -53,6 +54,7 @@ NOISE = ("drop", "jitter")  # in the names of what `without_noise` sets to 0
 SILENT = (  # of a configuration: what changes no logit
     "transformers_version", "architectures", "_name_or_path", "dtype", "initializer_range", "use_cache",
     "pad_token_id", "bos_token_id", "eos_token_id")
+ADAPTER = "adapter"  # in a checkpoint's folder: the factors that are merged into it
 DEFAULTS = "defaults.json"  # beside a checkpoint: {knob: value}, how it wants to be played and trained
 
 
@@ -78,7 +80,7 @@ def defaults(name):
 
     Raises UserError for a file that holds no such thing.
     """
-    path = os.path.join(name, DEFAULTS)
+    path = os.path.join(holder(name, DEFAULTS), DEFAULTS)
     if not os.path.isfile(path):
         return {}
     try:
@@ -89,6 +91,12 @@ def defaults(name):
     if not isinstance(own, dict):
         raise UserError(f"{path} holds no table of knobs and their values")
     return own
+
+
+def holder(name, file):
+    """Whose `file` is a checkpoint's: its own, or that of an adapter's base where its folder has none."""
+    base = "" if os.path.isfile(os.path.join(name, file)) else lora.base(name)
+    return holder(base, file) if base else name
 
 
 def has_bf16():
@@ -116,7 +124,7 @@ def load_tokenizer(name):
     """The tokenizer of a Hugging Face name or folder; raises UserError without one, or its chat template."""
     check_name(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(holder(name, "tokenizer_config.json"))
     except (OSError, ValueError, KeyError) as error:
         raise cannot_load(name, error) from error
     if tokenizer.chat_template is None:
@@ -145,7 +153,7 @@ def positions(name):
     """`longest` of a Hugging Face name or folder; infinity where it has no configuration, of which who loads
     it will speak."""
     try:
-        return longest(AutoConfig.from_pretrained(name))
+        return longest(AutoConfig.from_pretrained(holder(name, "config.json")))
     except (OSError, ValueError, KeyError):
         return math.inf
 
@@ -165,7 +173,7 @@ def configuration(name):
     """The configuration of a Hugging Face name or folder, of which no more is needed than config.json."""
     check_name(name)
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(holder(name, "config.json"))
     except (OSError, ValueError, KeyError) as error:
         raise cannot_load(name, error) from error
 
@@ -176,8 +184,12 @@ def load_model(name, device="cpu", dtype=torch.float32):
 
     Raises UserError where there is no such checkpoint, or an architecture that is not supported.
     """
-    if os.path.exists(os.path.join(name, "adapter_config.json")):
-        raise UserError(f"{name!r} holds an adapter, not a model: merge it into its base model and save that")
+    if base := lora.base(name):
+        model = load_model(base, device, dtype)
+        present = [file for file in lora.WEIGHTS if os.path.isfile(os.path.join(name, file))]
+        lora.merge(model, name, read_weights(name, (present or lora.WEIGHTS)[0]))
+        model.name_or_path = name
+        return model
     check_one_set(name)
     try:
         model, found = from_pretrained(name, dtype)
@@ -543,7 +555,8 @@ def save(model, tokenizer, folder, own=None):
     folder = os.path.realpath(folder)  # a link leads there as before
     beside, old = f"{folder}.tmp-{os.getpid()}", f"{folder}.old-{os.getpid()}"
     try:
-        model.save_pretrained(beside)
+        model.save_pretrained(beside, state_dict=lora.merged(model))
+        lora.write(model, os.path.join(beside, ADAPTER))
         tokenizer.save_pretrained(beside)
         rewrite(os.path.join(beside, "config.json"), older_rotary)
         rewrite(os.path.join(beside, "tokenizer_config.json"), older_tokenizer)

@@ -118,12 +118,12 @@ def judgement(student, teacher, ids, vocabulary, temperature):
 
 def gradients(hidden, table, cap, weight, value, chunks, vocabulary, temperature):
     """Σ_n weight_n · value_n, and its gradients with respect to hidden (N, D) and table (V', D), a head's
-    weight; cap: of its logits.
+    weight, None where that is frozen; cap: of its logits.
 
     value: (name, n, logits (n, V)) -> (n,); chunks: pairs (name, n), n the index tensor (n,) of tokens of one
     loss.
     """
-    d_hidden, d_table = torch.zeros_like(hidden), torch.zeros_like(table)
+    d_hidden, d_table = torch.zeros_like(hidden), torch.zeros_like(table) if table.requires_grad else None
     seen, total = Head(table[: vocabulary.size], cap), hidden.new_zeros((), dtype=torch.float32)  # (V, D), ()
     for name, n in chunks:
         logits = vocabulary.logits(hidden[n], seen)  # (n, V)
@@ -134,7 +134,8 @@ def gradients(hidden, table, cap, weight, value, chunks, vocabulary, temperature
         slope = torch.autograd.grad(loss, logits)[0].div_(temperature).mul_(bend)  # (n, V)
         total += loss.detach()
         d_hidden[n] = (slope @ seen.weight.float()).to(d_hidden.dtype)
-        d_table[: vocabulary.size] += slope.T @ hidden[n].float()
+        if d_table is not None:  # a fourth of all products, in vain for a frozen head
+            d_table[: vocabulary.size] += slope.T @ hidden[n].float()
     return total, d_hidden, d_table
 
 
@@ -152,7 +153,8 @@ class Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_total):
         d_hidden, d_table = ctx.saved_tensors
-        return d_hidden * d_total, d_table * d_total, None, None, None, None, None, None
+        d_table = None if d_table is None else d_table * d_total
+        return d_hidden * d_total, d_table, None, None, None, None, None, None
 
 
 def chunked(student, teacher, batch, *, beta, temperature, vocabulary):

@@ -71,6 +71,9 @@ class Args(PlayArgs):
     steps: int = preset(250, "training steps", least=1)
     episodes: int = preset(16, "episodes per step, over all ranks", least=1)
     lr: float = preset(1e-6, "AdamW learning rate, constant", above=0.0)
+    lora: int = knob(
+        0, "rank of the factors that are trained beside the student's frozen linear layers, at a higher "
+        "learning rate (docs/real-models.md); 0: all weights are trained", least=0)
     clip: float = knob(1.0, "gradient norm is clipped to this", above=0.0)
     temperature: float = knob(
         1.0, "of sampling the training episodes; both distributions are compared at it", above=0.0)
@@ -182,7 +185,8 @@ def backward(student, teacher, episodes, args, ranks):
         needs_teacher = set(batch.losses) - set(WITHOUT_TEACHER)
         # Autocast caches the weights that it rounds. Recomputation rounds them again: the cache is in vain.
         with torch.autocast(
-                student.model.device.type, torch.bfloat16, enabled=args.precision == "bf16",
+                student.model.device.type, torch.bfloat16,
+                enabled=args.precision == "bf16" and not args.lora,  # a frozen base is bf16 itself
                 cache_enabled=not student.recompute):
             judged = score(teacher, group) if needs_teacher else None
             with nullcontext() if last or ranks.world == 1 else distiller.no_sync():

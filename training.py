@@ -15,6 +15,7 @@ from tqdm import tqdm
 import curriculum
 import envs
 import load
+import lora
 import methods
 import rollout
 from batch import EMPTY, collate
@@ -47,7 +48,8 @@ def adamw(student, lr, world):
 class Student:
     """The student as it learns and as it plays; each has the memory that the other gives up meanwhile.
 
-    model: the fp32 master weights, with gradients and optimizer; actor: the copy that plays.
+    model: the fp32 master weights; learned: what has gradients and moments, the model or its factors (see
+    lora.py); actor: the copy that plays, of a model with factors itself.
     """
 
     def __init__(self, model, vocabulary, args, ranks):
@@ -55,15 +57,16 @@ class Student:
         self.recompute = not load.is_small(model)  # less memory, about a third more time
         if self.recompute:
             model.activation_checkpointing_enable()
+        self.learned = lora.adapt(model, args.lora, args.seed) if args.lora else model
         vocabulary = vocabulary.on(model.device)
         self.distiller = Distiller(
             model, beta=args.beta, temperature=args.temperature, vocabulary=vocabulary)
         if ranks.world > 1:
             self.distribute(args.loss)
-        self.gradients = Gradients(model.parameters())
+        self.gradients = Gradients(self.learned.parameters())
         self.gradients.release()
-        self.actor = playing_copy(model, load.play_dtype(args.precision))
-        self.optimizer = adamw(model, args.lr, ranks.world)
+        self.actor = model if args.lora else playing_copy(model, load.play_dtype(args.precision))
+        self.optimizer = adamw(self.learned, args.lr, ranks.world)
 
     def distribute(self, loss):
         """Wrap it for the ranks. loss: a name."""
@@ -84,7 +87,7 @@ class Student:
 
     def clipped(self):
         """Clip the gradient; returns its norm before."""
-        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip).item()
+        return torch.nn.utils.clip_grad_norm_(self.learned.parameters(), self.clip).item()
 
     def plays(self):
         """From here to `learns` the playing copy has the weights of now."""
@@ -226,7 +229,8 @@ def needs_expert(method, hint):
 def load_models(args, ranks):
     """(student, its chat, teacher, its chat), on this process's device; says in what the chats differ."""
     names = [load.resolve(name, args.env) for name in (args.student, args.teacher)]
-    dtypes = torch.float32, load.play_dtype(args.precision)
+    read = load.play_dtype(args.precision)
+    dtypes = read if args.lora else torch.float32, read
     with ranks.in_turn(device().type == "cuda"):
         tokenizers = [load.load_tokenizer(name) for name in names]
         models = [load.load_model(name, device(), dtype) for name, dtype in zip(names, dtypes)]
@@ -247,8 +251,7 @@ def load_models(args, ranks):
 def set_up(args, told, ranks):
     """Models, games and the run folder. told: what to say of the defaults."""
     model, chat, teacher, other = load_models(args, ranks)
-    student, method = Student(model, chat.vocabulary, args, ranks), methods.METHODS[args.method]()
-    hint = prompts.hint(args.hint)
+    method, hint = methods.METHODS[args.method](), prompts.hint(args.hint)
     expert = needs_expert(method, hint)
     tasks, splits = load_tasks(args, expert, chat.prompt, ranks)
     held = at_once(model, args.eval_games, ranks.world) if args.eval_every else 0
@@ -259,8 +262,10 @@ def set_up(args, told, ranks):
         **load.identity("student", model, chat), **load.identity("teacher", teacher, other),
         "prompt": chat.prompt.digest, **identity(args, tasks, splits, expert),
         **({"hint": envs.digest(hint.encode())} if hint else {})})
-    run = Run(args, run_name(args), model, student.optimizer, prints, ranks)
+    student = Student(model, chat.vocabulary, args, ranks)
+    run = Run(args, run_name(args), student.learned, student.optimizer, prints, ranks)
     student.plays()
+    told += lora.told(model)
     ranks.print(f"{args.method} on {args.env}: {len(tasks)} training tasks, {told}, run folder {run.folder}"
                 + f", going on after step {run.checkpoint.step}" * bool(args.resume))
     own = student.actor, chat

@@ -22,7 +22,8 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from harness.cli import UserError
 from harness.ranks import device
 
-CARDS = {"80 GB": 85.5e9, "96 GB": 102.6e9, "141 GB": 150.7e9}  # as they are sold: the bytes that they have
+CARDS = {  # as they are sold: the bytes that they have
+    "24 GB": 25.3e9, "48 GB": 47.7e9, "80 GB": 85.5e9, "96 GB": 102.6e9, "141 GB": 150.7e9}
 MARGIN = 0.05  # of a card, for what is left out above
 OPENING = 2048  # tokens of a first prompt, about
 SMALL = 10_000_000  # parameters of a student whose activations are kept, and whose evaluation is one batch
@@ -33,11 +34,27 @@ LOSS = {"forward": 9, "jsd": 13, "nll": 6}  # tensors (chunk, V) in fp32 at once
 
 # ---- what a configuration says
 
+def blank(config):
+    """The model without data."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
 def weights(config):
     """{name: how many numbers} of the model's parameters."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return {name: parameter.numel() for name, parameter in blank(config).named_parameters()}
+
+
+def linear(model):
+    """{name: layer} of the linear layers of a model's blocks, which are numbered: what LoRA adapts."""
+    return {name: layer for name, layer in model.named_modules()
+            if isinstance(layer, torch.nn.Linear) and any(part.isdigit() for part in name.split("."))}
+
+
+def factors(config, rank):
+    """How many numbers each of LoRA's factors has."""
+    layers = linear(blank(config)).values()
+    return [rank * width for layer in layers for width in (layer.in_features, layer.out_features)]
 
 
 def known(config, *names, default=None):
@@ -148,19 +165,21 @@ def forward(config, tokens, size):
     return tokens * max(size * (3 * inner + 4 * width), recurrent)
 
 
-def saved(config, found, tokens, size):
+def saved(args, config, found, tokens, size):
     """What one layer, the largest, keeps for its backward pass; found: see `weights`."""
     width, inner, queries, keys = widths(config)
     heads, key, value, chunk = recurrence(config)
     attention = 2 * size * (queries + keys)
     if any("q_norm" in name for name in found):
-        attention += (4 + size) * (queries + keys)
+        attention += (4 if args.lora else 4 + size) * (queries + keys)
     # The delta rule keeps a product of its keys with all of a chunk; a state-space model forms it going back.
     delta = 67 if known(config, "linear_key_head_dim") else 23
     recurrent = heads * (8 * chunk + delta * key + 46 * value)
-    each = 4 * size * inner + (28 - size) * width + max(attention, recurrent)
+    between = 8 + 2 * size if args.lora else 28 - size
+    each = 4 * size * inner + between * width + max(attention, recurrent)
     layer = 2 * width * (queries + keys) + 3 * width * inner
-    return tokens * each + (2 * layer if size == 2 else 0)  # the layer's weights, rounded
+    rounded = size == 2 and not args.lora  # the layer's weights
+    return tokens * each + 2 * layer * rounded
 
 
 def losing(args, student, teacher, tokens, size):
@@ -170,6 +189,9 @@ def losing(args, student, teacher, tokens, size):
     each, head = min(tokens, chunk(rows)) * rows, width * known(student, "vocab_size")
     logits = LOSS.get(args.loss, 8) - 2 * (tokens <= chunk(rows))  # the chunk before leaves two
     judged = 0 if args.loss == "nll" else size * tokens * widths(teacher)[0]
+    if args.lora:  # the head has no gradient; in bf16 a copy of it is made
+        copied = head if size == 2 else 0
+        return 4 * max(logits * each, 3 * each + copied) + (5 + 2 * size) * tokens * width + judged
     return 4 * (max(logits * each + head, 2 * each + 2 * head) + 5 * tokens * width) + judged
 
 
@@ -178,10 +200,12 @@ def learning(args, student, teacher, found, tokens, size):
     alone."""
     width, inner, *_ = widths(student)
     again = sum(found.values()) >= SMALL
-    layer, last = saved(student, found, tokens, size), 2 * size * tokens * (inner + width)
-    kept = known(student, "num_hidden_layers") * (4 * tokens * width if again else layer)
+    layer, last = saved(args, student, found, tokens, size), 2 * size * tokens * (inner + width)
+    stream = size if args.lora else 4  # bytes of a number of what goes from layer to layer
+    kept = known(student, "num_hidden_layers") * (stream * tokens * width if again else layer)
     # The gradient of a tied head waits for that of the embeddings, and a third is made of the two.
     tied, table = bool(known(student, "tie_word_embeddings")), 4 * width * known(student, "vocab_size")
+    table *= not args.lora
     peak = max(
         losing(args, student, teacher, tokens, size), again * layer + last + tied * table,
         (1 + 2 * tied) * table - kept, forward(teacher, tokens, size) - kept)
@@ -220,12 +244,15 @@ def phases(args, student, teacher, gpus):
     context = min(args.max_context, *(
         known(each, "max_position_embeddings", default=math.inf) for each in (student, teacher)))
     tokens, found = max(args.batch_tokens, context), weights(student)
-    number = sum(found.values())
+    number, read = sum(found.values()), f"teacher, {args.precision}"
+    learned = factors(student, args.lora) if args.lora else list(found.values())
+    base = {f"student, {args.precision}": size * number, "factors, fp32": 4 * sum(learned)}
     held = {
-        "student, fp32": 4 * number, f"teacher, {args.precision}": size * sum(weights(teacher).values()),
-        "AdamW's moments, fp32": 8 * most_moments(found.values(), gpus)}
-    learns = {**held, "gradients, fp32": 4 * number}
-    plays = {**held, "playing copy": size * number if size == 2 else 0}  # in fp32 the student itself plays
+        **(base if args.lora else {"student, fp32": 4 * number}), read: size * sum(weights(teacher).values()),
+        "AdamW's moments, fp32": 8 * most_moments(learned, gpus)}
+    learns = {**held, "gradients, fp32": 4 * sum(learned)}
+    copied = size == 2 and not args.lora  # else the student itself plays
+    plays = {**held, "playing copy": size * number * copied}
 
     # What an expert has said, or the other model, is fed at once; of a window all is fed anew.
     players = {"sft": [], "guided": [student, teacher]}.get(args.method, [student])
@@ -256,6 +283,7 @@ def helpful(phase, args, gpus):
         "fewer --eval-games": phase == "evaluating",
         "a smaller --max-context": rows,
         "--history window:N with it": rows and args.history == "full",
+        "--lora 32": not args.lora,
         "more GPUs": True}
     return ", ".join(flag for flag, helps in wanted.items() if helps)
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 import traced
 from traced import HYBRIDS, MODELS
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
+import lora
 import loss as losses
 import model as lm
 import tcod
@@ -41,11 +42,15 @@ def test_weights_and_caches_of_the_papers_models(name, numbers, per_token):
 @pytest.mark.parametrize("student, teacher, tokens, knobs", [
     ("Qwen2.5-3B", "Qwen2.5-7B", 16384, dict()), ("Qwen2.5-7B", "Qwen2.5-7B", 8192, dict()),
     ("Qwen3-1.7B", "Qwen3-30B-A3B", 4096, dict()), ("Qwen3-4B", "Qwen3-4B", 4096, dict(precision="fp32")),
-    *[("Qwen3-1.7B", "Qwen3-4B", 2048, dict(loss=loss)) for loss in ("jsd", "nll")]])
+    *[("Qwen3-1.7B", "Qwen3-4B", 2048, dict(loss=loss)) for loss in ("jsd", "nll")],
+    ("Qwen2.5-3B", "Qwen2.5-7B", 16384, dict(lora=32)), ("Qwen2.5-7B", "Qwen2.5-7B", 8192, dict(lora=128)),
+    ("Qwen3-1.7B", "Qwen3-30B-A3B", 4096, dict(lora=32)), ("Qwen3-4B", "Qwen3-30B-A3B", 16384, dict(lora=32)),
+    ("Qwen3-4B", "Qwen3-4B", 4096, dict(lora=16, precision="fp32")),
+    ("Qwen3-1.7B", "Qwen3-4B", 2048, dict(loss="nll", lora=16))])
 def test_learning_is_as_traced(student, teacher, tokens, knobs):
     """A peak that is elsewhere than where the arithmetic looks: the loss, a layer's backward, the gradient of
-    a tied head, the teacher's forward. Recomputed layers keep their fp32 input alone. Eight layers of the
-    real width."""
+    a tied head, the teacher's forward; with LoRA the gradient of a head that has none. Recomputed layers keep
+    their input alone, with LoRA in its precision. Eight layers of the real width."""
     student, teacher = (traced.cut(MODELS[name], 8) for name in (student, teacher))
     args = settings(student, teacher, **knobs)
     dtype = play_dtype(args.precision)
@@ -54,7 +59,8 @@ def test_learning_is_as_traced(student, teacher, tokens, knobs):
     parts = plan.learning(args, student, teacher, plan.weights(student), tokens, dtype.itemsize)
     print(f"{plan.total(parts) / 1e9:.2f} GB by plan, {peak / 1e9:.2f} traced")
     assert plan.total(parts) == pytest.approx(peak, rel=0.1)
-    assert parts["kept of all layers"] == 8 * tokens * student.hidden_size * 4 < kept
+    number = dtype.itemsize if args.lora else 4
+    assert parts["kept of all layers"] == 8 * tokens * student.hidden_size * number < kept
 
 
 @pytest.mark.parametrize("name, layers, tokens", [
@@ -112,15 +118,17 @@ SMALL = dict(
 def allocated(config, tokens, args):
     """Bytes at the peak of a real micro-batch, by torch's profiler: what the allocator gave out, and the
     teacher's hidden states."""
-    student = traced.learner(traced.build(config, torch.float32), args, lm.Vocabulary(config.vocab_size, []))
+    model = traced.build(config, torch.bfloat16 if args.lora else torch.float32)
+    learned = lora.adapt(model, args.lora, seed=0) if args.lora else model
+    student = traced.learner(model, args, lm.Vocabulary(config.vocab_size, []))
     student.train(args.recompute)
-    for parameter in student.parameters():
+    for parameter in learned.parameters():
         parameter.grad = torch.zeros_like(parameter)
     batch = traced.all_trained(tokens, args.loss)
     hidden = torch.zeros(tokens, config.hidden_size, dtype=torch.bfloat16)
     head = torch.zeros(config.vocab_size, config.hidden_size)
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=not args.recompute):
+        with torch.autocast("cpu", torch.bfloat16, enabled=not args.lora, cache_enabled=not args.recompute):
             value, _ = student(batch, (hidden, lm.Head(head)))
         value.backward()
     changes = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
@@ -131,20 +139,22 @@ def allocated(config, tokens, args):
     return peak + hidden.nbytes
 
 
+@pytest.mark.parametrize("rank", [0, 8])
 @pytest.mark.parametrize("kind, again", [("qwen2", True), ("qwen3", False)])
-def test_what_is_traced_is_what_is_allocated(kind, again, monkeypatch):
+def test_what_is_traced_is_what_is_allocated(kind, again, rank, monkeypatch):
     """Views counted as memory of their own, memory that is counted and never freed or freed too early; a
     small student, whose activations are kept."""
     if again:
         monkeypatch.setattr(plan, "SMALL", 0)
     config, tokens = AutoConfig.for_model(kind, **SMALL), 1024
-    args = settings(config)
+    args = settings(config, lora=rank)
     assert args.recompute == again
     real = allocated(config, tokens, args)
     _, peak = traced.learned(config, config, tokens, args)
     parts = plan.learning(args, config, config, plan.weights(config), tokens, size=2)
     shown = [f"{size / 1e6:.1f}" for size in (plan.total(parts), peak, real)]
-    print(f"{kind}, computed again {again}: {shown[0]} MB by plan, {shown[1]} traced, {shown[2]} allocated")
+    print(f"{kind}, computed again {again}, rank {rank}: {shown[0]} MB by plan, {shown[1]} traced, "
+          f"{shown[2]} allocated")
     assert peak == pytest.approx(real, rel=0.1)
     assert plan.total(parts) == pytest.approx(real, rel=0.1)
 
@@ -185,12 +195,34 @@ def test_verdicts_by_hand():
     args = settings(batch_tokens=1024, max_context=2048, history="window:3")
     assert plan.verdict(found, 100e9, args, 8) == "fits: learning takes 83.0 of its 100.0 GB"
     tight = "is tight: learning takes 83.0 of its 85.0 GB. It would help learning: a smaller --max-context, "
+    assert plan.verdict(found, 85e9, args, 8) == tight + "--lora 32, more GPUs"
+    args.lora = 32
     assert plan.verdict(found, 85e9, args, 8) == tight + "more GPUs"
     args.batch_tokens, args.history = 4096, "full"
     assert plan.verdict(found, 65e9, args, 8) == (
         "does not fit: learning takes 83.0 of its 65.0 GB. It would help playing: --episodes 8, a smaller "
         "--max-context, --history window:N with it, more GPUs; learning: --batch-tokens 2048, a smaller "
         "--max-context, --history window:N with it, more GPUs")
+
+
+def test_a_plan_with_lora_by_hand():
+    """A master or a playing copy that is not there; moments or gradients of the base; experts, or the head,
+    counted among the layers that are adapted."""
+    args, configs = settings(lora=32), (MODELS["Qwen2.5-3B"], MODELS["Qwen2.5-7B"])
+    found = plan.plan(args, *configs, gpus=8)
+    rounded = {part: round(size / 1e9, 2) for phase in found.values() for part, size in phase.items()}
+    layer = 2 * (2048 + 2048) + 2 * (2048 + 256) + 3 * (2048 + 11008)  # q, o; k, v; gate, up, down
+    assert sum(plan.factors(configs[0], 32)) == 36 * 32 * layer == 59_867_136
+    assert rounded["student, bf16"] == 6.17 and rounded["factors, fp32"] == rounded["gradients, fp32"] == 0.24
+    assert rounded["AdamW's moments, fp32"] == 0.06 and rounded["playing copy"] == 0  # 8 · 0.0599 / 8
+    assert "student, fp32" not in rounded
+    experts = MODELS["Qwen3-30B-A3B"]  # q, o; k, v of every layer
+    assert sum(plan.factors(experts, 1)) == 48 * (2 * (2048 + 4096) + 2 * (2048 + 512))
+    for kind in ("Qwen3-1.7B", "Qwen3-30B-A3B"):
+        small = traced.cut(MODELS[kind], 1)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(small)
+        assert [factor.numel() for factor in lora.adapt(model, 4, seed=0)] == plan.factors(small, 4)
 
 
 def folder(tmp_path, name, config):

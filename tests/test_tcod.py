@@ -104,17 +104,17 @@ def gradient_memory(student):
     return {piece._cdata: piece.nbytes() for piece in pieces}
 
 
-def three_steps(episodes, folder):
+def three_steps(episodes, folder, **knobs):
     """Train on them three times and write the checkpoint of a run folder; several ranks share the moments, as
     they do on GPUs. Returns the student's model."""
     os.makedirs(folder, exist_ok=True)
-    student, args = make_student(RANKS)
+    student, args = make_student(RANKS, **knobs)
     if RANKS.world > 1:
         from torch.distributed.optim import ZeroRedundancyOptimizer  # takes two seconds
 
         student.optimizer = ZeroRedundancyOptimizer(
-            student.model.parameters(), torch.optim.AdamW, lr=args.lr, weight_decay=0.0)
-    checkpoint = Checkpoint(folder, student.model, student.optimizer, RANKS.first)
+            student.learned.parameters(), torch.optim.AdamW, lr=args.lr, weight_decay=0.0)
+    checkpoint = Checkpoint(folder, student.learned, student.optimizer, RANKS.first)
     buckets = gradient_memory(student.model)
     for _ in range(3):
         student.plays()

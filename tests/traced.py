@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import batch as batches
+import lora
 import loss as losses
 import model as lm
 from load import play_dtype, without_noise
@@ -138,19 +139,21 @@ def learner(model, args, vocabulary):
 
 def learned(config, teacher, tokens, args):
     """(what the forward of a micro-batch keeps for the backward pass, the peak of both), beyond the student's
-    weights and gradients."""
+    weights and gradients; with LoRA beyond its base, the factors and theirs."""
     rows, dtype = rows_in_common(config, teacher), play_dtype(args.precision)
     with FakeTensorMode(), Tally() as tally:
-        distiller = learner(build(config, torch.float32), args, lm.Vocabulary(rows, []))
+        model = build(config, dtype if args.lora else torch.float32)
+        learned = lora.adapt(model, args.lora, seed=0) if args.lora else model
+        distiller = learner(model, args, lm.Vocabulary(rows, []))
         distiller.train(args.recompute)
-        for parameter in distiller.parameters():
+        for parameter in learned.parameters():
             parameter.grad = torch.zeros_like(parameter)
         # The teacher's head in fp32: of one in bf16 only a CPU makes a copy in fp32.
         head = torch.zeros(rows, teacher.get_text_config().hidden_size)
         batch, judged, before = all_trained(tokens, args.loss), None, tally.begin()
         if args.loss not in losses.WITHOUT_TEACHER:
             judged = head.new_zeros(tokens, head.shape[1], dtype=dtype), lm.Head(head)
-        bf16 = dtype == torch.bfloat16
+        bf16 = dtype == torch.bfloat16 and not args.lora
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=not args.recompute):
             value, _ = distiller(batch, judged)
             kept = tally.now - before
