@@ -39,7 +39,7 @@ def logits_of(model, rows, parts=False):
         if not parts:
             return model(input_ids=rows).logits
         cache = lm.RaggedCache(model, list(range(len(rows))))
-        pieces = [lm.read(model, cache, piece.tolist())[0] for piece in (rows[:, :5], rows[:, 5:])]
+        pieces = [torch.stack(lm.read(model, cache, piece.tolist())) for piece in (rows[:, :5], rows[:, 5:])]
         return lm.logits(torch.cat(pieces, 1).flatten(0, 1), cache.head).view(*rows.shape, -1)
 
 
@@ -113,7 +113,8 @@ def test_no_gradient_of_a_frozen_head():
     def value(name, n, logits):
         return losses.nll(torch.log_softmax(logits, -1), None, token[n])
 
-    found = [losses.gradients(hidden, head.requires_grad_(wanted), weight, value, [("nll", torch.arange(9))],
+    chunks = [("nll", torch.arange(9))]
+    found = [losses.gradients(hidden, head.requires_grad_(wanted), None, weight, value, chunks,
                               lm.Vocabulary(11, []), 0.7) for wanted in (True, False)]
     assert found[0][2] is not None and found[1][2] is None
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
