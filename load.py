@@ -340,7 +340,7 @@ def check_logits(name, model):
             extend(model, cache, [first[:5], second[:8]])
             feed_one(model, cache, ids[[0, 1], [5, 8]], both)
             feed_one(model, cache, ids[[0, 1], [6, 0]], alone)
-            cache.length = [7, 9]
+            cache.length = [7, 9]  # what they have; `feed_one` says what they have at most
             cached = logits(extend(model, cache, [first[7:], second[9:10]]), cache.head)  # (B, V)
             lost = forgotten(model, first) if cache.stateful else []
             hidden = hidden_states(model.train(), ids).flatten(0, 1)  # (B · T, D)
