@@ -367,8 +367,8 @@ def judge(teacher, student, going, said, chat, limits):
 def revise(rules, teacher, student, going, said, seed, chat, limits):
     """Judge the student's Answers; where the method drops one, the teacher answers in its place.
 
-    A dropped answer leaves no trace: both caches end one token before the row (with states: begin anew), since
-    what predicts the next token has to come from the next pass.
+    A dropped answer leaves no trace: both caches end one token before the row, since what predicts the next
+    token has to come from the next pass; with states they begin anew.
     """
     said = judge(teacher, student, going, said, chat, limits)
     if not rules.method.revise:
