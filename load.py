@@ -10,7 +10,6 @@ import math
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pickle import UnpicklingError
 
 import torch
@@ -304,19 +303,6 @@ def distance(own, ours):
     return torch.where(logp == -torch.inf, 0.0, apart).sum(-1).mean().item()
 
 
-@contextmanager
-def narrow_window(config, width):
-    """A window that short rows show."""
-    window = getattr(config, "sliding_window", None)
-    if window is not None:
-        config.sliding_window = width
-    try:
-        yield
-    finally:
-        if window is not None:
-            config.sliding_window = window
-
-
 def forgotten(model, ids):
     """The kinds of states that do not matter to what comes next, where a row is read in two parts: "conv",
     "recurrent"; of a model that leaves no states to the cache "all"."""
@@ -337,31 +323,37 @@ def check_logits(name, model):
     logits, and training mode the same.
 
     What stands behind the head (a scale, a cap) or inside a layer shows here, on two rows of different
-    lengths, fed to the cache in four parts, in one of which the second stands still. A window is narrower.
+    lengths, fed to the cache in four parts, in one of which the second stands still; windows are narrow
+    meanwhile.
     """
-    kind = model.config.model_type
+    config, kind = model.config, model.config.model_type
     ids = torch.arange(34, device=model.device).view(2, 17)  # (B, T)
-    ids %= model.config.get_text_config().vocab_size
+    ids %= config.vocab_size
+    window = getattr(config, "sliding_window", None)
+    if window:
+        config.sliding_window = 6  # these rows show it
     try:
-        with narrow_window(model.config, 6):
-            own = model(input_ids=ids).logits.flatten(0, 1)  # (B · T, V)
-            whole = logits(hidden_states(model, ids).flatten(0, 1), head(model))  # (B · T, V)
-            first, second = ids.tolist()
-            cache = RaggedCache(model, [first, second])
-            both, alone = torch.tensor([[True, True], [True, False]], device=model.device)
-            extend(model, cache, [first[:5], second[:8]])
-            cache.advance()
-            feed_one(model, cache, ids[[0, 1], [5, 8]], both)
-            cache.advance()
-            feed_one(model, cache, ids[[0, 1], [6, 0]], alone)
-            cache.length = [7, 9]
-            cached = logits(extend(model, cache, [first[7:], second[9:10]]), cache.head)  # (B, V)
-            lost = forgotten(model, first) if cache.stateful else []
-            hidden = hidden_states(model.train(), ids).flatten(0, 1)  # (B · T, D)
-            learning = logits(hidden, head(model))  # (B · T, V)
+        own = model(input_ids=ids).logits.flatten(0, 1)  # (B · T, V)
+        whole = logits(hidden_states(model, ids).flatten(0, 1), head(model))  # (B · T, V)
+        first, second = ids.tolist()
+        cache = RaggedCache(model, [first, second])
+        both, alone = torch.tensor([[True, True], [True, False]], device=model.device)
+        extend(model, cache, [first[:5], second[:8]])
+        cache.advance()
+        feed_one(model, cache, ids[[0, 1], [5, 8]], both)
+        cache.advance()
+        feed_one(model, cache, ids[[0, 1], [6, 0]], alone)
+        cache.length = [7, 9]  # what they have; `advance` says what they have at most
+        cached = logits(extend(model, cache, [first[7:], second[9:10]]), cache.head)  # (B, V)
+        lost = forgotten(model, first) if cache.stateful else []
+        hidden = hidden_states(model.train(), ids).flatten(0, 1)  # (B · T, D)
+        learning = logits(hidden, head(model))  # (B · T, V)
     except (AttributeError, IndexError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{name!r} ({kind}) does not play over the ragged cache ({reason})") from error
+    finally:
+        if window:
+            config.sliding_window = window
     model.eval()
     most = TOLERANCE[model.dtype]
     apart = distance(own, whole)
@@ -389,7 +381,8 @@ def check_supported(name, model, dtype):
     """Raises UserError for what the cache or the head would silently get wrong and a forward of a few tokens
     does not show."""
     config = model.config
-    kinds, _ = get_layer_types_and_kwargs(config)
+    named = hasattr(config, "num_hidden_layers")
+    kinds = get_layer_types_and_kwargs(config)[0] if named else ["unknown ones"]
     other = sorted(set(kinds) - KINDS)
     if other:
         raise UserError(f"{name!r} has layers that the ragged cache does not hold: {', '.join(other)}")

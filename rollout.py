@@ -450,7 +450,7 @@ def revise(rules, teacher, student, going, said, seed, chat, limits):
     """Judge the student's Answers; where the method drops one, the teacher answers in its place.
 
     A dropped answer leaves no trace: both caches end one token before the row, since what predicts the next
-    token has to come from the next pass.
+    token has to come from the next pass; with states they begin anew.
     """
     said = judge(teacher, student, going, said, chat, limits)
     if not rules.method.revise:

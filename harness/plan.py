@@ -99,16 +99,17 @@ def masked(config, tokens):
 def recurrence(config):
     """(heads, width of a key, of a value, tokens of a chunk) of a layer with a state: a key and a value of a
     state-space model are its state and its head. Of a convolution heads and keys are 0, the value is D."""
-    heads = known(config, "linear_num_value_heads", "mamba_n_heads", default=0)
-    key = known(config, "linear_key_head_dim", "mamba_d_state", default=0)
-    value = known(config, "linear_value_head_dim", "mamba_d_head", default=known(config, "hidden_size"))
+    heads = known(config, "linear_num_value_heads", "linear_num_heads", "mamba_n_heads", default=0)
+    key = known(config, "linear_key_head_dim", "linear_head_dim", "mamba_d_state", default=0)
+    width = known(config, "hidden_size")
+    value = known(config, "linear_value_head_dim", "linear_head_dim", "mamba_d_head", default=width)
     return heads, key, value, known(config, "mamba_chunk_size", default=64)
 
 
 def convolved(config):
     """Numbers of a token that such a layer's convolution sees."""
     heads, key, value, _ = recurrence(config)
-    groups = known(config, "linear_num_key_heads", "mamba_n_groups", default=0)
+    groups = known(config, "linear_num_key_heads", "linear_num_heads", "mamba_n_groups", default=0)
     return max(1, heads) * value + 2 * groups * key
 
 
@@ -173,7 +174,7 @@ def saved(args, config, found, tokens, size):
     if any("q_norm" in name for name in found):
         attention += (4 if args.lora else 4 + size) * (queries + keys)
     # The delta rule keeps a product of its keys with all of a chunk; a state-space model forms it going back.
-    delta = 67 if known(config, "linear_key_head_dim") else 23
+    delta = 23 if known(config, "mamba_d_state") else 67
     recurrent = heads * (8 * chunk + delta * key + 46 * value)
     between = 8 + 2 * size if args.lora else 28 - size
     each = 4 * size * inner + between * width + max(attention, recurrent)

@@ -24,6 +24,7 @@ import loss as losses
 import model as lm
 import rollout
 import tcod
+from harness import plan
 from harness.cli import UserError
 from harness.folder import read_log
 
@@ -199,6 +200,18 @@ def layers(model):
     """In words, with how many there are of each."""
     kinds, _ = get_layer_types_and_kwargs(model.config)
     return ", ".join(f"{kinds.count(kind)} {SHORT[kind]}" for kind in dict.fromkeys(kinds))
+
+
+@pytest.mark.parametrize("name", EACH_KIND)
+def test_the_plan_counts_what_is_held(name, loaded):
+    """Keys of layers that have none or share them, a state that is forgotten or in another precision."""
+    model = loaded(name)
+    cache = lm.RaggedCache(model, range(3))
+    with torch.no_grad():
+        lm.extend(model, cache, [[5, 9, 11, 7, 30]] * 3)
+    keys = sum(kept.nbytes for pair in filter(None, cache.layers) for kept in pair)
+    assert plan.cache(model.config, 3 * cache.capacity, size=4) == keys
+    assert plan.states(model.config, 3, size=4) == sum(state.nbytes for state in cache.kept.values())
 
 
 @pytest.mark.parametrize("name", tried(*FAMILIES))
