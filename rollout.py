@@ -322,7 +322,7 @@ class Drawing:
     def __init__(self, model, cache, chat, limits):
         rows, device = len(cache.owners), model.device
         shape = rows, limits.max_response  # (B, t)
-        self.model, self.cache, self.temperature = model, cache, limits.temperature
+        self.model, self.cache, self.limits = model, cache, limits
         self.vocabulary = chat.vocabulary.on(device)
         self.stop = torch.tensor(list(chat.stop), device=device)
         self.u = torch.zeros(shape, dtype=torch.float64, device=device)
@@ -347,7 +347,7 @@ class Drawing:
         """Draw a token of every row behind its state (B, D), and note it."""
         logits = self.vocabulary.logits(state, self.cache.head)  # (B, V)
         u = self.u.index_select(1, self.j)[:, 0]  # (B,)
-        token, logp = sample(logits, self.temperature, u)  # (B,), (B,)
+        token, logp = sample(logits, self.limits.temperature, u)  # (B,), (B,)
         for kept, new in ((self.states, state), (self.tokens, token), (self.logps, logp)):
             kept.index_copy_(1, self.j, new[:, None])
         self.ended |= (token[:, None] == self.stop).any(-1)
@@ -388,7 +388,9 @@ def decode(model, cache, rows, acts, u, chat, limits):
     """
     seen, look = cache.length, LOOK[model.device.type]
     new = [ids[n:] if act else [] for ids, n, act in zip(rows, seen, acts)]
-    drawing = cache.drawing = cache.drawing or Drawing(model, cache, chat, limits)
+    if cache.drawing is None or cache.drawing.limits != limits:
+        cache.drawing = Drawing(model, cache, chat, limits)
+    drawing = cache.drawing
     drawing.begin(extend(model, cache, new), acts, u)
     for n in range(1, limits.max_response + 1):
         if n == limits.max_response or n % look == 0 and drawing.ended.all():

@@ -9,8 +9,9 @@ called on the whole conversation each turn, as a loop around a chat model does, 
 cache kept, which only rows of equal length, as here, allow. The ratios are what to look at: what is saved is
 the prefill of all that was said before.
 
-*Token*: one more token behind `--context` tokens a row. It reads every weight and every cached key and value
-once: these bytes over the bandwidth of a large copy are the least that it can take.
+*Token*: one more token behind `--context` tokens a row, and on a GPU the same as a graph, whose samples must
+be equal. It reads every weight and every cached key and value once: these bytes over the bandwidth of a large
+copy are the least that it can take.
 
 *Judge*: playing ALFWorld's small games with and without a teacher that reads the student's answers before the
 game hears them (curriculum.Method.judged).
@@ -44,7 +45,7 @@ from chat.template import Chat
 from curriculum import Method, Rules
 from harness.cli import UserError, check_knobs, command, fill_presets, knob
 from harness.ranks import Ranks
-from model import RaggedCache, Vocabulary
+from model import RaggedCache, Vocabulary, extend
 from training import Student
 
 GPU = torch.cuda.is_available()
@@ -145,6 +146,14 @@ def make_model(size, dtype=DTYPE):
 
 # ---- decoding
 
+class Plain(rollout.Drawing):
+    """Decoding without a graph."""
+
+    def run(self):
+        self.cache.advance()
+        self.step()
+
+
 class Ours:
     """The sampler on a ragged cache that is kept; no response ever ends early."""
 
@@ -158,6 +167,10 @@ class Ours:
         limits = rollout.Limits(max_response=count, max_context=ROOM)
         said = rollout.decode(self.model, self.cache, rows, [True] * len(rows), u, self.chat, limits)
         return [answer.ids for answer in said]
+
+    def note(self, rows, said):
+        """Add the TOKENS new ids of each row to a list."""
+        said.append(self.answer(rows, TOKENS))
 
 
 class Theirs:
@@ -208,17 +221,24 @@ def measure_token(args):
     """Print what the prefill and then a token of all rows take, and the least that its bytes do."""
     size = SIZES[args.student]
     model, rows = make_model(size), [[5 + i % 100 for i in range(args.context)]] * args.rows
-    took = []
-    for _ in range(1 + REPEATS):  # the first warms up
-        player = Ours(model, size, args.rows)
-        prefill = seconds(partial(player.answer, rows, 1))
-        took.append((prefill, seconds(partial(player.answer, [[*row, 5] for row in rows], TOKENS)) / TOKENS))
-    prefill, token = map(min, zip(*took))
+    limits, said = rollout.Limits(max_response=TOKENS, max_context=ROOM), {}
     entry = 2 * size.layers * size.kv_heads * (size.width // size.heads) * DTYPE.itemsize
     read = DTYPE.itemsize * model.num_parameters() + args.rows * args.context * entry
-    print(f"prefill of {args.rows} rows, {args.context} tokens each: {1e3 * prefill:.1f} ms; then a token of "
-          f"all rows: {1e3 * token:.2f} ms, at least {1e3 * read / bandwidth():.3f} by {read / 1e9:.2f} GB",
-          flush=True)
+    print(f"{args.rows} rows of {args.context} tokens; a token of all of them takes at least "
+          f"{1e3 * read / bandwidth():.3f} ms by {read / 1e9:.2f} GB")
+    for drawing in (Plain, rollout.Drawing)[: 1 + GPU]:
+        player, grown, said[drawing] = Ours(model, size, args.rows), rows, []
+        player.cache.drawing = drawing(model, player.cache, player.chat, limits)
+        prefill = seconds(partial(extend, model, player.cache, rows))
+        player.cache.length, took = [args.context - 1] * args.rows, []
+        for _ in range(1 + REPEATS):  # the first warms up, and makes the graph
+            torch.manual_seed(len(took))
+            took.append(seconds(partial(player.note, grown, said[drawing])))
+            grown = [row + new for row, new in zip(grown, said[drawing][-1])]
+        print(f"{'plain' if drawing is Plain else 'as a graph':10} prefill {1e3 * prefill:.1f} ms, "
+              f"a token {1e3 * min(took[1:]) / TOKENS:.2f} ms", flush=True)
+    if GPU:
+        print(f"their samples are {'' if said[Plain] == said[rollout.Drawing] else 'NOT '}equal")
 
 
 class Judged(Method):
