@@ -226,7 +226,9 @@ class RaggedCache(States):
         self.span = max(self.length) + width
         if self.span > self.capacity:
             self.capacity = max(self.span, min(max(2 * self.span, 64), self.most))
-            self.layers = [pair and [self.grown(kept, kept) for kept in pair] for pair in self.layers]
+            for pair in filter(None, self.layers):
+                for i in range(len(pair)):
+                    pair[i] = self.grown(pair[i], pair[i])
         self.masked = any(self.length) or self.span > self.window or self.eager
         if self.masked:
             self.span = min(math.ceil(self.span / aligned) * aligned, self.capacity)

@@ -13,6 +13,7 @@ B = episode, T = token, t = turn, V = vocabulary, D = width of the hidden states
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -332,7 +333,7 @@ class Drawing:
         self.token = torch.zeros(rows, dtype=torch.long, device=device)
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
         self.j = torch.zeros(1, dtype=torch.long, device=device)
-        self.shapes, self.graph = None, None
+        self.shapes, self.replay = None, None
 
     def begin(self, state, acts, u):
         """Draw the first tokens, behind the states (B, D) of an `extend`; acts: B bools, u (B, t)."""
@@ -363,19 +364,24 @@ class Drawing:
         self.cache.advance()
         shapes = self.cache.span, self.cache.capacity
         if self.model.device.type == "cuda" and self.shapes == shapes:
-            self.graph = self.graph or captured(self.step)
-            self.graph.replay()
+            self.replay = self.replay or captured(self.step)
+            self.replay()
         else:
-            self.shapes, self.graph = shapes, None
+            self.shapes, self.replay = shapes, None
             self.step()
 
 
 def captured(step):
-    """The CUDA graph of a step that has run before; capturing runs nothing."""
+    """A step that has run before, as the replay of a CUDA graph; capturing runs nothing. The step itself
+    where it cannot be captured: experts that are looped over look at which of them were chosen."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph
+    try:
+        with torch.cuda.graph(graph):
+            step()
+    except RuntimeError as error:
+        warnings.warn(f"decoding is slower than it could be: it cannot be captured ({error})", stacklevel=2)
+        return step
+    return graph.replay
 
 
 def decode(model, cache, rows, acts, u, chat, limits):

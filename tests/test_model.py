@@ -140,6 +140,26 @@ def test_finished_rows_free_their_memory_tensor_by_tensor():
     assert all(torch.equal(pair[1], before[[2, 0]]) for pair, before in zip(cache.layers, kept))
 
 
+def test_a_cache_grows_tensor_by_tensor():
+    """All layers there twice while a long episode wants more room."""
+    cache, alive = lm.RaggedCache(make_model(), range(3)), []
+    cache.capacity = 9
+    cache.layers = [[torch.rand(3, 2, 9, 8) for _ in "kv"] for _ in range(2)]
+    old = [weakref.ref(kept) for pair in cache.layers for kept in pair]
+    kept = [pair[1].clone() for pair in cache.layers]
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            if operation == torch.ops.aten.new_zeros.default:
+                alive.append(sum(one() is not None for one in old))
+            return operation(*args, **(kwargs or {}))
+
+    with Watch():
+        cache.reach(10)
+    assert alive == [4, 3, 2, 1] and cache.layers[1][0].shape == (3, 2, 64, 8)
+    assert all(torch.equal(pair[1][:, :, :9], before) for pair, before in zip(cache.layers, kept))
+
+
 def test_a_head_with_a_bias_is_trained():
     """The bias is a column that `head` makes anew: its gradient must reach the parameter."""
     model, ids = of_kind("phi"), torch.tensor([[5, 9, 11]])
