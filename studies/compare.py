@@ -27,6 +27,7 @@ refused. docs/results.md says what the intervals are.
 Two studies set F2B beside OPD, a row for each comparison, and in the figure over what the teacher wins after
 six turns of the student (its support): `gains` of all that is kept (`--study gains --out results`), and
 `mechanism`, which first makes its teachers, from narrow to broad, by the share of mixed play that they saw.
+`field` sets all methods and their controls beside OPD, and its figure has the differences.
 "Over the tokens" is where both have trained as many, from the first token to the last that both did.
 """
 
@@ -87,6 +88,7 @@ class Study(NamedTuple):
     base: str = "opd"           # others are compared with it ...
     same_loss: bool = True      # ... by the line's own loss; sft by the first there is
     brief: bool = False         # without models that are not trained, invalid actions and KL
+    forest: bool = False        # its figure has differences to the base, not curves
 
 
 class Pairs(NamedTuple):
@@ -112,6 +114,9 @@ STUDIES = {
     "factors": Study(
         ("f2b", "f2b-eta-4", "f2b-eta-8", "f2b-stages", "f2b-forward", "opd", "opd-forward", "opd-tokens"),
         base="f2b", same_loss=False, brief=True),
+    "field": Study(
+        ("opd", "f2b", "f2b-constant", "opd-near", "b2f", "guided", "sft",
+         *(name for name in METHODS if name not in curriculum.METHODS)), same_loss=False, forest=True),
     "mechanism": Pairs(
         "share of mixed play", tuple((share, "reverse", f"{share}/table", share) for share in SHARES),
         (*map(after, TURNS), "seeds", "F2B − OPD, end", "over the run"), makes=True),
@@ -547,15 +552,15 @@ def compared(pairs, number):
 
 def differences(ours, theirs):
     """{"end", "over the run", "over the tokens", "over the teacher's tokens"}: success of runs less that of
-    others on the first held-out split, (mean, half of its 95 % interval); empty where they share no seed, and
-    without the last where a run asks no teacher."""
+    others on the first held-out split, (mean, half of its 95 % interval); empty where they share no seed. The
+    last is of the seeds where both are known to have asked the teacher."""
     pairs, number = paired(ours, theirs), next(iter(last(ours[0]).values()))["games"]
     each = {
         "end": [(learned(one)[1][-1], learned(other)[1][-1]) for one, other in pairs],
         "over the run": [(over_run(one), over_run(other)) for one, other in pairs],
         "over the tokens": [over_both(plot.tokens_until, *pair) for pair in pairs]}
-    if all(map(asked_of_teacher, ours + theirs)):
-        each["over the teacher's tokens"] = [over_both(asked_until, *pair) for pair in pairs]
+    each["over the teacher's tokens"] = [
+        over_both(asked_until, *pair) for pair in pairs if all(map(asked_of_teacher, pair))]
     return {what: compared(values, number) for what, values in each.items() if values}
 
 
@@ -610,8 +615,8 @@ def quarter(each):
 
 
 def heading(label, result, study):
-    """'OPD (reverse)' for a method by a loss, else the label."""
-    if not study.brief and label == called(result["method"], result["loss"]):
+    """'OPD (reverse)' for a method by a loss where losses are compared, else the label."""
+    if study.same_loss and label == called(result["method"], result["loss"]):
         return f"{result['method'].upper()} ({result['loss']})"
     return label
 
@@ -767,6 +772,27 @@ def gain_figure(gains):
     return figure
 
 
+def forest(lines, study):
+    """Each line less the base, with its interval, the best over the run on top; a hollow point is one
+    seed."""
+    base, titles = lines[study.base], ("over the run", "over the tokens", "end")
+    found = {heading(label, each[0], study): differences(each, base)
+             for label, each in lines.items() if label != study.base}
+    names = sorted(found, key=lambda name: found[name]["over the run"][0])
+    figure = Figure(figsize=(11.5, 0.8 + 0.24 * len(names)), dpi=125, layout="constrained")
+    for axis, title in zip(figure.subplots(1, len(titles), sharey=True), titles):
+        for place, name in enumerate(names):
+            mean, half = 100 * np.array(found[name][title])
+            hollow = dict(mfc="white") if np.isnan(half) else {}
+            axis.errorbar(mean, place, xerr=half, fmt="o", color="C0", capsize=2, **hollow)
+        axis.axvline(0, color="grey", lw=0.8)
+        axis.set(title=title, xlabel=f"less {study.base.upper()}, points of success", xlim=(-60, 100))
+        axis.set_yticks(range(len(names)), names)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.2)
+    return figure
+
+
 # ---- the whole
 
 def drawn(args, study):
@@ -783,6 +809,8 @@ def drawn(args, study):
     lines = {name: lines[name] for name in names if name in lines}
     if not lines:
         raise UserError(f"{args.out} holds no evaluated run of --lines {' '.join(study.lines)}")
+    if study.forest and study.base in lines:
+        return table(lines, study), forest(lines, study)
     curves = {heading(label, each[0], study): [result["curve"] for result in each]
               for label, each in lines.items()}
     return table(lines, study), plot.draw(curves, smooth=5)
