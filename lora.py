@@ -68,13 +68,16 @@ def adapt(model, rank, seed):
     return trained
 
 
+def adapted(model):
+    """{name: layer} of the layers that have factors."""
+    return {name: layer for name, layer in linear(model).items() if hasattr(layer, "lora_A")}
+
+
 def told(model):
     """What the run's first line says: how much of the model is trained."""
-    layers = sum(hasattr(layer, "lora_A") for layer in linear(model).values())
-    if not layers:
-        return ""
-    number = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return f", {number:,} numbers trained beside {layers} frozen linear layers"
+    layers = adapted(model).values()
+    number = sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in layers)
+    return f", {number:,} numbers trained beside {len(layers)} frozen linear layers" if layers else ""
 
 
 # ---- on disk
@@ -84,21 +87,20 @@ def merged(model):
     """{name: weight} of an ordinary checkpoint: a layer's factors are added to it in fp32, and the sum is
     rounded once. Of a model without factors its own weights."""
     weights = {name: w for name, w in model.state_dict().items() if not name.endswith(FACTORS)}
-    for name, layer in linear(model).items():
-        if hasattr(layer, "lora_A"):
-            whole = layer.weight.float() + SCALE * (layer.lora_B @ layer.lora_A)
-            weights[f"{name}.weight"] = whole.to(layer.weight.dtype).cpu()
+    for name, layer in adapted(model).items():
+        whole = layer.weight.float() + SCALE * (layer.lora_B @ layer.lora_A)
+        weights[f"{name}.weight"] = whole.to(layer.weight.dtype).cpu()
     return weights
 
 
 def write(model, folder):
     """Write a model's factors as peft does, into a folder that is made; nothing where it has none."""
-    factors = {f"{PREFIX}{name}.weight": p.detach().cpu() for name, p in model.named_parameters()
-               if name.endswith(FACTORS)}
-    if not factors:
+    layers, base = adapted(model), model.name_or_path
+    if not layers:
         return
-    base, rank = model.name_or_path, min(next(iter(factors.values())).shape)
-    layers = [name for name, layer in linear(model).items() if hasattr(layer, "lora_A")]
+    rank = len(next(iter(layers.values())).lora_A)
+    factors = {f"{PREFIX}{name}.{which}.weight": getattr(layer, which).detach().cpu()
+               for name, layer in layers.items() for which in FACTORS}
     os.makedirs(folder)
     save_file(factors, os.path.join(folder, WEIGHTS[0]), metadata={"format": "pt"})
     write_json(os.path.join(folder, CONFIG), dict(
@@ -109,13 +111,13 @@ def write(model, folder):
 
 
 def configuration(folder):
-    """What an adapter's folder says of it; {} of any other folder or name."""
+    """What an adapter's folder says of it, else peft's defaults; {} of any other folder or name."""
     path = os.path.join(folder, CONFIG)
     if not os.path.isfile(path):
         return {}
     try:
         with open(path, encoding="utf-8") as file:
-            return dict(base_model_name_or_path=None) | json.load(file)
+            return dict(base_model_name_or_path=None, lora_alpha=8, init_lora_weights=True) | json.load(file)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error})") from error
 
@@ -143,7 +145,7 @@ def merge(model, folder, factors):
     """
     config, layers, left = configuration(folder), dict(model.named_modules()), dict(factors)
     odd = [name for name in OTHER if config.get(name)]
-    if config.get("peft_type") != "LORA" or config.get("init_lora_weights", True) not in BASE_KEPT or odd:
+    if config.get("peft_type") != "LORA" or config["init_lora_weights"] not in BASE_KEPT or odd:
         raise refused(folder, ", ".join(odd) or "it is not plain LoRA")
     embeddings = model.get_input_embeddings().weight
     for key in [key for key in factors if key.endswith("lora_A.weight")]:

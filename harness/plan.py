@@ -245,11 +245,13 @@ def phases(args, student, teacher, gpus):
     context = min(args.max_context, *(
         known(each, "max_position_embeddings", default=math.inf) for each in (student, teacher)))
     tokens, found = max(args.batch_tokens, context), weights(student)
-    number, read = sum(found.values()), f"teacher, {args.precision}"
-    learned = factors(student, args.lora) if args.lora else list(found.values())
-    base = {f"student, {args.precision}": size * number, "factors, fp32": 4 * sum(learned)}
+    number, learned, base = sum(found.values()), list(found.values()), {}
+    if args.lora:
+        learned = factors(student, args.lora)
+        base = {f"student, {args.precision}": size * number, "factors, fp32": 4 * sum(learned)}
     held = {
-        **(base if args.lora else {"student, fp32": 4 * number}), read: size * sum(weights(teacher).values()),
+        **(base or {"student, fp32": 4 * number}),
+        f"teacher, {args.precision}": size * sum(weights(teacher).values()),
         "AdamW's moments, fp32": 8 * most_moments(learned, gpus)}
     learns = {**held, "gradients, fp32": 4 * sum(learned)}
     copied = size == 2 and not args.lora  # else the student itself plays

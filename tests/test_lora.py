@@ -239,12 +239,12 @@ def test_other_methods(method, checkpoints, data, tmp_path):
 
 # ---- on disk
 
-def trained(tmp_path, kind="qwen3", dtype=torch.float32, name="student"):
+def trained(tmp_path, kind="qwen3", dtype=torch.float32, rank=4):
     """(a model with factors, whose base lies in a folder; the folder that it was saved in)."""
     load.save(make_model(kind), make_tokenizer(), str(tmp_path / "base"), dict(max_response=7))
-    model = noisy(load.load_model(str(tmp_path / "base"), dtype=dtype))
-    load.save(model, make_tokenizer(), str(tmp_path / name))
-    return model, str(tmp_path / name)
+    model = noisy(load.load_model(str(tmp_path / "base"), dtype=dtype), rank)
+    load.save(model, make_tokenizer(), str(tmp_path / "student"))
+    return model, str(tmp_path / "student")
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -273,8 +273,10 @@ def test_an_adapters_folder_is_its_merged_model(tmp_path):
     assert load.load_tokenizer(adapter).get_vocab() == make_tokenizer().get_vocab()
     assert load.defaults(adapter) == dict(max_response=7)
     assert load.positions(adapter) == 4096 and load.configuration(adapter).model_type == "qwen3"
-    again = noisy(load.load_model(adapter))
+    again = noisy(load.load_model(adapter), rank=40)  # more than the layers are wide
     load.save(again, make_tokenizer(), str(tmp_path / "again"))
+    said = lora.configuration(str(tmp_path / "again" / "adapter"))
+    assert (said["r"], said["lora_alpha"], said["base_model_name_or_path"]) == (40, 80, adapter)
     assert load.weights(load.load_model(str(tmp_path / "again" / "adapter"))) == load.weights(
         load.load_model(str(tmp_path / "again")))
     bf16 = load.load_model(adapter, dtype=torch.bfloat16)
@@ -341,7 +343,7 @@ def test_peft_reads_the_factors(kind, tmp_path):
     import peft
     from transformers import AutoModelForCausalLM
 
-    model, folder = trained(tmp_path, kind)
+    model, folder = trained(tmp_path, kind, rank=40 if kind == "llama" else 4)
     config = peft.PeftConfig.from_pretrained(f"{folder}/adapter")
     base = AutoModelForCausalLM.from_pretrained(config.base_model_name_or_path, dtype=torch.float32)
     theirs = peft.PeftModel.from_pretrained(base, f"{folder}/adapter")
