@@ -179,7 +179,7 @@ def configuration(name):
 
 def load_model(name, device="cpu", dtype=torch.float32):
     """The model of a Hugging Face name or folder; weights in `dtype`, attention by torch's
-    scaled_dot_product_attention.
+    scaled_dot_product_attention, or written out where transformers does not let it have that.
 
     Raises UserError where there is no such checkpoint, or an architecture that is not supported.
     """
@@ -231,7 +231,7 @@ def text_part(model):
         text = AutoModelForCausalLM.from_config(config, attn_implementation=config._attn_implementation)
     setattr(text, text.base_model_prefix, inner)
     text.set_output_embeddings(out)
-    text.generation_config = model.generation_config
+    text.generation_config, text.name_or_path = model.generation_config, model.name_or_path
     return text
 
 
@@ -405,7 +405,7 @@ def check_supported(name, model, dtype):
     other = {p.dtype for p in model.parameters()} - {dtype, torch.float32}
     if attention != ("sdpa" if model._supports_sdpa else "eager") or other:
         raise UserError(
-            f"{name!r} does not load as it is asked to: its attention is {attention} instead of sdpa, or "
+            f"{name!r} does not load as it is asked to: its attention is {attention}, or "
             f"some of its weights are {', '.join(map(str, other))} instead of {dtype}")
 
 

@@ -115,11 +115,18 @@ def configuration(folder):
     path = os.path.join(folder, CONFIG)
     if not os.path.isfile(path):
         return {}
+    usual = dict(base_model_name_or_path="", lora_alpha=8, alpha_pattern={}, init_lora_weights=True)
     try:
         with open(path, encoding="utf-8") as file:
-            return dict(base_model_name_or_path=None, lora_alpha=8, init_lora_weights=True) | json.load(file)
-    except (OSError, ValueError, TypeError) as error:
+            found = {**usual, **{name: value for name, value in json.load(file).items() if value is not None}}
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error})") from error
+    for name, kind in zip(usual, (str, (int, float), dict)):
+        if not isinstance(found[name], kind):
+            raise refused(folder, f"its {name} is {found[name]!r}")
+    if os.path.realpath(found["base_model_name_or_path"] or os.sep) == os.path.realpath(folder):
+        raise refused(folder, "it names itself as the model that it was made for")
+    return found
 
 
 def base(folder):
@@ -132,7 +139,7 @@ def base(folder):
 
 def scale(config, name, rank):
     """What peft multiplies the factors' product of a layer by."""
-    own = (config.get("alpha_pattern") or {}).items()
+    own = config["alpha_pattern"].items()
     alpha = next((a for key, a in own if re.match(rf"(.*\.)?({key})$", name)), config["lora_alpha"])
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 

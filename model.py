@@ -126,8 +126,9 @@ class States:
         """takes (B,) of bool: the rows that took the tokens just fed."""
         for which, new in self.lent.items():
             rows = takes.view(-1, *[1] * (new.ndim - 1))  # (B, 1, …)
-            kept = self.kept.setdefault(which, torch.zeros_like(new))
-            kept.copy_(torch.where(rows, new, kept))
+            if which not in self.kept:
+                self.kept[which] = torch.zeros_like(new)
+            self.kept[which].copy_(torch.where(rows, new, self.kept[which]))
         self.lent.clear()
 
     def get_state(self, *which):
@@ -204,6 +205,11 @@ class RaggedCache(States):
                 pair[i] = pair[i][index]
         for which in self.kept:
             self.kept[which] = self.kept[which][index]
+
+    def free(self):
+        """Give all memory up: a game's fault may hold whoever played it, and with it this cache, for long."""
+        self.layers, self.drawing = [], None
+        self.kept.clear()
 
     def set_back(self, lengths):
         """Let rows be shorter, B lengths: what lies behind is not seen, and is overwritten. A row with states

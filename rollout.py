@@ -40,8 +40,8 @@ class Row:
     ids: list[int] = field(default_factory=list)
     turn: list[int] = field(default_factory=list)
     logp: list[float] = field(default_factory=list)
-    opening: int = 0    # tokens of the first message, where the teacher reads another
-    hinted: list[int] = field(default_factory=list)     # which: it holds the hint
+    replaced: int = 0   # first tokens that a teacher with a hint does not read
+    hinted: list[int] = field(default_factory=list)     # what it reads instead
 
     def say(self, ids):
         """Append what is only read: the game's words, the template's."""
@@ -53,12 +53,12 @@ class Row:
         self.turn += [turn] * len(ids)
         self.logp += logp
 
-    def taught(self):
+    def for_teacher(self):
         """The row as the teacher reads it."""
         if not self.hinted:
             return self
-        turn = [-1] * len(self.hinted) + self.turn[self.opening:]
-        return Row(self.hinted + self.ids[self.opening:], turn)
+        turn = [-1] * len(self.hinted) + self.turn[self.replaced:]
+        return Row(self.hinted + self.ids[self.replaced:], turn)
 
 
 @dataclass
@@ -134,7 +134,7 @@ class Player:
 
     def reads(self, episode):
         """The ids of an episode's present row."""
-        return (episode.row.taught() if self.who == "teacher" else episode.row).ids
+        return (episode.row.for_teacher() if self.who == "teacher" else episode.row).ids
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def say_first(episode, text):
     row, hint, encode = episode.row, episode.task.hint, episode.chat.encode_observation
     row.say(encode(text, True))
     if hint:
-        row.opening, row.hinted = len(row.ids), encode(f"{hint}\n\n{text}", True)
+        row.replaced, row.hinted = len(row.ids), encode(f"{hint}\n\n{text}", True)
 
 
 def open_row(episode, keep):
@@ -197,7 +197,8 @@ def open_turn(episode, room, limits):
     else:
         episode.rows.append(Row())
         say_first(episode, episode.observation)
-    longest = max(len(episode.row.ids), len(episode.row.taught().ids))
+    row = episode.row
+    longest = len(row.ids) + max(0, len(row.hinted) - row.replaced)
     if longest + room <= limits.max_context:
         return
     if not episode.turns:
@@ -373,12 +374,15 @@ class Drawing:
 
 def captured(step):
     """A step that has run before, as the replay of a CUDA graph; capturing runs nothing. The step itself
-    where it cannot be captured: experts that are looped over look at which of them were chosen."""
-    graph = torch.cuda.CUDAGraph()
+    where it cannot be captured: some ways to compute experts look at which of them were chosen."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph):
             step()
+    except torch.cuda.OutOfMemoryError:
+        raise
     except RuntimeError as error:
+        torch.cuda.set_stream(stream)  # a failed capture leaves its own behind
         warnings.warn(f"decoding is slower than it could be: it cannot be captured ({error})", stacklevel=2)
         return step
     return graph.replay
@@ -518,4 +522,6 @@ def play(actors, chat, games, tasks, rules, limits, *,
             answers.update(said)
         for episode, answer in answers.items():
             act(episode, answer)
+    for player in players.values():
+        player.cache.free()
     return episodes

@@ -128,7 +128,8 @@ def resolve(args):
 def check(args, world):
     """Mistakes that can be told before models and games are loaded; raises UserError."""
     check_play(args)
-    prompts.hint(args.hint)
+    if prompts.hint(args.hint) and args.loss in WITHOUT_TEACHER:
+        raise UserError(f"--hint is read by the teacher alone, and --loss {args.loss} has none")
     learned = curriculum.Method.loss or methods.METHODS[args.method].loss
     if args.loss in WITHOUT_TEACHER and args.loss != learned:
         raise UserError(
@@ -161,7 +162,7 @@ def score(teacher, samples):
     known = [[sample.episode.turns[t].taught for t in sample.weight] for sample in samples]
     if all(states is not None for row in known for states in row):
         return torch.cat([states for row in known for states in row]), head(teacher)
-    rows, device = [sample.row.taught() for sample in samples], teacher.device
+    rows, device = [sample.row.for_teacher() for sample in samples], teacher.device
     return states_at(teacher, padded(rows, device), before(rows, device))
 
 

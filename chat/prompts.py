@@ -141,14 +141,19 @@ def load(name):
 
 def hint(name):
     """What --hint says: "" for none, the text of chat/hint.txt for "expert", else that of a file. Raises
-    UserError for a file that cannot be read."""
+    UserError for a file that cannot be read, is empty or has another field than {expert}."""
     if not name:
         return ""
     path = Path(__file__).parent / "hint.txt" if name == "expert" else Path(name)
     try:
-        return path.read_text(encoding="utf-8-sig").strip()
+        text = path.read_text(encoding="utf-8-sig").strip()
     except (OSError, ValueError) as error:
         raise UserError(f"the hint {name!r} cannot be read ({error}): name a text file, or expert") from None
+    strange = [field for field in FIELD.findall(text) if field != "expert"]
+    if strange or not text:
+        fault = f"has a field {{{strange[0]}}}, and there is only {{expert}}" if strange else "is empty"
+        raise UserError(f"the hint {name!r} {fault}")
+    return text
 
 
 def hinted(hint, expert):

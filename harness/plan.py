@@ -8,8 +8,8 @@ there, in decoders as Llama's and Qwen's; the tests trace them anew. Of layers w
 transformers' own code holds, which kernels of other packages need not. Of a mixture of experts that learns,
 which nothing traces, it is a guess.
 
-Left out on purpose: what CUDA, NCCL and the gaps between allocations take (see MARGIN), and the scores of
-attention that is written out.
+Left out on purpose: what CUDA, NCCL and the gaps between allocations take (see MARGIN), the scores of
+attention that is written out, a response's hidden states, and a hint's tokens.
 T = token, V = vocabulary, D = width, I = inner width of the MLP, Q, K = width of all queries, of all keys.
 """
 
@@ -218,8 +218,9 @@ def playing(players, rows, fed, context, size):
     """Parts of a turn of so many episodes, each fed so many tokens: the caches of all who play, at their
     largest, and its forward, with the masks of layers with a window and of others."""
     held = [cache(config, rows * context, size) + states(config, rows, size) for config in players]
-    forwards = [
+    forwards = [  # in which a model has copies of its states
         forward(config, rows * fed, size) + masked(config, fed) * rows * fed**2 * (2 * size + 2)
+        + states(config, rows, size)
         for config in players]
     return {"keys, values and states": sum(held), "a turn's forward": max(forwards, default=0)}
 

@@ -350,7 +350,7 @@ def table(results):
     if ended > CONTEXT_WARNING * games:
         lines.append(
             f"{ended} of {games} episodes were ended by the context and count as not won: "
-            "raise --max-context, or use --log window:N")
+            "raise --max-context, or use --history window:N")
     if crashed:
         lines.append(f"{crashed} of {games} episodes ended with an engine that died, and count as not won")
     if bad:

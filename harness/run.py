@@ -111,7 +111,7 @@ def check_same(folder, prints):
     if changed:
         raise UserError(
             f"{folder} was begun with another {', another '.join(changed)}: bring back the --data, "
-            "the --prompt and the checkpoints that its args.json names, or begin a new run")
+            "the --prompt, the --hint and the checkpoints that its args.json names, or begin a new run")
 
 
 # ---- the checkpoint

@@ -469,7 +469,7 @@ def tokens(result):
 
 def asked_of_teacher(result):
     """Tokens that a whole run asked the teacher for; None of an older result, which does not tell."""
-    told = "teacher_tokens" in result["curve"][-1]
+    told = all("teacher_tokens" in record for record in steps_of(result))
     return max(asked_until(result["curve"]).values()) if told else None
 
 
@@ -492,8 +492,10 @@ def asked_until(records):
     """{step: tokens that the teacher was asked for up to it}, scored or drawn."""
     points, asked = {}, 0
     for record in records:
-        scored = record.get("tokens", 0) if record.get("kl") is not None else 0
-        asked += scored + record.get("teacher_tokens", 0)
+        if record.get("kl") is not None:
+            asked += record.get("tokens", 0)
+        if not record.get("judged"):  # else the states that it drew from are those that score
+            asked += record.get("teacher_tokens", 0)
         points[record["step"]] = asked
     return points
 
@@ -648,7 +650,7 @@ def trained(lines, label, study, splits):
 
 
 def spent(lines, label, study):
-    """What a line took, {column: cell}: means over its seeds."""
+    """What a line took, {column: cell}: means over its seeds; a dash where one is an older result."""
     each, base = lines[label], base_of(lines, label, study)
     gains = differences(each, lines[base]) if base not in (None, label) else {}
     found = {
@@ -657,12 +659,12 @@ def spent(lines, label, study):
         "turns judged in play": lambda result: sum(r["judged"] for r in steps_of(result)),
         "seconds of play": lambda result: sum(r["seconds"]["play"] for r in steps_of(result)),
         "of training": lambda result: sum(r["seconds"]["train"] for r in steps_of(result))}
-    known = [result for result in each if asked_of_teacher(result) is not None]
+    known = all(asked_of_teacher(result) is not None for result in each)
+    means = {name: np.mean(list(map(count, each))) if known else None for name, count in found.items()}
+    means = {"tokens trained": np.mean(list(map(tokens, each))), **means}
     return {
         "what it took": heading(label, each[0], study),
-        "tokens trained": f"{np.mean(list(map(tokens, each))):,.0f}",
-        **{name: f"{np.mean(list(map(count, known))):,.0f}" if known else "–"
-           for name, count in found.items()},
+        **{name: "–" if mean is None else f"{mean:,.0f}" for name, mean in means.items()},
         **{f"to {study.base.upper()}, {what}": interval(*gains[what]) if what in gains else "–"
            for what in ("over the tokens", "over the teacher's tokens")}}
 

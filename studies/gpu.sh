@@ -7,8 +7,9 @@
 # STUDENT and TEACHER, two checkpoints, make the last part: a run of F2B for the time that is left. The same
 # call again goes on with it.
 set -u -o pipefail
+OUT=$(realpath -m "${1:-runs/gpu}")
 cd "$(dirname "$0")/.."
-OUT=${1:-runs/gpu} SIZES=${SIZES:-1.5B 3B} ROWS=${ROWS:-16 64} CONTEXTS=${CONTEXTS:-2048 6144}
+SIZES=${SIZES:-1.5B 3B} ROWS=${ROWS:-16 64} CONTEXTS=${CONTEXTS:-2048 6144}
 STEP=${STEP:-1.5B 3B} STUDENT=${STUDENT:-tiny-student} TEACHER=${TEACHER:-tiny-teacher}
 MINUTES=${MINUTES:-9}
 mkdir -p "$OUT"
@@ -17,11 +18,14 @@ part() {  # a part by its name and its most seconds, no longer than what is left
     local name=$1 most=$2 left=$((MINUTES * 60 - SECONDS))
     shift 2
     [ "$left" -gt 5 ] || { echo "$name: no time left"; return; }
-    timeout --signal INT $((most < left ? most : left)) "$@" > "$OUT/$name.txt" 2>&1
+    timeout --signal INT --kill-after 10 $((most < left ? most : left)) "$@" > "$OUT/$name.txt" 2>&1
     echo "$name: status $?, $SECONDS s so far"
 }
 
-part tests 150 python -m pytest -q tests/test_model.py tests/test_loss.py tests/test_rollout.py tests/test_drawing.py
+part tests 120 python -m pytest -q tests/test_model.py tests/test_loss.py tests/test_rollout.py tests/test_drawing.py
+read -r student teacher <<< "$STEP"
+part step 90 python studies/bench.py --what step --student "$student" --teacher "${teacher:-$student}" \
+    --batch-tokens "${BATCH_TOKENS:-16384}" --length 4096
 for size in $SIZES; do
     for rows in $ROWS; do
         for context in $CONTEXTS; do
@@ -30,9 +34,6 @@ for size in $SIZES; do
         done
     done
 done
-read -r student teacher <<< "$STEP"
-part step 90 python studies/bench.py --what step --student "$student" --teacher "${teacher:-$student}" \
-    --batch-tokens "${BATCH_TOKENS:-16384}" --length 4096
 part pair 540 python tcod.py --student "$STUDENT" --teacher "$TEACHER" --data generated --eval-every 0 \
     --save-every 1 --out "$OUT/pair"
 grep -h -E "passed|failed|a token|equal|forward and backward" "$OUT"/*.txt

@@ -26,6 +26,7 @@ import tcod
 from curriculum import Method, Rules
 from eval import limits_of, make_games
 from harness.cli import UserError, check_knobs, command, knob
+from harness.folder import check_place
 from harness.ranks import Ranks
 from tasks import spread, training_tasks
 from training import load_models
@@ -127,6 +128,7 @@ def rows(pair, found):
 
 def main(args):
     check_knobs(args)
+    check_place(args.out)
     if any(pair.count(":") != 2 for pair in args.pairs or [""]):
         raise UserError("name --pairs as in alfworld:tiny-student:tiny-narrow")
     pairs = {pair: played(pair, args) for pair in args.pairs}

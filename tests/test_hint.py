@@ -85,8 +85,20 @@ def test_a_run_with_a_hint(checkpoints, data, tmp_path, capsys):
     long = arguments(checkpoints, data, tmp_path / "long", hint=str(lesson), max_context=500, **shared)
     tcod.main(long)
     assert "its first prompt has 2089 tokens, and 4 more for a response" in capsys.readouterr().out
-    with pytest.raises(UserError, match="the hint 'nowhere' cannot be read"):
-        tcod.main(arguments(checkpoints, data, tmp_path / "new", hint="nowhere", **shared))
+
+
+@pytest.mark.parametrize("text, loss, words", [
+    (None, "reverse", "cannot be read"), (" \n", "reverse", "is empty"),
+    ("Do {experts}", "reverse", "has a field {experts}, and there is only {expert}"),
+    ("look", "nll", "read by the teacher alone, and --loss nll has none")])
+def test_a_hint_that_says_nothing(text, loss, words, checkpoints, data, tmp_path):
+    """A run without a hint under the name of one with a hint."""
+    hint = tmp_path / "hint.txt"
+    if text:
+        hint.write_text(text)
+    args = dict(hint=str(hint), loss=loss, method="sft" if loss == "nll" else "opd")
+    with pytest.raises(UserError, match=words):
+        tcod.main(arguments(checkpoints, data, tmp_path / "run", **args))
 
 
 def test_a_hint_is_filled_in_once():

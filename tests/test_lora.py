@@ -326,6 +326,9 @@ def test_somebody_elses_scale(rank, config, scale, tmp_path):
     (pair(Q.replace("1", "9")), {}, "no linear layer of its own for .*layers.9"),
     (pair(Q, width=31), {}, "another shape"), ({}, {}, "it holds no factors"),
     (pair(Q), dict(base_model_name_or_path=None), "names no model"),
+    (pair(Q), dict(base_model_name_or_path=7), "its base_model_name_or_path is 7"),
+    (pair(Q), dict(lora_alpha="8"), "its lora_alpha is '8'"),
+    (pair(Q), dict(alpha_pattern=[1]), "its alpha_pattern is"),
     (pair(Q), dict(base_model_name_or_path="/nowhere"), "/nowhere")])
 def test_what_is_not_merged(factors, config, words, tmp_path):
     """Another sum than the adapter's own, silently: a teacher that was never trained."""

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -457,7 +458,8 @@ def killed(args, world, folder):
     while len(read_log(log)) < 2 and processes[0].is_alive():
         time.sleep(0.02)
     for process in processes:
-        os.kill(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # the second rank does not outlive the first for long
+            os.kill(process.pid, signal.SIGKILL)
         process.join(60)
     assert 2 <= len(read_log(log)) < args.steps, "the run ended before it was killed"
     for rank, process in enumerate(ranks_of(world, args, folder)):
@@ -487,7 +489,7 @@ def test_a_kill_and_two_ranks(name, data, tmp_path):
         del record["seconds"]
     assert runs["one"] == runs["whole"]
     for ours, theirs in zip(runs["two"], runs["whole"], strict=True):
-        assert ours["k"] == pytest.approx(theirs["k"], rel=1e-3)
+        assert ours["k"] == (theirs["k"] and pytest.approx(theirs["k"], rel=1e-3))
         played = [{e["index"]: (e["who"], e["actions"]) for e in r["episodes"]} for r in (ours, theirs)]
         assert played[0] == played[1]
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)

@@ -456,3 +456,18 @@ def test_a_decoded_token_does_not_wait_on_a_gpu():
         torch.cuda.set_sync_debug_mode("default")
         counted[tokens] = sum("synchronizing CUDA" in str(warning.message) for warning in seen)
     assert counted[40] - counted[8] == 32 // rollout.LOOK["cuda"] and counted[8] <= 10
+
+
+def test_a_play_leaves_no_cache_behind(world, monkeypatch):
+    """Keys and values that stand beside gradients, since a cache and what decodes it hold one another, or a
+    parser's kept error holds the frame that played."""
+    caches, made = [], lm.RaggedCache.__init__
+
+    def noted(cache, *args):
+        made(cache, *args)
+        caches.append(cache)
+
+    monkeypatch.setattr(lm.RaggedCache, "__init__", noted)
+    run(world, range(4), "guided", k=0.5, T=3)
+    assert len(caches) == 2
+    assert not any(cache.layers or cache.kept or cache.drawing for cache in caches)
