@@ -102,7 +102,8 @@ class RaggedCache:
         the B rows belongs to (`select` finds them again); most: tokens that no row gets beyond."""
         self.owners, self.length, self.most = list(owners), [0] * len(owners), most
         self.device, self.dtype = model.device, model.dtype
-        self.head = head(model)  # made once: where it has a bias it is a copy
+        # Made once: a copy where it has a bias, or where a processor would make it fp32 at every token.
+        self.head = head(model) if model.device.type == "cuda" else head(model).float()
         # Per layer [keys, values], each (B, heads, S, width of its own), made at the first update.
         self.layers = [None] * model.config.num_hidden_layers
         # Of the tokens that are fed: where the first goes (B,), and the index of all of them.
