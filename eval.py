@@ -83,7 +83,8 @@ class PlayArgs:
         "positions", least=1)
     precision: str = preset(
         "auto", "of models that are only read, and of training's forward and backward (weights, moments, "
-        "logits and losses are fp32 always); auto: bf16 on a GPU that has it, else fp32",
+        "logits and losses are fp32 always); auto: bf16 on a device that has it, fp32 elsewhere "
+        "and for tiny models on a CPU",
         choices=load.PRECISIONS)
     prompt: str = knob(
         "", "what a model is asked in a turn and how it marks its action: a text file with fields (see "
@@ -147,9 +148,12 @@ def fill(args, own, *names):
     if args.max_context > longest and not given:
         args.max_context = longest
         told.append(f"--max-context {longest}, since {name!r} has no more positions")
-    args.precision = load.precision(args.precision)
+    asked = args.precision
+    args.precision = load.precision(asked, load.resolve(names[0], args.env))
     if args.precision == "bf16" and not load.has_bf16():
         told.append("--precision bf16 on a device that has no instructions for it and is slower by it")
+    if asked != args.precision == "bf16":
+        told.append("--precision bf16, which this device has instructions for")
     return told
 
 

@@ -105,12 +105,24 @@ def has_bf16():
     return any(torch.cpu.get_capabilities().get(name) for name in BF16)
 
 
-def precision(asked):
-    """"fp32" or "bf16", as asked; for "auto" bf16 on a GPU that has it, else fp32: on a processor runs stay
-    exact, unless somebody asks for speed."""
+def precision(asked, name=""):
+    """"fp32" or "bf16", as asked; for "auto" bf16 on a device that has it, but on a processor only for a
+    model, by its Hugging Face name or folder, that gains by it: tiny ones stay exact."""
     if asked != "auto":
         return asked
-    return "bf16" if torch.cuda.is_available() and has_bf16() else "fp32"
+    gains = has_bf16() and (torch.cuda.is_available() or parameters(name) >= SMALL)
+    return "bf16" if gains else "fp32"
+
+
+def parameters(name):
+    """How many a model has, by its configuration alone; 0 where that leads to none, of which who loads it
+    will speak."""
+    try:
+        config = AutoConfig.from_pretrained(holder(name, "config.json")).get_text_config()
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config).num_parameters()
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError):
+        return 0
 
 
 def play_dtype(asked="auto"):

@@ -179,6 +179,8 @@ class RaggedCache(States):
         self.owners, self.length, self.most = list(owners), [0] * len(owners), most
         self.device, self.dtype = model.device, model.dtype
         self.head = head(model)  # made once: where it has a bias it has a copy
+        if self.device.type != "cuda":  # a processor would make it fp32 at every token
+            self.head = self.head._replace(weight=self.head.weight.float())
         # Per layer [keys, values], each (B, heads, S, width of its own), made at the first update.
         self.layers = [None] * len(kinds)
         # Of the tokens that are fed: where the first goes (B,), and the index of all of them.

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import random
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
 from conftest import two_processes
 
 import envs
+from harness import stops
 from worlds import alfworld, alfworld_data
 from worlds import alfworld_games as games
 from worlds import alfworld_search as search
@@ -161,6 +164,38 @@ def test_seeds_give_the_games_that_they_gave(engine):
     made.append(games.make_game("large", ALL, TRAIN, engine))
     content = json.dumps([[game.data["pddl_problem"], game.traj, game.expert] for game in made])
     assert envs.digest(content.encode()) == "645647f66240"
+
+
+def test_the_pools_games_are_those_of_one_process(folder, engine):
+    """A pool whose processes give a game what another one left, or a place in the order as its seed."""
+    jobs = [(split, number) for split in games.SIZES for number in range(4)]
+    for split, number in reversed(jobs):
+        path, = Path(folder, "json_2.1.1", split).glob(f"*/trial_{number:06d}")
+        game = games.make_game(f"{split}-{number}", SMALL, games.SCENES[split], engine, SMALL.tasks[number])
+        assert (path / "game.tw-pddl").read_text() == json.dumps(game.data)
+        assert (path / "expert.json").read_text() == json.dumps(game.expert)
+
+
+def test_a_level_without_games_is_one_sentence(tmp_path):
+    """The traceback of another process in the place of what is wrong."""
+    with pytest.raises(ValueError, match="^no game of look_at_obj_in_light in 200 tries"):
+        games.write_splits(tmp_path, {"train": 2}, dataclasses.replace(SMALL, tasks=(LIGHT,)))
+
+
+def test_a_signal_ends_the_pool(tmp_path, capfd):
+    """Processes that take a signal for theirs, go on without us, or show a traceback each."""
+    before = {number: signal.getsignal(number) for number in stops.CAUGHT}
+    signal.signal(signal.SIGALRM, lambda *_: [os.kill(child.pid, signal.SIGINT) for child in (
+        *multiprocessing.active_children(), SimpleNamespace(pid=os.getpid()))])
+    try:
+        stops.catch()
+        with stops.running(), pytest.raises(stops.Stopped):
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+            games.write_splits(tmp_path)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert not multiprocessing.active_children() and "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("hidden", [0.0, 1.0])

@@ -5,14 +5,15 @@ import math
 
 import pytest
 import torch
-from conftest import FAMILIES, make_model, make_tokenizer, of_kind
+from conftest import FAMILIES, SIZES, make_model, make_tokenizer, of_kind
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, normalizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 import load
 import model as lm
 from chat.template import Chat
+from eval import Args, fill
 from harness.cli import UserError
 from harness.folder import differing
 
@@ -72,16 +73,25 @@ def test_what_is_no_checkpoint(tmp_path):
         load.resolve("tiny-narrow", "webshop")
 
 
-@pytest.mark.parametrize("gpu, able, chosen", [
-    (True, True, "bf16"), (True, False, "fp32"), (False, True, "fp32"), (False, False, "fp32")])
-def test_precision_is_chosen_by_the_device(gpu, able, chosen, monkeypatch):
-    """bf16 emulated on a GPU before Ampere; runs on a processor that are no longer exact."""
+@pytest.mark.parametrize("gpu, able, tiny, large", [
+    (True, True, "bf16", "bf16"), (True, False, "fp32", "fp32"), (False, True, "fp32", "bf16"),
+    (False, False, "fp32", "fp32")])
+def test_precision_is_chosen_by_device_and_model(gpu, able, tiny, large, tmp_path, monkeypatch):
+    """bf16 emulated on a GPU before Ampere; a tiny pair that is no longer exact on a processor; a tied head
+    that counts twice, or weights that are read to be counted."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: able)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict(avx2=True, amx_bf16=able))
-    assert load.precision("auto") == chosen and load.has_bf16() == able
-    assert (load.precision("bf16"), load.precision("fp32")) == ("bf16", "fp32")  # as asked
-    assert load.play_dtype() == (torch.bfloat16 if chosen == "bf16" else torch.float32)
+    assert load.precision("auto") == tiny and load.has_bf16() == able
+    assert load.play_dtype() == (torch.bfloat16 if tiny == "bf16" else torch.float32)
+    for tied, chosen in ((True, tiny), (False, large)):  # 32 · 160,000 is 5.1 M
+        config = AutoConfig.for_model("qwen3", **SIZES, vocab_size=160_000, tie_word_embeddings=tied)
+        config.save_pretrained(tmp_path)
+        name = str(tmp_path)
+        assert load.precision("auto", name) == chosen
+        assert (load.precision("bf16", name), load.precision("fp32", name)) == ("bf16", "fp32")  # as asked
+        told = fill(Args(max_context=9), {}, name)
+        assert any("--precision bf16, which" in text for text in told) == (chosen == "bf16")
 
 
 # ---- architectures

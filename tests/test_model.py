@@ -183,9 +183,10 @@ def test_the_playing_copy_keeps_its_rotary_frequencies():
 
 
 def test_the_gpus_precision_on_the_cpu():
-    """fp32 masters that autocast turns into bf16 gradients; a playing copy that stays beside the gradients,
-    that lags behind the masters, or whose tied head comes apart from its embedding so that only one of them
-    follows; where it is the student itself, weights that are gone."""
+    """fp32 masters that autocast turns into bf16 gradients; a head that a processor makes fp32 again at every
+    token, or with other values; a playing copy that stays beside the gradients, that lags behind the masters,
+    or whose tied head comes apart from its embedding so that only one of them follows; where it is the
+    student itself, weights that are gone."""
     student, ids = make_model("qwen3", tie_word_embeddings=True), torch.tensor([[5, 9, 11, 7, 30, 2, 17]])
     player, before = lm.playing_copy(student, torch.bfloat16), lm.head(student).weight.clone()
     lm.release(player, student)
@@ -203,7 +204,10 @@ def test_the_gpus_precision_on_the_cpu():
     for model in (player, student):
         assert lm.head(model).weight is model.get_input_embeddings().weight
     with torch.no_grad():
-        played = extended(player, lm.RaggedCache(player, [0]), ids.tolist())
+        cache = lm.RaggedCache(player, [0])
+        assert cache.head.weight.dtype == torch.float32
+        assert torch.equal(cache.head.weight, lm.head(player).weight.float())
+        played = extended(player, cache, ids.tolist())
         with torch.autocast("cpu", torch.bfloat16):
             learner = lm.logits(lm.hidden_states(student, ids)[0, -1:], lm.head(student))
     mismatch = (played.log_softmax(-1) - learner.log_softmax(-1)).abs().max().item()

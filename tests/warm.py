@@ -5,7 +5,7 @@ import os
 import runpy
 import signal
 import sys
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from pathlib import Path
 
 ROOT = str(Path(__file__).resolve().parent.parent)
@@ -18,6 +18,7 @@ SERVER.set_forkserver_preload([
 def run(program, flags, said, folder, variables):
     """In the new process: the program, as if it were started by these words in that folder, with this
     environment: the server has that of its own start."""
+    current_process().daemon = False  # who starts a program by hand lets it have processes of its own
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
