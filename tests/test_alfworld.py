@@ -184,7 +184,7 @@ def test_a_level_without_games_is_one_sentence(tmp_path):
 
 def test_a_signal_ends_the_pool(tmp_path, capfd):
     """Processes that take a signal for theirs, go on without us, or show a traceback each."""
-    before = {number: signal.getsignal(number) for number in stops.CAUGHT}
+    before, now = {number: signal.getsignal(number) for number in stops.CAUGHT}, dict(vars(stops.now))
     signal.signal(signal.SIGALRM, lambda *_: [os.kill(child.pid, signal.SIGINT) for child in (
         *multiprocessing.active_children(), SimpleNamespace(pid=os.getpid()))])
     try:
@@ -195,6 +195,7 @@ def test_a_signal_ends_the_pool(tmp_path, capfd):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        vars(stops.now).update(now)
     assert not multiprocessing.active_children() and "Traceback" not in capfd.readouterr().err
 
 
