@@ -196,7 +196,9 @@ def draw(groups, smooth):
         for key in PANELS.keys() & panels.keys():
             curve(panels[key], look(i), [smoothed(records, key, smooth) for records in runs])
         for part, style in (("early", "--"), ("late", "-")):
-            panels["turns"].plot(turn_profile(runs, part), style, **look(i))
+            profile = turn_profile(runs, part)
+            if not np.isnan(profile).all():  # marks cannot stand on a line without points
+                panels["turns"].plot(profile, style, **look(i))
     panels["success"].set(title="held-out success", xlabel="step")
     panels["tokens"].set(title="held-out success", xlabel="trained tokens")
     panels["tokens"].xaxis.set_major_formatter(EngFormatter(sep=""))
