@@ -166,8 +166,8 @@ def test_turns_that_repeat_have_a_panel_where_logs_have_them():
 
 
 def test_no_line_looks_like_another():
-    """The eleventh line in the first one's colour and in nothing else; a picture that cannot be written, since
-    its marks want a line with points."""
+    """The eleventh line in the first one's colour and in nothing else; a picture that cannot be written,
+    since its marks want a line with points."""
     looks = [tuple(plot.look(i).values()) for i in range(25)]
     assert len(set(looks)) == 25
     names = plot.draw({str(i): [records([1.0])] for i in range(11)}, smooth=1).legends[0].legend_handles
