@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import textworld
 from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
-from conftest import two_processes
+from conftest import heed_signals, two_processes
 
 import envs
 from harness import stops
@@ -188,6 +188,7 @@ def test_a_signal_ends_the_pool(tmp_path, capfd):
     signal.signal(signal.SIGALRM, lambda *_: [os.kill(child.pid, signal.SIGINT) for child in (
         *multiprocessing.active_children(), SimpleNamespace(pid=os.getpid()))])
     try:
+        heed_signals()
         stops.catch()
         with stops.running(), pytest.raises(stops.Stopped):
             signal.setitimer(signal.ITIMER_REAL, 0.5)
