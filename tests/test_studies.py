@@ -299,6 +299,30 @@ def test_steps_of_as_many_tokens():
     assert steps == [10, 20, 20]  # 0, 100 and 300 tokens after 0, 10 and 20 steps
 
 
+def test_what_the_teacher_was_asked_for_by_hand():
+    """Tokens that it drew and that are scored by the same pass counted twice; those that it drew and are read
+    again counted once; a run without a teacher that asks for any; an older result that asked for none."""
+    guided = [dict(step=0), dict(step=1, kl=2.0, tokens=10, teacher_tokens=4, judged=0),
+              dict(step=2, kl=1.0, tokens=20, teacher_tokens=6, judged=0)]
+    uopd = [dict(step=1, kl=2.0, tokens=10, teacher_tokens=4, judged=3)]
+    sft = [dict(step=1, kl=None, tokens=10, teacher_tokens=0, judged=0)]
+    assert compare.asked_until(guided) == {0: 0, 1: 14, 2: 40}
+    assert compare.asked_until(uopd) == {1: 10} and compare.asked_until(sft) == {1: 0}
+    asked = [compare.asked_of_teacher(dict(curve=curve)) for curve in (guided, sft, [dict(step=1, kl=1.0)])]
+    assert asked == [40, 0, None]
+
+
+def test_success_over_what_both_have_asked_for():
+    """Runs set side by side where one alone has come so far."""
+    one, other = result(0, 0.0, 0.2, 0.3), result(0, 0.0, 0.4)
+    for made, each in ((one, (0, 50, 50)), (other, (0, 200))):
+        for record, asked in zip([r for r in made["curve"] if "eval" in r], each):
+            record.update(tokens=asked, teacher_tokens=0, kl=1.0)
+    height, theirs = compare.over_both(compare.asked_until, one, other)
+    assert height == pytest.approx(0.5 * 0.1 + 0.5 * 0.25)  # to 100: 0 to 0.2 at 50, then to 0.3
+    assert theirs == pytest.approx(0.1)                     # 0 to 0.4 at 200, so 0.2 at 100
+
+
 def test_gains_are_of_the_seeds_that_both_have(tmp_path):
     """A mean over other seeds than the difference beside it; success at equal steps given for that at equal
     tokens."""
