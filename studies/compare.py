@@ -329,8 +329,12 @@ def run_all(args, lines):
                 if args.experts == "teacher" and expert:
                     flags += ["--experts", os.path.join(args.out, "experts.jsonl")]
                 made[label, seed] = pool.submit(run, args, label, flags, seed, made)
-        for future in made.values():
-            future.result()  # raises what its run raised
+        try:
+            for future in made.values():
+                future.result()  # raises what its run raised
+        except BaseException:  # a signal too: no further run begins
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def make_all(args, study):
