@@ -152,7 +152,7 @@ def fill(args, own, *names):
     args.precision = load.precision(asked, load.resolve(names[0], args.env))
     if args.precision == "bf16" and not load.has_bf16():
         told.append("--precision bf16 on a device that has no instructions for it and is slower by it")
-    if asked != args.precision == "bf16":
+    if asked == "auto" and args.precision == "bf16":
         told.append("--precision bf16, which this device has instructions for")
     return told
 

@@ -29,7 +29,7 @@ import envs
 import lora
 from harness.cli import UserError
 from harness.folder import write_json
-from harness.plan import SMALL
+from harness.plan import SMALL, blank
 from model import STATEFUL, RaggedCache, Vocabulary, extend, feed_one, head, hidden_states, logits
 
 logging.set_verbosity_error()
@@ -118,9 +118,8 @@ def parameters(name):
     """How many a model has, by its configuration alone; 0 where that leads to none, of which who loads it
     will speak."""
     try:
-        config = AutoConfig.from_pretrained(holder(name, "config.json")).get_text_config()
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config).num_parameters()
+        config = AutoConfig.from_pretrained(holder(name, "config.json"))
+        return blank(config.get_text_config()).num_parameters()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError):
         return 0
 

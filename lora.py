@@ -116,12 +116,13 @@ def configuration(folder):
     if not os.path.isfile(path):
         return {}
     usual = dict(base_model_name_or_path="", lora_alpha=8, alpha_pattern={}, init_lora_weights=True)
+    kinds = dict(base_model_name_or_path=str, lora_alpha=(int, float), alpha_pattern=dict)
     try:
         with open(path, encoding="utf-8") as file:
             found = {**usual, **{name: value for name, value in json.load(file).items() if value is not None}}
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error})") from error
-    for name, kind in zip(usual, (str, (int, float), dict)):
+    for name, kind in kinds.items():
         if not isinstance(found[name], kind):
             raise refused(folder, f"its {name} is {found[name]!r}")
     if os.path.realpath(found["base_model_name_or_path"] or os.sep) == os.path.realpath(folder):

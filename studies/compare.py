@@ -564,9 +564,9 @@ def differences(ours, theirs):
     each = {
         "end": [(learned(one)[1][-1], learned(other)[1][-1]) for one, other in pairs],
         "over the run": [(over_run(one), over_run(other)) for one, other in pairs],
-        "over the tokens": [over_both(plot.tokens_until, *pair) for pair in pairs]}
-    each["over the teacher's tokens"] = [
-        over_both(asked_until, *pair) for pair in pairs if all(map(asked_of_teacher, pair))]
+        "over the tokens": [over_both(plot.tokens_until, *pair) for pair in pairs],
+        "over the teacher's tokens": [
+            over_both(asked_until, *pair) for pair in pairs if all(map(asked_of_teacher, pair))]}
     return {what: compared(values, number) for what, values in each.items() if values}
 
 
@@ -638,10 +638,14 @@ def base_of(lines, label, study):
     return None
 
 
-def trained(lines, label, study, splits):
-    """A line's {column: cell}."""
-    each, base = lines[label], base_of(lines, label, study)
-    gains = differences(each, lines[base]) if base not in (None, label) else {}
+def gained(lines, label, study):
+    """A line's `differences` to its base; empty where it has none."""
+    base = base_of(lines, label, study)
+    return differences(lines[label], lines[base]) if base not in (None, label) else {}
+
+
+def trained(each, label, study, splits, gains):
+    """A line's {column: cell}. each: its results; gains: see `gained`."""
     runs = [100 * np.nanmean(over_run(result)) for result in each]
     return {
         "": heading(label, each[0], study), "seeds": str(len(each)),
@@ -653,10 +657,8 @@ def trained(lines, label, study, splits):
            for what in ("end", "over the run")}}
 
 
-def spent(lines, label, study):
+def spent(each, label, study, gains):
     """What a line took, {column: cell}: means over its seeds; a dash where one is an older result."""
-    each, base = lines[label], base_of(lines, label, study)
-    gains = differences(each, lines[base]) if base not in (None, label) else {}
     found = {
         "teacher's tokens": asked_of_teacher,
         "of these drawn": lambda result: sum(r["teacher_tokens"] for r in steps_of(result)),
@@ -702,13 +704,15 @@ def table(lines, study):
     """The Markdown table of {label: results}."""
     first = next(iter(lines.values()))[0]
     splits = list(last(first))
-    rows = [trained(lines, label, study, splits) for label in lines]
+    gains = {label: gained(lines, label, study) for label in lines}
+    rows = [trained(each, label, study, splits, gains[label]) for label, each in lines.items()]
     columns = list(rows[0])
     if study.brief:
         columns = [name for name in columns if name not in ("invalid", "KL, start → end")]
     else:
         rows = [*zero_shot(first, splits), *rows]
-    text, costs = markdown(columns, rows), [spent(lines, label, study) for label in lines]
+    text = markdown(columns, rows)
+    costs = [spent(each, label, study, gains[label]) for label, each in lines.items()]
     if any(cost["teacher's tokens"] != "–" for cost in costs):
         text += "\n" + markdown(list(costs[0]), costs)
     return text + note(lines)
@@ -779,10 +783,10 @@ def gain_figure(gains):
 
 
 def forest(lines, study):
-    """Each line less the base, with its interval, the best over the run on top; a hollow point is one
-    seed."""
-    base, titles = lines[study.base], ("over the run", "over the tokens", "end")
-    found = {heading(label, each[0], study): differences(each, base)
+    """Each line less the base, with its interval, the best over the run on top; a hollow point is one seed.
+    The axes have one range, beyond which the intervals of two seeds go."""
+    titles = "over the run", "over the tokens", "end"
+    found = {heading(label, each[0], study): gained(lines, label, study)
              for label, each in lines.items() if label != study.base}
     names = sorted(found, key=lambda name: found[name]["over the run"][0])
     figure = Figure(figsize=(11.5, 0.8 + 0.24 * len(names)), dpi=125, layout="constrained")

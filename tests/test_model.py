@@ -119,44 +119,42 @@ def test_a_first_turn_needs_no_mask(kind, monkeypatch):
             assert torch.allclose(one[0][i, :, : len(row)], other[0][i, :, : len(row)], atol=1e-5)
 
 
+class Alive(TorchDispatchMode):
+    """How many of a cache's present tensors are alive at each call of an operation."""
+
+    def __init__(self, cache, operation):
+        super().__init__()
+        self.old = [weakref.ref(kept) for pair in cache.layers for kept in pair]
+        self.operation, self.number = operation, []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation == self.operation:
+            self.number.append(sum(one() is not None for one in self.old))
+        return operation(*args, **(kwargs or {}))
+
+
 def test_finished_rows_free_their_memory_tensor_by_tensor():
     """A cache that is there twice while rows leave it."""
-    model, owners, alive = make_model(), [object() for _ in range(3)], []
+    model, owners = make_model(), [object() for _ in range(3)]
     cache = lm.RaggedCache(model, owners)
     with torch.no_grad():
         lm.extend(model, cache, [[5] * 9] * 3)
-    old = [weakref.ref(kept) for pair in cache.layers for kept in pair]
     kept = [pair[1].clone() for pair in cache.layers]
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-            if operation == torch.ops.aten.index.Tensor:
-                alive.append(sum(one() is not None for one in old))
-            return operation(*args, **(kwargs or {}))
-
-    with Watch():
+    with Alive(cache, torch.ops.aten.index.Tensor) as alive:
         cache.select([owners[2], owners[0]])
-    assert alive == [4, 3, 2, 1]  # keys and values of two layers
+    assert alive.number == [4, 3, 2, 1]  # keys and values of two layers
     assert all(torch.equal(pair[1], before[[2, 0]]) for pair, before in zip(cache.layers, kept))
 
 
 def test_a_cache_grows_tensor_by_tensor():
     """All layers there twice while a long episode wants more room."""
-    cache, alive = lm.RaggedCache(make_model(), range(3)), []
+    cache = lm.RaggedCache(make_model(), range(3))
     cache.capacity = 9
     cache.layers = [[torch.rand(3, 2, 9, 8) for _ in "kv"] for _ in range(2)]
-    old = [weakref.ref(kept) for pair in cache.layers for kept in pair]
     kept = [pair[1].clone() for pair in cache.layers]
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-            if operation == torch.ops.aten.new_zeros.default:
-                alive.append(sum(one() is not None for one in old))
-            return operation(*args, **(kwargs or {}))
-
-    with Watch():
+    with Alive(cache, torch.ops.aten.new_zeros.default) as alive:
         cache.reach(10)
-    assert alive == [4, 3, 2, 1] and cache.layers[1][0].shape == (3, 2, 64, 8)
+    assert alive.number == [4, 3, 2, 1] and cache.layers[1][0].shape == (3, 2, 64, 8)
     assert all(torch.equal(pair[1][:, :, :9], before) for pair, before in zip(cache.layers, kept))
 
 

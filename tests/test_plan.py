@@ -90,6 +90,7 @@ def test_keys_and_states_by_hand():
         layer_types=2 * ["sliding_attention", "sliding_attention", "full_attention"])
     assert plan.cache(config, 10, size=2) == 10 * 2 * 2 * 2 * (16 + 16 + 32 + 16)
     assert plan.states(HYBRIDS["Gemma-3-4B"], 3, size=2) == 0
+    assert set(plan.STATEFUL) == lm.STATEFUL
     per_row = 24 * (4 * 32 * 128 * 128 + 2 * 4 * (2 * 16 * 128 + 32 * 128))
     assert plan.states(HYBRIDS["Qwen3.5-4B"], 3, size=2) == 3 * per_row
     part = {**SMALL, "model_type": "mistral", "tie_word_embeddings": False}
