@@ -1,7 +1,8 @@
 """What a model is asked in a turn, and where the action stands in its response: text files with named fields.
 
-`react.txt` and `bare.txt` in this folder are ours, `--prompt FILE` takes another: a teacher that was tuned
-under another prompt is no teacher under ours. A file has up to three parts, each below a line of its own:
+`react.txt`, `bare.txt` and `household.txt` in this folder are ours, `--prompt FILE` takes another: a teacher
+that was tuned under another prompt is no teacher under ours. A file has up to three parts, each below a line
+of its own:
 
     [first turn]  the message of the first turn, where it is another than that of the others
     [turn]        the message of every turn
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from harness.cli import UserError
 
-SHIPPED = ("react", "bare")
+SHIPPED = ("react", "bare", "household")
 FIELDS = {
     "instructions": "what the game is and how actions are written",
     "task": "the task",

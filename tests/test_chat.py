@@ -222,6 +222,8 @@ def test_a_control_token_without_a_row_in_the_head():
 
 TAGS = "<action>{action}</action>"
 ENV = SimpleNamespace(instructions="You are a robot.\n\nBe quick.")
+HOUSEHOLD = ("Household game. Answer with one action: go to, open, take .. from, move .. to, use, "
+             "heat/cool/clean .. with.")
 THINK = "Think about what to do next, then give one action as <action>...</action>."
 
 
@@ -234,6 +236,8 @@ def by_hand(obs, info, style, first):
     """The prompts as they were written before they stood in files."""
     if style == "bare":
         return f"{obs}\n{info['status']}"
+    if style == "household":
+        return f"{HOUSEHOLD}\n{obs}" if first else obs
     said = [ENV.instructions] if first else []
     if first and info["task"] not in obs:
         said.append(f"Your task is to: {info['task']}")
@@ -363,5 +367,5 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     """A traceback for a folder, for bytes, for nothing."""
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path, tmp_path / "bytes", tmp_path / "nowhere"):
-        with pytest.raises(UserError, match="cannot be read .* react, bare"):
+        with pytest.raises(UserError, match="cannot be read .* react, bare, household"):
             prompts.load(str(path))
