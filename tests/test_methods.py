@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, free_port, launch
+from conftest import ROOT, chosen_data, free_port, launch
 
 import curriculum
 import envs
@@ -469,16 +469,17 @@ def killed(args, world, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("world", envs.WORLDS)
 @pytest.mark.parametrize("name", METHODS)
-def test_a_kill_and_two_ranks(name, data, tmp_path):
+def test_a_kill_and_two_ranks(name, world, data, tmp_path):
     """A constant, a bound or a prefix of an expert that a killed run does not have when it goes on; two ranks
     that set other ones, or play other episodes, than one."""
     known = dict(
-        method=name, steps=5, episodes=16, max_turns=10, eval_every=0, eval_games=2, save_every=1,
+        env=world, data=chosen_data(world, data), method=name, steps=5, episodes=16, max_turns=10, eval_every=0, eval_games=2, save_every=1,
         lr=1e-6)  # AdamW divides by small numbers: with more the sums' order soon changes what is played
     runs = {}
     for out in ("whole", "one", "two"):
-        args = tcod.Args(**known, data=data, out=str(tmp_path / out))
+        args = tcod.Args(**known, out=str(tmp_path / out))
         (tmp_path / f"{out}-said").mkdir()
         if out == "whole":
             tcod.main(args)
