@@ -93,6 +93,13 @@ def learned(loss, known):
     return value.detach(), *torch.autograd.grad(value, (states, weight))
 
 
+def cost(work):
+    """What it returns, its seconds, and its peak beyond what was held before, in bytes."""
+    told, before = {}, held()
+    used = peak(lambda: told.update(took=seconds(lambda: told.update(found=work()))))
+    return told["found"], told["took"], used - before
+
+
 def measure_loss(args, tokens):
     """Print the seconds and the peak of each, and how far its gradients are from ours, relative to their
     largest number."""
@@ -104,11 +111,9 @@ def measure_loss(args, tokens):
     trained = torch.arange(tokens // 2, tokens, device=DEVICE)
     first = None
     for name, loss in PEERS.items():
-        found, took, start = [], [], held()
+        learned(loss, (states[:2], weight, taught[:2], head, 0 * trained[:1]))  # imports what it needs
         try:
-            learned(loss, (states[:2], weight, taught[:2], head, trained[:1] * 0))  # imports what it needs
-            work = partial(learned, loss, (states, weight, taught, head, trained))
-            used = peak(lambda: took.append(seconds(lambda: found.extend(work())))) - start
+            found, took, used = cost(partial(learned, loss, (states, weight, taught, head, trained)))
         except RuntimeError as error:
             if "memory" not in str(error):
                 raise
@@ -116,7 +121,7 @@ def measure_loss(args, tokens):
             continue
         first = first or found
         off = max(((mine - its).abs().max() / mine.abs().max()).item() for mine, its in zip(first, found))
-        print(f"{name:6} {tokens} tokens: {took[0]:.2f} s, {used / 1e9:.2f} GB, {off:.0e} from ours", flush=True)
+        print(f"{name:6} {tokens} tokens: {took:.2f} s, {used / 1e9:.2f} GB, {off:.0e} from ours", flush=True)
 
 
 # ---- a row a turn

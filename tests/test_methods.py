@@ -475,7 +475,8 @@ def test_a_kill_and_two_ranks(name, world, data, tmp_path):
     """A constant, a bound or a prefix of an expert that a killed run does not have when it goes on; two ranks
     that set other ones, or play other episodes, than one."""
     known = dict(
-        env=world, data=chosen_data(world, data), method=name, steps=5, episodes=16, max_turns=10, eval_every=0, eval_games=2, save_every=1,
+        env=world, data=chosen_data(world, data), method=name, steps=5, episodes=16, max_turns=10,
+        eval_every=0, eval_games=2, save_every=1,
         lr=1e-6)  # AdamW divides by small numbers: with more the sums' order soon changes what is played
     runs = {}
     for out in ("whole", "one", "two"):
