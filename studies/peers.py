@@ -15,6 +15,7 @@ and most frameworks have it: a row for each turn, with all that was said before.
 import os
 import resource
 import sys
+import time
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -93,11 +94,21 @@ def learned(loss, known):
     return value.detach(), *torch.autograd.grad(value, (states, weight))
 
 
+def timed(work):
+    """What it returns, and its seconds: on a CPU those of the process, since others may share the cores."""
+    if not GPU:
+        began = time.process_time()
+        return work(), time.process_time() - began
+    told = []
+    took = seconds(lambda: told.append(work()))
+    return told[0], took
+
+
 def cost(work):
     """What it returns, its seconds, and its peak beyond what was held before, in bytes."""
-    told, before = {}, held()
-    used = peak(lambda: told.update(took=seconds(lambda: told.update(found=work()))))
-    return told["found"], told["took"], used - before
+    told, before = [], held()
+    used = peak(lambda: told.extend(timed(work)))
+    return *told, used - before
 
 
 def measure_loss(args, tokens):
@@ -157,7 +168,7 @@ def measure_rows(args):
         episode = rollout.Episode(None, 0, rows=rows_of(args, size.known, split), turns=turns)
         step = partial(tcod.backward, student, teacher, [episode], run, ranks)
         step()  # warms up
-        took.append(seconds(step))
+        took.append(timed(step)[1])
         tokens = sum(len(row.ids) for row in episode.rows)
         print(f"{len(episode.rows)} rows, {tokens} tokens: {took[-1]:.2f} s", flush=True)
     print(f"a row a turn takes {took[1] / took[0]:.1f} times as long")

@@ -463,7 +463,7 @@ def killed(args, world, folder):
         process.join(60)
     assert 2 <= len(read_log(log)) < args.steps, "the run ended before it was killed"
     for rank, process in enumerate(ranks_of(world, args, folder)):
-        process.join(240)
+        process.join(600)
         assert process.exitcode == 0, (folder / f"said-{rank}").read_text()
     return history(read_log(log), read_log(log.with_name("episodes.jsonl")))
 
