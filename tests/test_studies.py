@@ -490,3 +490,18 @@ def test_an_auc_by_hand():
     assert np.isnan(signals.auc(values, positive | True))
     assert signals.auc_cell(values, positive & False, np.arange(4)) == "–"
     assert signals.auc_cell(values, positive, np.array([0, 0, 0, 0])) == "0.88 [0.88, 0.88]"
+
+
+def test_the_spread_of_a_gain_by_hand(capsys):
+    """The spread between lines taken for that of seeds, a gain that is not paired by seed, a power that is
+    the share of comparisons which tell nothing."""
+    power = module("power")
+    opd = [result(0, 0.1, 0.2), result(1, 0.1, 0.4), result(2, 0.1, 0.3)]
+    lines = dict(opd=opd, near=[result(1, 0.1, 0.5), result(0, 0.1, 0.4)], far=[result(0, 0.1, 0.9)])
+    end = power.WHAT["end"]
+    assert power.deviation(lines, opd, end) == (pytest.approx(50**0.5), 1)  # gains of 20 and 10 points
+    rng = np.random.default_rng(0)
+    for seeds in power.SEEDS:  # with no gain, intervals of 95 % leave 0 out on this side in 2.5 % of draws
+        assert np.mean(power.told(seeds, 3.0, rng) < 0) == pytest.approx(0.025, abs=0.004)
+    # A noncentral t of two degrees of freedom with shift 3·√3 exceeds 4.303 in 74.6 %.
+    assert np.mean(power.told(3, 1.0, rng) < 3) == pytest.approx(0.746, abs=0.012)
