@@ -20,7 +20,8 @@ the steps; trained tokens; the mean success over the run, speed and end in one f
 brought, which says whether the curve is flat; the differences to the base, paired by seed and by game. A
 second table says what each took: tokens trained; tokens that the teacher was asked for, those that it scored
 (proposals that were dropped are not counted) and those that it drew; answers that it read before the game
-did; seconds; and the differences over equal tokens of both kinds. A note says in what else the lines differ.
+did; seconds; and the differences over equal tokens of both kinds. With `field` a third table says how was
+played in training: repeated and refused turns, and the KL. A note says in what else the lines differ.
 Within a line all is the same but the seed, between lines the models and the evaluation are: other results are
 refused. docs/results.md says what the intervals are.
 
@@ -675,6 +676,24 @@ def spent(each, label, study, gains):
            for what in ("over the tokens", "over the teacher's tokens")}}
 
 
+def went(each, label, study):
+    """How a line played in training, {column: cell}: means over its seeds by quarter of the steps; the KL is
+    the mean over turns by their index."""
+    found = {
+        "turns that repeat, %": lambda record: 100 * record["repeats"],
+        "that the game refused, %": lambda record: 100 * record["invalid"],
+        "KL a turn, nats": lambda record: np.mean([kl for kl in record["kl_turn"] if kl is not None])}
+    cells = {"training, by quarter": heading(label, each[0], study)}
+    for name, figure in found.items():
+        if "KL" in name and each[0]["curve"][-1]["kl"] is None:  # without a teacher
+            cells[name] = "–"
+            continue
+        runs = [np.array_split([figure(record) for record in steps_of(result)], 4) for result in each]
+        quarters = np.mean([[np.nanmean(part) for part in run] for run in runs], 0)  # (4,)
+        cells[name] = " · ".join(f"{value:.1f}" for value in quarters)
+    return cells
+
+
 def steps_of(result):
     """The records of its training steps."""
     return [record for record in result["curve"] if record["step"]]
@@ -715,6 +734,9 @@ def table(lines, study):
     costs = [spent(each, label, study, gains[label]) for label, each in lines.items()]
     if any(cost["teacher's tokens"] != "–" for cost in costs):
         text += "\n" + markdown(list(costs[0]), costs)
+    if study.forest:
+        played = [went(each, label, study) for label, each in lines.items()]
+        text += "\n" + markdown(list(played[0]), played)
     return text + note(lines)
 
 

@@ -312,6 +312,18 @@ def test_what_the_teacher_was_asked_for_by_hand():
     assert asked == [40, 0, None]
 
 
+def test_training_by_quarter_by_hand():
+    """A quarter that is cut elsewhere, a share that is no percentage, a replayed turn's KL taken for 0, a
+    line without a teacher."""
+    steps = [dict(step=i, repeats=i / 100, invalid=0.5, kl=1.0, kl_turn=[None, 2.0 * i, 4.0 * i])
+             for i in range(1, 9)]
+    played = compare.went([dict(curve=[dict(step=0), *steps])], "opd", compare.STUDIES["field"])
+    assert list(played.values()) == [
+        "opd", "1.5 · 3.5 · 5.5 · 7.5", "50.0 · 50.0 · 50.0 · 50.0", "4.5 · 10.5 · 16.5 · 22.5"]
+    alone = [{**record, "kl": None, "kl_turn": [None]} for record in steps]
+    assert compare.went([dict(curve=alone)], "sft", compare.STUDIES["field"])["KL a turn, nats"] == "–"
+
+
 def test_success_over_what_both_have_asked_for():
     """Runs set side by side where one alone has come so far."""
     one, other = result(0, 0.0, 0.2, 0.3), result(0, 0.0, 0.4)
