@@ -21,6 +21,7 @@ from harness.stops import exit_now
 BEAT = 5  # seconds between two signs of life
 SILENCE = 300  # seconds without one, after which a rank counts as lost
 LONG = timedelta(days=30)  # an exchange waits as long as all ranks live
+LEFT = []  # groups of processes that were left
 
 
 class Lost(UserError):
@@ -170,10 +171,15 @@ class Ranks:
             raise Lost(f"another rank ended in the middle of an exchange ({reason})") from error
 
     def leave(self):
-        """The end of a run of several processes, at which all come together."""
+        """The end of a run of several processes, at which all come together.
+
+        The group outlives DDP, whose reference, were it the last one, would free it with Python's lock held,
+        while a thread that it waits for wants that lock.
+        """
         if self.world > 1:
             self.gather([])
             self.heart.end()
+            LEFT.append(dist.group.WORLD)
             dist.destroy_process_group()
 
 

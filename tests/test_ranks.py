@@ -197,3 +197,40 @@ def test_ranks_of_nowhere(variables, words, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=words):
         Ranks()
+
+
+LEAVES = """
+import os
+import sys
+
+import torch
+
+sys.path[:0] = [sys.argv[1]]
+from harness.ranks import Ranks
+
+def work(port):
+    os.environ["MASTER_PORT"] = port
+    ranks = Ranks()
+    learner = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+    learner(torch.ones(1, 2)).sum().backward()
+    ranks.leave()
+
+for port in sys.argv[2:]:
+    work(port)
+print("left all")
+"""
+
+
+def test_a_run_that_ends_does_not_hang(tmp_path):
+    """DDP has the last reference to the group: freeing it waits, with Python's lock held, for a thread that
+    wants that lock; a run that is complete never returns (seen in one of ten ends)."""
+    program, ports = tmp_path / "leaves.py", [str(free_port()) for _ in range(25)]
+    program.write_text(LEAVES)
+    processes = [
+        warm.start(program, [ROOT, *ports], tmp_path / f"said-{rank}", tmp_path, RANK=rank, LOCAL_RANK=rank,
+                   WORLD_SIZE="2", MASTER_ADDR="127.0.0.1") for rank in "01"]
+    for rank, process in enumerate(processes):
+        process.join(90)
+        hangs = process.is_alive()
+        process.kill()
+        assert not hangs and "left all" in (tmp_path / f"said-{rank}").read_text()
