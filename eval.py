@@ -88,8 +88,8 @@ class PlayArgs:
         choices=load.PRECISIONS)
     prompt: str = knob(
         "", "what a model is asked in a turn and how it marks its action: a text file with fields (see "
-        f"chat/react.txt): {prompts.explained()}; or {', '.join(prompts.SHIPPED)} (ALFWorld alone, short); "
-        "empty: bare for the tiny models, else react", path=True)
+        f"chat/react.txt): {prompts.explained()}; or one of {', '.join(prompts.SHIPPED)} (household: short, "
+        "for ALFWorld alone); empty: bare for the tiny models, else react", path=True)
     seed: int = knob(0, "seed of the run", least=0)
 
 

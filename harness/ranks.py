@@ -21,7 +21,7 @@ from harness.stops import exit_now
 BEAT = 5  # seconds between two signs of life
 SILENCE = 300  # seconds without one, after which a rank counts as lost
 LONG = timedelta(days=30)  # an exchange waits as long as all ranks live
-LEFT = []  # groups of processes that were left
+LEFT = []  # groups that were left, kept until Python ends: see Ranks.leave
 
 
 class Lost(UserError):
@@ -173,8 +173,8 @@ class Ranks:
     def leave(self):
         """The end of a run of several processes, at which all come together.
 
-        The group outlives DDP, whose reference, were it the last one, would free it with Python's lock held,
-        while a thread that it waits for wants that lock.
+        The group outlives DDP. Else DDP would have the last reference to it, and would free it with Python's
+        lock held, while the group's thread waits for that lock.
         """
         if self.world > 1:
             self.gather([])

@@ -36,9 +36,11 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -51,6 +53,7 @@ sys.path.insert(0, ROOT)
 
 import curriculum
 import plot
+from harness import stops
 from harness.cli import UserError, check_knobs, command, knob, parse
 from harness.folder import LOG, parsed, read_args, read_log, write_lines
 from harness.report import difference, rate, wilson
@@ -225,18 +228,25 @@ def asked(args):
 
 # ---- the runs
 
-def start(program, flags, screen):
-    """Run a program of ours (a file, or a module's name) to its end; its screen is added to a file. Raises
-    UserError where it fails."""
+def start(program, flags, screen=None):
+    """Run a program of ours (a file, or a module's name) to its end; its screen is added to a file, else it is
+    ours. Raises UserError where it fails. A Ctrl-C reaches it by itself, a SIGTERM is handed on; then it is
+    waited for."""
     what = [os.path.join(ROOT, program)] if program.endswith(".py") else ["-m", program]
     found = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
     threads = os.environ.get("OMP_NUM_THREADS", "1")
-    with open(screen, "a", encoding="utf-8") as file:
-        done = subprocess.run(
-            [sys.executable, *what, *flags], stdout=file, stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": found, "OMP_NUM_THREADS": threads})
-    if done.returncode:
-        raise UserError(f"{program} ended with status {done.returncode}: see the end of {screen}")
+    variables = {**os.environ, "PYTHONPATH": found, "OMP_NUM_THREADS": threads}
+    with open(screen, "a", encoding="utf-8") if screen else nullcontext() as file, subprocess.Popen(
+            [sys.executable, *what, *flags], stdout=file, stderr=file, env=variables) as child:
+        try:
+            child.wait()
+        except stops.Stopped as stop:
+            if stop.status == 128 + signal.SIGTERM:
+                child.terminate()
+            raise
+    if child.returncode:
+        where = f": see the end of {screen}" if screen else ""
+        raise UserError(f"{program} ended with status {child.returncode}{where}")
 
 
 def played_on(args):
@@ -676,21 +686,25 @@ def spent(each, label, study, gains):
            for what in ("over the tokens", "over the teacher's tokens")}}
 
 
+def mean_kl(record):
+    """The mean KL of its turns by their index, nats; NaN where nothing was compared with a teacher."""
+    values = [kl for kl in record["kl_turn"] if kl is not None]
+    return np.mean(values) if values else np.nan
+
+
 def went(each, label, study):
-    """How a line played in training, {column: cell}: means over its seeds by quarter of the steps; the KL is
-    the mean over turns by their index."""
+    """How a line played in training, {column: cell}: means over its seeds by quarter of the steps; a dash
+    where an older result does not tell."""
     found = {
         "turns that repeat, %": lambda record: 100 * record["repeats"],
         "that the game refused, %": lambda record: 100 * record["invalid"],
-        "KL a turn, nats": lambda record: np.mean([kl for kl in record["kl_turn"] if kl is not None])}
+        "KL, mean over the turn's index, nats": mean_kl}
     cells = {"training, by quarter": heading(label, each[0], study)}
-    for name, figure in found.items():
-        if "KL" in name and each[0]["curve"][-1]["kl"] is None:  # without a teacher
-            cells[name] = "–"
-            continue
-        runs = [np.array_split([figure(record) for record in steps_of(result)], 4) for result in each]
-        quarters = np.mean([[np.nanmean(part) for part in run] for run in runs], 0)  # (4,)
-        cells[name] = " · ".join(f"{value:.1f}" for value in quarters)
+    for name, figure in found.items() if all("repeats" in r for one in each for r in steps_of(one)) else ():
+        runs = [np.array_split([figure(record) for record in steps_of(one)], 4) for one in each]
+        quarters = np.mean([[np.mean(part) for part in run if len(part)] for run in runs], 0)  # (4,)
+        if not np.isnan(quarters).any():
+            cells[name] = " · ".join(f"{value:.1f}" for value in quarters)
     return cells
 
 
@@ -736,7 +750,7 @@ def table(lines, study):
         text += "\n" + markdown(list(costs[0]), costs)
     if study.forest:
         played = [went(each, label, study) for label, each in lines.items()]
-        text += "\n" + markdown(list(played[0]), played)
+        text += "\n" + markdown(max(map(list, played), key=len), played)
     return text + note(lines)
 
 

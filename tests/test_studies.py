@@ -320,8 +320,11 @@ def test_training_by_quarter_by_hand():
     played = compare.went([dict(curve=[dict(step=0), *steps])], "opd", compare.STUDIES["field"])
     assert list(played.values()) == [
         "opd", "1.5 · 3.5 · 5.5 · 7.5", "50.0 · 50.0 · 50.0 · 50.0", "4.5 · 10.5 · 16.5 · 22.5"]
-    alone = [{**record, "kl": None, "kl_turn": [None]} for record in steps]
-    assert compare.went([dict(curve=alone)], "sft", compare.STUDIES["field"])["KL a turn, nats"] == "–"
+    for change, columns in ((dict(kl_turn=[None]), 3), (dict(), 4)):
+        alone = [{**record, **change} for record in steps[:2]]  # fewer steps than quarters
+        assert len(compare.went([dict(curve=alone)], "sft", compare.STUDIES["field"])) == columns
+    del steps[0]["repeats"]
+    assert list(compare.went([dict(curve=steps)], "old", compare.STUDIES["field"]).values()) == ["old"]
 
 
 def test_success_over_what_both_have_asked_for():
@@ -504,16 +507,21 @@ def test_an_auc_by_hand():
     assert signals.auc_cell(values, positive, np.array([0, 0, 0, 0])) == "0.88 [0.88, 0.88]"
 
 
-def test_the_spread_of_a_gain_by_hand(capsys):
-    """The spread between lines taken for that of seeds, a gain that is not paired by seed, a power that is
-    the share of comparisons which tell nothing."""
+def test_the_spread_of_a_gain_by_hand(tmp_path, capsys):
+    """The spread between lines taken for that of seeds, a gain that is not paired by seed, or set beside
+    OPD by another loss; a power that is the share of comparisons which detect nothing."""
     power = module("power")
+    other = [{**result(seed, 0.1, 0.9 - 0.4 * seed), "loss": "forward"} for seed in (0, 1)]
     opd = [result(0, 0.1, 0.2), result(1, 0.1, 0.4), result(2, 0.1, 0.3)]
-    lines = dict(opd=opd, near=[result(1, 0.1, 0.5), result(0, 0.1, 0.4)], far=[result(0, 0.1, 0.9)])
+    near = [result(1, 0.1, 0.5, method="near"), result(0, 0.1, 0.4, method="near")]
+    lines = {"opd-forward": other, "opd": opd, "near": near, "far": [result(0, 0.1, 0.9, method="far")]}
     end = power.WHAT["end"]
-    assert power.deviation(lines, opd, end) == (pytest.approx(50**0.5), 1)  # gains of 20 and 10 points
+    assert power.deviation(lines, end) == (pytest.approx(50**0.5), 1)  # gains of 20 and 10 points
     rng = np.random.default_rng(0)
     for seeds in power.SEEDS:  # with no gain, intervals of 95 % leave 0 out on this side in 2.5 % of draws
-        assert np.mean(power.told(seeds, 3.0, rng) < 0) == pytest.approx(0.025, abs=0.004)
+        assert np.mean(power.detected(seeds, 3.0, rng) < 0) == pytest.approx(0.025, abs=0.004)
     # A noncentral t of two degrees of freedom with shift 3·√3 exceeds 4.303 in 74.6 %.
-    assert np.mean(power.told(3, 1.0, rng) < 3) == pytest.approx(0.746, abs=0.012)
+    assert np.mean(power.detected(3, 1.0, rng) < 3) == pytest.approx(0.746, abs=0.012)
+    keep(tmp_path, *opd, *near)
+    power.main(power.Args(folders=[str(tmp_path)]))
+    assert f"| {tmp_path.name}, end | 7.1 (1) | " in capsys.readouterr().out
