@@ -228,22 +228,33 @@ def asked(args):
 
 # ---- the runs
 
+CHILDREN = set()    # programs of ours that run
+
+
+def hand_on(stop):
+    """A SIGTERM, to the programs that run; a Ctrl-C reaches them by itself."""
+    if stop.status == 128 + signal.SIGTERM:
+        for child in list(CHILDREN):
+            child.terminate()
+
+
 def start(program, flags, screen=None):
-    """Run a program of ours (a file, or a module's name) to its end; its screen is added to a file, else it is
-    ours. Raises UserError where it fails. A Ctrl-C reaches it by itself, a SIGTERM is handed on; then it is
-    waited for."""
+    """Run a program of ours (a file, or a module's name) to its end, also after a stop; its screen is added
+    to a file, else it is ours. Raises UserError where it fails."""
     what = [os.path.join(ROOT, program)] if program.endswith(".py") else ["-m", program]
     found = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
     threads = os.environ.get("OMP_NUM_THREADS", "1")
     variables = {**os.environ, "PYTHONPATH": found, "OMP_NUM_THREADS": threads}
     with open(screen, "a", encoding="utf-8") if screen else nullcontext() as file, subprocess.Popen(
             [sys.executable, *what, *flags], stdout=file, stderr=file, env=variables) as child:
+        CHILDREN.add(child)
         try:
             child.wait()
         except stops.Stopped as stop:
-            if stop.status == 128 + signal.SIGTERM:
-                child.terminate()
+            hand_on(stop)
             raise
+        finally:
+            CHILDREN.remove(child)
     if child.returncode:
         where = f": see the end of {screen}" if screen else ""
         raise UserError(f"{program} ended with status {child.returncode}{where}")
@@ -343,8 +354,10 @@ def run_all(args, lines):
         try:
             for future in made.values():
                 future.result()  # raises what its run raised
-        except BaseException:  # a signal too: no further run begins
+        except BaseException as error:  # no further run begins
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, stops.Stopped):
+                hand_on(error)
             raise
 
 
