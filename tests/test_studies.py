@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import methods
 import plot
 import tcod
 from harness.cli import UserError, parse
-from harness.folder import append, write_json
+from harness.folder import append, read_log, write_json
 from harness.report import over_seeds
 from loss import LOSSES
 
@@ -77,6 +78,20 @@ def test_a_study_runs_from_any_folder(name, options, figure, tmp_path):
     process.join()
     said = (tmp_path / "said").read_text()
     assert process.exitcode == 0 and re.search(figure, said), said
+
+
+def test_a_comparison_that_is_stopped(tmp_path):
+    """Its run goes on by itself, or is killed in the middle of a step; the next run begins."""
+    flags = shlex.split("--lines opd f2b --seeds 0 --flags '--steps 500 --eval-every 0 --eval-games 2'")
+    process = warm.start(STUDIES / "compare.py", [*flags, "--out", "c"], tmp_path / "said", tmp_path)
+    log = tmp_path / "c/runs/opd-0/log.jsonl"
+    while len(read_log(log)) < 2 and process.is_alive():
+        time.sleep(0.1)
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 143 and "stopped by SIGTERM" in (tmp_path / "said").read_text()
+    assert re.search(r"step \d+ is kept", (tmp_path / "c/runs/opd-0.txt").read_text())
+    assert not (tmp_path / "c/runs/f2b-0").exists()
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.py")), ids=lambda path: path.stem)
