@@ -713,7 +713,9 @@ def went(each, label, study):
         "that the game refused, %": lambda record: 100 * record["invalid"],
         "KL, mean over the turn's index, nats": mean_kl}
     cells = {"training, by quarter": heading(label, each[0], study)}
-    for name, figure in found.items() if all("repeats" in r for one in each for r in steps_of(one)) else ():
+    if not all("repeats" in record for one in each for record in steps_of(one)):
+        return cells
+    for name, figure in found.items():
         runs = [np.array_split([figure(record) for record in steps_of(one)], 4) for one in each]
         quarters = np.mean([[np.mean(part) for part in run if len(part)] for run in runs], 0)  # (4,)
         if not np.isnan(quarters).any():
