@@ -19,6 +19,9 @@ game hears them (curriculum.Method.judged).
 *Step*: what one training step takes, two micro-batches of `--batch-tokens`, and beside what is measured the
 bytes that the numbers of weights say. What a peak has beyond those is activations and logits, or the
 optimizer's own. On a CPU it is resident memory, roughly, with what libraries and the allocator keep.
+
+*Rows*: the forward and backward of a step over one episode of `--turns` turns as a row, and as the released
+code and most frameworks have it: a row for each turn, with all that was said before.
 """
 
 import os
@@ -79,7 +82,7 @@ SIZES = {
 @dataclass
 class Args:
     """What is measured, and how large."""
-    what: str = knob("talk,token,judge,step", "by commas")
+    what: str = knob("talk,token,judge,step,rows", "by commas")
     student: str = knob("tiny", "its size, and that of who talks", choices=tuple(SIZES))
     teacher: str = knob("tiny", "its size", choices=tuple(SIZES))
     rows: int = knob(16, "conversations at once", least=1)
@@ -265,23 +268,36 @@ def measure_judge(args):
 
 # ---- one training step
 
+TURN = SimpleNamespace(weight=1.0, loss="", taught=None)    # all that learning asks of one
+
+
+def respond(row, turn, count, vocabulary, draw):
+    """Add a response of so many random ids to a row."""
+    row.respond(draw.choices(range(vocabulary), k=count), turn, [-1.0] * count)
+
+
 def episodes(tokens, length, vocabulary):
     """Two micro-batches of played episodes, rows of `length` tokens: an observation, a response as long."""
     draw, found = random.Random(0), []
-    turn = SimpleNamespace(weight=1.0, loss="", taught=None)
     for i in range(max(1, 2 * tokens // length)):
         row = rollout.Row()
         row.say(draw.choices(range(vocabulary), k=length - length // 2))
-        row.respond(draw.choices(range(vocabulary), k=length // 2), 0, [-1.0] * (length // 2))
-        found.append(rollout.Episode(None, i, rows=[row], turns=[turn]))
+        respond(row, 0, length // 2, vocabulary, draw)
+        found.append(rollout.Episode(None, i, rows=[row], turns=[TURN]))
     return found
+
+
+def arguments(args):
+    """Those of a run that takes such a step."""
+    run = tcod.Args(batch_tokens=args.batch_tokens)
+    fill_presets(run)
+    run.precision = load.precision(run.precision)
+    return run
 
 
 def measure_step(args):
     """Print what is held and used, in GB, and the seconds."""
-    run, ranks, size = tcod.Args(batch_tokens=args.batch_tokens), Ranks(), SIZES[args.student]
-    fill_presets(run)
-    run.precision = load.precision(run.precision)
+    run, ranks, size = arguments(args), Ranks(), SIZES[args.student]
     start, rows = held(), []
 
     def note(what, should):
@@ -315,7 +331,37 @@ def measure_step(args):
           f"of them trained, {args.batch_tokens} a micro-batch")
 
 
-MEASURES = {"talk": measure_talk, "token": measure_token, "judge": measure_judge, "step": measure_step}
+def episode(args, vocabulary, split):
+    """One of `--turns` turns, in one row, or in one a turn of which only its response is trained."""
+    draw, rows = random.Random(0), [rollout.Row()]
+    for turn in range(args.turns):
+        if split and turn:
+            rows.append(rollout.Row())
+            rows[-1].say(rows[-2].ids)
+        rows[-1].say(draw.choices(range(vocabulary), k=args.said * (1 if turn else 4)))
+        respond(rows[-1], turn, args.response, vocabulary, draw)
+    return rollout.Episode(None, 0, rows=rows, turns=[TURN] * args.turns)
+
+
+def measure_rows(args):
+    """Print the seconds over both, and their ratio."""
+    run, ranks, size, took = arguments(args), Ranks(), SIZES[args.student], []
+    student = Student(make_model(size, torch.float32), Vocabulary(size.known, []), run, ranks)
+    teacher = make_model(SIZES[args.teacher], load.play_dtype(run.precision))
+    student.learns()
+    for split in (False, True):
+        played = episode(args, size.known, split)
+        step = partial(tcod.backward, student, teacher, [played], run, ranks)
+        step()  # warms up
+        took.append(seconds(step))
+        print(f"{len(played.rows)} rows, {sum(len(row.ids) for row in played.rows)} tokens: {took[-1]:.2f} s",
+              flush=True)
+    print(f"a row a turn takes {took[1] / took[0]:.1f} times as long")
+
+
+MEASURES = {
+    "talk": measure_talk, "token": measure_token, "judge": measure_judge, "step": measure_step,
+    "rows": measure_rows}
 
 
 def main(args):

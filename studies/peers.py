@@ -1,16 +1,12 @@
 """The loss beside those of others: TRL's, over the logits of the whole row, and Liger's, a chunk at a time.
 
     pip install trl==1.16.0 && pip install --no-deps liger-kernel==0.8.5    # beside this project's packages
-    python studies/peers.py --what loss --size 135M --tokens 4096,16384     # on Linux
-    python studies/peers.py --what rows
+    python studies/peers.py --size 135M --tokens 4096,16384                 # on Linux
 
-*Loss*: reverse KL at half of the tokens of a micro-batch, and its gradient for the hidden states and for the
-head. All three begin at the same random states and heads, so the values must agree, and so must gradients.
-What a peer has beyond the fastest is what it forms of tokens that nothing is learned from, and in memory the
+Reverse KL at half of the tokens of a micro-batch, and its gradient for the hidden states and for the head.
+All three begin at the same random states and heads, so the values must agree, and so must gradients. What a
+peer has beyond the fastest is what it forms of tokens that nothing is learned from, and in memory the
 [tokens × vocabulary] tensors that live at once. Where they do not fit, that is said.
-
-*Row a turn*: one training step, forward and backward, over an episode as one row, and as the released code
-and most frameworks have it: a row for each turn, with all that was said before.
 """
 
 import os
@@ -26,16 +22,11 @@ from types import SimpleNamespace
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import torch
-from bench import DEVICE, GPU, SIZES, held, make_model, peak, seconds
+from bench import DEVICE, GPU, SIZES, held, peak, seconds
 
-import load
 import loss as losses
-import rollout
-import tcod
-from harness.cli import UserError, check_knobs, command, fill_presets, knob
-from harness.ranks import Ranks
+from harness.cli import UserError, check_knobs, command, knob
 from model import Head, Vocabulary
-from training import Student
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # a warning of TRL's
 
@@ -43,15 +34,9 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # a warning of TRL's
 @dataclass
 class Args:
     """What is measured, and how large."""
-    what: str = knob("loss,rows", "by commas")
     size: str = knob("tiny", "of the model", choices=tuple(SIZES))
     tokens: str = knob("512", "of a micro-batch, half of them trained; some by commas")
-    turns: int = knob(30, "of the episode", least=1)
-    said: int = knob(25, "tokens of an observation; the first has four times as many", least=1)
-    response: int = knob(4, "tokens of a response", least=1)
 
-
-# ---- the losses
 
 def ours(states, weight, taught, head, trained):
     """This project's: only what is trained is scored."""
@@ -112,10 +97,9 @@ def cost(work):
     return *told, used - before
 
 
-def measure_loss(args, tokens):
+def measure_loss(size, tokens):
     """Print the seconds and the peak of each, and how far its gradients are from ours, relative to their
     largest number."""
-    size = SIZES[args.size]
     torch.manual_seed(0)
     states, taught = (torch.randn(tokens, size.width, device=DEVICE) for _ in range(2))
     weight, head = (torch.randn(size.vocabulary, size.width, device=DEVICE) / 8 for _ in range(2))
@@ -136,54 +120,12 @@ def measure_loss(args, tokens):
         print(f"{name:6} {tokens} tokens: {took:.2f} s, {used / 1e9:.2f} GB, {off:.0e} from ours", flush=True)
 
 
-# ---- a row a turn
-
-def rows_of(args, known, split):
-    """The rows of an episode: one, or one a turn in which only its response is trained."""
-    rows, row, draw = [], rollout.Row(), torch.Generator().manual_seed(0)
-
-    def some(count):
-        return torch.randint(known, (count,), generator=draw).tolist()
-
-    for turn in range(args.turns):
-        observed, said = some(args.said * (1 if turn else 4)), some(args.response)
-        if split and rows:
-            row = rollout.Row()
-            row.say(rows[-1].ids)
-        row.say(observed)
-        row.respond(said, turn, [-1.0] * len(said))
-        rows = rows + [row] if split else [row]
-    return rows
-
-
-def measure_rows(args):
-    """Print the seconds of a step's forward and backward over both, and their ratio."""
-    run, ranks, size = tcod.Args(), Ranks(), SIZES[args.size]
-    fill_presets(run)
-    run.precision = load.precision(run.precision)
-    student = Student(make_model(size, torch.float32), Vocabulary(size.known, []), run, ranks)
-    teacher, took = make_model(size), []
-    student.learns()
-    for split in (False, True):
-        turns = [SimpleNamespace(weight=1.0, loss="", taught=None) for _ in range(args.turns)]
-        episode = rollout.Episode(None, 0, rows=rows_of(args, size.known, split), turns=turns)
-        step = partial(tcod.backward, student, teacher, [episode], run, ranks)
-        step()  # warms up
-        took.append(timed(step)[1])
-        tokens = sum(len(row.ids) for row in episode.rows)
-        print(f"{len(episode.rows)} rows, {tokens} tokens: {took[-1]:.2f} s", flush=True)
-    print(f"a row a turn takes {took[1] / took[0]:.1f} times as long")
-
-
 def main(args):
     check_knobs(args)
-    if not set(args.what.split(",")) <= {"loss", "rows"}:
-        raise UserError(f"--what wants loss, rows or both, by commas, not {args.what!r}")
     if not all(number.isdecimal() and int(number) > 1 for number in args.tokens.split(",")):
         raise UserError(f"--tokens wants numbers above 1, by commas, not {args.tokens!r}")
-    packages = ["torch", *(["trl", "liger-kernel"] if "loss" in args.what else [])]
     try:
-        versions = [f"{name} {version(name)}" for name in packages]
+        versions = [f"{name} {version(name)}" for name in ("torch", "trl", "liger-kernel")]
     except PackageNotFoundError as error:
         raise UserError(f"{error.name} is missing: pip install trl, then --no-deps liger-kernel") from None
     torch.set_num_threads(1)
@@ -191,11 +133,8 @@ def main(args):
         free = next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line)
         resource.setrlimit(resource.RLIMIT_DATA, (1024 * int(free.split()[1]), resource.RLIM_INFINITY))
     print(args.size, torch.cuda.get_device_name() if GPU else "a CPU", *versions, sep=", ", flush=True)
-    if "loss" in args.what.split(","):
-        for number in args.tokens.split(","):
-            measure_loss(args, int(number))
-    if "rows" in args.what.split(","):
-        measure_rows(args)
+    for number in args.tokens.split(","):
+        measure_loss(SIZES[args.size], int(number))
 
 
 if __name__ == "__main__":
