@@ -1,5 +1,7 @@
 """Translated problems: one translation per machine, files that are what was written, bounds in memory."""
 
+import json
+import shutil
 import sys
 import zlib
 
@@ -64,6 +66,23 @@ def test_a_later_process_translates_nothing(cache, made, translated):
     assert len(translated) == len(made) == len(kept_files(cache)) and sys.argv == arguments
     play({**made[0], "pddl_problem": made[0]["pddl_problem"] + "\n"})
     assert len(translated) == len(made) + 1
+
+
+def test_a_folder_is_translated_beforehand(cache, translated, tmp_path, monkeypatch):
+    """A game of some split that is left out; one that cannot be read, which ends the command for all others;
+    files of another name than those that a run looks for."""
+    games.write_splits(tmp_path, {"train": 2, "valid_seen": 1, "valid_unseen": 1})
+    paths = sorted(tmp_path.glob("json_2.1.1/*/*/*/game.tw-pddl"))
+    wrong = json.loads(paths[0].read_text())
+    paths[0].write_text(json.dumps({**wrong, "pddl_problem": "(define"}))
+    shutil.rmtree(cache)    # making a game plays it
+    monkeypatch.setattr(sys, "argv", ["alfworld_problems", "--data", str(tmp_path)])
+    problems.main()
+    assert len(kept_files(cache)) == len(paths) - 1 == 3
+    del translated[:]
+    for path in paths[1:]:
+        play(path)
+    assert not translated
 
 
 def test_another_version_is_another_file(cache, made, translated, monkeypatch):

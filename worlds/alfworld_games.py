@@ -15,13 +15,10 @@ import argparse
 import dataclasses
 import functools
 import json
-import os
 import random
 import re
-import signal
 from collections import Counter
 from dataclasses import dataclass
-from multiprocessing import Pool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,12 +26,11 @@ import alfworld.gen
 from alfworld.gen import constants
 from alfworld.gen.goal_library import gdict
 from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
-from tqdm import tqdm
 
 from harness.folder import cache_home
 from worlds.alfworld import PLACEHOLDER, Engine
 from worlds.alfworld_search import share
-from worlds.cache import once, say
+from worlds.cache import by_all_cores, once, say
 
 LAYOUTS = Path(next(iter(alfworld.gen.__path__))) / "layouts"
 TASKS = (
@@ -70,7 +66,6 @@ SCENES = {
     "valid_seen": constants.TRAIN_SCENE_NUMBERS,
     "valid_unseen": constants.TEST_SCENE_NUMBERS}
 SIZES = {"train": 512, "valid_seen": 140, "valid_unseen": 134}
-JOBS = 8                        # processes that make games, at most
 
 
 @dataclass(frozen=True)
@@ -605,20 +600,10 @@ def _walkthrough(engine, path):
 # ---- the data set's layout
 
 def write_splits(folder, sizes=SIZES, level=SMALL):
-    """Write folder/json_2.1.1/<split>/..., so many games of each split, with a bar on the screen. A pool of
-    processes makes them: how many there are changes nothing but the time."""
+    """Write folder/json_2.1.1/<split>/..., so many games of each split."""
     jobs = [(split, number) for split, size in sizes.items() for number in range(size)]
     write = functools.partial(_write, Path(folder) / "json_2.1.1", level)
-    with Pool(min(JOBS, os.cpu_count()), _alone) as pool:
-        written = pool.imap_unordered(write, jobs, chunksize=4)
-        for _ in tqdm(written, desc="ALFWorld games", unit="game", total=len(jobs)):
-            pass
-
-
-def _alone():
-    """In a process of the pool: signals are for who asked for the games, and ends the pool."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    by_all_cores(write, jobs, "ALFWorld games")
 
 
 @functools.lru_cache(maxsize=None)

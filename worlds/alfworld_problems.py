@@ -1,5 +1,7 @@
 """ALFWorld's PDDL problems, translated once per machine and kept on disk.
 
+    python -m worlds.alfworld_problems --data ~/.cache/alfworld     # all of a data folder's beforehand
+
 Translating costs 0.1 to 0.9 s of CPU, more than everything else that a game costs; reading what came of it
 costs 4 ms. A file per problem is called by the content of domain and problem and the version of what made
 it; all processes share them (worlds/cache.py).
@@ -7,19 +9,25 @@ it; all processes share them (worlds/cache.py).
 Facts can be forgotten here: the library keeps every proposition that was ever made.
 """
 
+import argparse
+import functools
 import gc
 import hashlib
 import itertools
+import json
 import sys
 from collections import Counter, defaultdict
+from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import NamedTuple
 
 import fast_downward
 from textworld.envs.pddl import logic as pddl_logic
 from textworld.logic import Placeholder, Proposition, Signature, Variable
 
-from worlds.cache import keep, kept
+from worlds.alfworld_data import list_games
+from worlds.cache import by_all_cores, keep, kept
 
 VERSION = f"3 {version('fast_downward_textworld')}"  # of a file: change it with anything that changes one
 
@@ -155,3 +163,32 @@ def build(description):
     return Compiled(
         description["sas"].encode(), types, description["hierarchy"], parameters, facts, variables,
         dict(by_type), counts)
+
+
+# ---- the command
+
+@functools.lru_cache(maxsize=None)
+def _library():
+    """This process's downward library."""
+    return fast_downward.load_lib()
+
+
+def _prepare(path):
+    """Translate the problem of a game file, unless it was kept. A game that cannot be played says so when it
+    is drawn."""
+    with suppress(Exception):
+        game = json.loads(Path(path).read_text())
+        compiled(_library(), game["pddl_domain"], game["pddl_problem"])
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Translate a data folder's games beforehand, by all cores.")
+    parser.add_argument("--data", default="~/.cache/alfworld", help="the benchmark's data folder")
+    folder = Path(parser.parse_args().data).expanduser()
+    splits = ("train", "valid_seen", "valid_unseen")
+    games = [game["source"] for split in splits for game in list_games(folder, split)]
+    by_all_cores(_prepare, games, "ALFWorld problems")
+
+
+if __name__ == "__main__":
+    main()

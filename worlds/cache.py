@@ -4,11 +4,32 @@ import functools
 import json
 import os
 import shutil
+import signal
 import sys
 import zlib
+from multiprocessing import Pool
 from pathlib import Path
 
+from tqdm import tqdm
+
 from harness.folder import cache_home, locked, writing
+
+JOBS = 8    # processes that make games at once, at most
+
+
+def by_all_cores(make, jobs, what):
+    """make(job) for each, by a pool of processes, with a bar on the screen: how many there are changes
+    nothing but the time. Raises what the first failing one raises."""
+    with Pool(min(JOBS, os.cpu_count()), _alone) as pool:
+        made = pool.imap_unordered(make, jobs, chunksize=4)
+        for _ in tqdm(made, desc=what, unit="game", total=len(jobs)):
+            pass
+
+
+def _alone():
+    """In a process of the pool: signals are for who asked for the games, and ends the pool."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def once(folder, write):
