@@ -28,7 +28,8 @@ refused. docs/results.md says what the intervals are.
 Two studies set F2B beside OPD, a row for each comparison, and in the figure over what the teacher wins after
 six turns of the student (its support): `gains` of all that is kept (`--study gains --out results`), and
 `mechanism`, which first makes its teachers, from narrow to broad, by the share of mixed play that they saw.
-`field` sets all methods and their controls beside OPD, and its figure has the differences.
+`field` sets all methods and their controls beside OPD, and its figure has the differences; `methods` sets
+such comparisons side by side (`--study methods --draw true --out results/methods`).
 "Over the tokens" is where both have trained as many, from the first token to the last that both did.
 """
 
@@ -104,6 +105,11 @@ class Pairs(NamedTuple):
     makes: bool = False         # teachers and runs, the label being a share of mixed play; else all is there
 
 
+class Beside(NamedTuple):
+    """Comparisons by `field` side by side. folders: {what is compared in it: folder, seen from --out}."""
+    folders: dict
+
+
 def after(turns):
     """The column of what the teacher wins once the student has played so many turns."""
     return f"teacher after {turns} student turns"
@@ -121,6 +127,9 @@ STUDIES = {
     "field": Study(
         ("opd", "f2b", "f2b-constant", "opd-near", "b2f", "guided", "sft",
          *(name for name in METHODS if name not in curriculum.METHODS)), same_loss=False, forest=True),
+    "methods": Beside({
+        "ALFWorld, narrow": "../alfworld-full-narrow", "small, narrow": "../field",
+        "small, broad": "../field-broad"}),
     "mechanism": Pairs(
         "share of mixed play", tuple((share, "reverse", f"{share}/table", share) for share in SHARES),
         (*map(after, TURNS), "seeds", "F2B − OPD, end", "over the run"), makes=True),
@@ -138,6 +147,7 @@ STUDIES = {
         (after(SUPPORT), "seeds", "steps", "OPD", "F2B", "F2B − OPD, end", "over the run",
          "over the tokens")),
 }
+FIELD, TITLES = STUDIES["field"], ("over the run", "over the tokens", "end")
 MADE = "--make teacher --refresh 0 --games 1500 --teacher-steps 900"   # a teacher of `mechanism`
 TESTED = "--temperature 1 --games 140"                                 # its take-over test
 OWNED = ("env", "data", "student", "teacher", "seed", "out", "resume", "plan")  # for the comparison to say
@@ -221,8 +231,8 @@ def asked(args):
     study = STUDIES[args.study]
     if not args.lines:
         return study
-    if isinstance(study, Pairs):
-        raise UserError(f"--study {args.study} sets F2B beside OPD: leave out --lines")
+    if not isinstance(study, Study):
+        raise UserError(f"--study {args.study} has lines of its own: leave out --lines")
     return study._replace(lines=tuple(parse_lines(args.lines)))
 
 
@@ -815,17 +825,15 @@ def gain_table(gains, study):
 def gain_figure(gains):
     """What the curriculum gains, over the teacher's support; a hollow point is one seed."""
     figure = Figure(figsize=(11.5, 4), dpi=125, layout="constrained")
-    colours, titles = {}, ("over the run", "over the tokens", "end")
-    for axis, title in zip(figure.subplots(1, len(titles), sharey=True), titles):
+    colours = {}
+    for axis, title in zip(figure.subplots(1, len(TITLES), sharey=True), TITLES):
         for one in gains:
             colour = colours.setdefault(one.label, f"C{len(colours)}")
             mean, half = 100 * np.array(differences(one.f2b, one.opd)[title])
             hollow = dict(mfc="white") if np.isnan(half) else {}
             axis.errorbar(100 * one.support[SUPPORT], mean, half, fmt="o", color=colour, capsize=3, **hollow)
         axis.axhline(0, color="grey", lw=0.8)
-        axis.set(title=title, xlabel=f"teacher's success after {SUPPORT} student turns, %")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.2)
+        tidy(axis, title, f"teacher's success after {SUPPORT} student turns, %")
     figure.axes[0].set_ylabel("F2B − OPD, points of success")
     plot.legend(figure, [
         Line2D([], [], marker="o", ls="", color=colour, label=label.replace("`", ""))
@@ -833,25 +841,75 @@ def gain_figure(gains):
     return figure
 
 
-def forest(lines, study):
-    """Each line less the base, with its interval, the best over the run on top; a hollow point is one seed.
-    The axes have one range, beyond which the intervals of two seeds go."""
-    titles = "over the run", "over the tokens", "end"
-    found = {heading(label, each[0], study): gained(lines, label, study)
-             for label, each in lines.items() if label != study.base}
-    names = sorted(found, key=lambda name: found[name]["over the run"][0])
+def tidy(axis, title, label):
+    axis.set(title=title, xlabel=label)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.2)
+
+
+# ---- the field
+
+def side_by_side(out, study):
+    """{what is compared: {label: its results}} of a study of comparisons."""
+    each = {name: found(os.path.join(out, folder)) for name, folder in study.folders.items()}
+    for name, lines in each.items():
+        if FIELD.base not in lines:
+            raise UserError(f"{name}: there is no {FIELD.base}, which all others are compared with")
+    return each
+
+
+def beside_cells(lines, label, name):
+    """A line's {column: cell} of one of the comparisons; empty where it has none."""
+    if label not in lines:
+        return {}
+    ends = [100 * next(iter(last(result).values()))["success"] for result in lines[label]]
+    seeds = f"{min(ends):.0f}–{max(ends):.0f}, {len(ends)} seeds" if len(ends) > 1 else "1 seed"
+    gains = gained(lines, label, FIELD)
+    return {
+        f"{name}: end": f"{np.mean(ends):.1f} ({seeds})",
+        **{f"{name}: less OPD, {what}": interval(*gains[what]) for what in TITLES[:2] if gains}}
+
+
+def beside_table(each, panels):
+    """The Markdown table of `side_by_side`: the base, then the others as in the figure."""
+    columns = [f"{name}: {what}" for name in each
+               for what in ("end", *(f"less OPD, {title}" for title in TITLES[:2]))]
+    rows = []
+    for label in (FIELD.base, *reversed(ranked(panels))):
+        cells = [beside_cells(lines, label, name) for name, lines in each.items()]
+        rows.append({"": label, **{column: cell for one in cells for column, cell in one.items()}})
+    return markdown(["", *columns], rows)
+
+
+def ranked(panels):
+    """All lines of `forest`, the best of the first panel last, then by the next one."""
+    names = dict.fromkeys(name for panel in panels.values() for name in panel)
+    return sorted(names, key=lambda name: [panel.get(name, (-1, 0))[0] for panel in panels.values()])
+
+
+def forest(panels, base):
+    """Differences to a base, with their intervals, the best of the first panel on top; a hollow point is one
+    seed. panels: {title: {line: (mean, half of its interval)}}. The axes have one range, beyond which the
+    intervals of two seeds go."""
+    names = ranked(panels)
     figure = Figure(figsize=(11.5, 0.8 + 0.24 * len(names)), dpi=125, layout="constrained")
-    for axis, title in zip(figure.subplots(1, len(titles), sharey=True), titles):
-        for place, name in enumerate(names):
-            mean, half = 100 * np.array(found[name][title])
+    for axis, (title, panel) in zip(figure.subplots(1, len(panels), sharey=True), panels.items()):
+        for name, ends in panel.items():
+            mean, half = 100 * np.array(ends)
             hollow = dict(mfc="white") if np.isnan(half) else {}
+            place = names.index(name)
             axis.errorbar(mean, place, xerr=half, fmt="o", color="C0", capsize=2, **hollow)
         axis.axvline(0, color="grey", lw=0.8)
-        axis.set(title=title, xlabel=f"less {study.base.upper()}, points of success", xlim=(-60, 100))
+        axis.set_xlim(-60, 100)
         axis.set_yticks(range(len(names)), names)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.2)
+        tidy(axis, title, f"less {base.upper()}, points of success")
     return figure
+
+
+def lines_by(what, lines, study):
+    """{line: (mean, half)} of one of `differences`, as `forest` wants it."""
+    gains = {heading(label, each[0], study): gained(lines, label, study) for label, each in lines.items()}
+    return {name: each[what] for name, each in gains.items() if each}
 
 
 # ---- the whole
@@ -864,6 +922,11 @@ def drawn(args, study):
         if not gains:
             raise UserError(f"{args.out} holds no teacher's take-over test of --study {args.study}")
         return gain_table(gains, study), gain_figure(gains)
+    if isinstance(study, Beside):
+        each = side_by_side(args.out, study)
+        panels = {f"{name}, over the run": lines_by("over the run", lines, FIELD)
+                  for name, lines in each.items()}
+        return beside_table(each, panels), forest(panels, FIELD.base)
     lines = found(args.out)
     order = study.lines if args.lines or study.brief else LINES  # methods, each by all losses
     names = dict.fromkeys(order if args.lines else (*order, *lines))
@@ -871,7 +934,8 @@ def drawn(args, study):
     if not lines:
         raise UserError(f"{args.out} holds no evaluated run of --lines {' '.join(study.lines)}")
     if study.forest and study.base in lines:
-        return table(lines, study), forest(lines, study)
+        panels = {what: lines_by(what, lines, study) for what in TITLES}
+        return table(lines, study), forest(panels, study.base)
     curves = {heading(label, each[0], study): [result["curve"] for result in each]
               for label, each in lines.items()}
     return table(lines, study), plot.draw(curves, smooth=5)

@@ -24,7 +24,10 @@ from harness.report import STUDENT_T
 SEEDS = (2, 3, 5, 8, 12)
 DRAWN = 20_000  # comparisons simulated
 SHARE = 0.8     # of comparisons that detect the gain in the second number of a cell
-WHAT = {"end": lambda result: learned(result)[1][-1], "over the run": over_run}
+WHAT = {
+    "end": lambda result: learned(result)[1][-1],
+    "last three": lambda result: np.mean(learned(result)[1][-3:], 0),
+    "over the run": over_run}
 
 
 @dataclass

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
 from dataclasses import fields, replace
@@ -492,7 +493,7 @@ def test_only_the_lines_that_are_asked_for_are_drawn(tmp_path):
 
 KEPT = sorted(path.parent for path in RESULTS.glob("*/table.md")) + [RESULTS]
 STUDY = {"factors": "factors", "mechanism": "mechanism", "results": "gains", "field": "field",
-         "field-broad": "field", "field-full": "field"}
+         "field-broad": "field", "field-full": "field", "methods": "methods"}
 
 
 @pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
@@ -503,11 +504,34 @@ def test_the_tables_say_what_was_found(folder, monkeypatch):
     args = compare.Args(draw=True, out=str(folder), study=STUDY.get(folder.name, "paper"))
     text, _ = compare.drawn(args, compare.asked(args))
     assert text == (folder / "table.md").read_text(encoding="utf-8")
+    if folder.name == "methods":
+        assert text in (RESULTS.parent / "docs" / "results.md").read_text(encoding="utf-8")
     if folder == RESULTS:
         assert text in (RESULTS.parent / "docs" / "results.md").read_text(encoding="utf-8")
         shown = [line for line in (RESULTS.parent / "README.md").read_text(encoding="utf-8").splitlines()
                  if line.startswith(("| ALFWorld", "| small ALFWorld", "| WebShop", "| ScienceWorld"))]
         assert len(shown) == 4 and set(shown) <= set(text.splitlines())
+
+
+def test_comparisons_side_by_side(tmp_path, monkeypatch):
+    """A line that one of the comparisons lacks, put beside another's cells or in front of the others; a
+    comparison without OPD."""
+    keep(tmp_path / "a", result(0, 0.1, 0.2), result(0, 0.1, 0.6, method="uopd"))
+    keep(tmp_path / "b", result(0, 0.1, 0.2), result(0, 0.1, 0.4, method="uopd"),
+         result(0, 0.1, 0.9, method="sod"))
+    study = compare.Beside({"A": "../a", "B": "../b"})
+    monkeypatch.setitem(compare.STUDIES, "methods", study)
+    args = compare.Args(draw=True, out=str(tmp_path / "methods"), study="methods")
+    text, figure = compare.drawn(args, compare.asked(args))
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
+    assert [row[0] for row in cells] == ["opd", "uopd", "sod"]
+    assert [row[1] for row in cells] == ["20.0 (1 seed)", "60.0 (1 seed)", "–"]
+    assert [row[5] for row in cells] == ["–", "+10.0", "+35.0"]     # less OPD, over the run of B
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["sod", "uopd"]
+    shutil.rmtree(tmp_path / "a")
+    keep(tmp_path / "a", result(0, 0.1, 0.6, method="uopd"))
+    with pytest.raises(UserError, match="A: there is no opd"):
+        compare.drawn(args, study)
 
 
 # ---- signals
