@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
@@ -26,6 +27,8 @@ import load
 from harness.cli import UserError, check_knobs, command, knob
 from harness.folder import read_args
 from harness.report import difference
+
+SETTINGS = ("env", "data", "max_turns", "max_response", "max_context", "precision", "prompt")
 
 
 @dataclass
@@ -48,22 +51,21 @@ def checkpoints(run, number):
 
 def mix(folders, folder):
     """Write the mean of checkpoints as one."""
-    mean, *others = map(load.load_model, map(str, folders))
-    weights = mean.state_dict()
-    for name, value in weights.items():
-        if value.is_floating_point():
-            value.copy_(sum(other.state_dict()[name] for other in others) / len(folders) + value / len(folders))
-    load.save(mean, load.load_tokenizer(str(folders[0])), folder)
+    models = [load.load_model(str(path)) for path in folders]
+    with torch.no_grad():
+        for mean, *others in zip(*(model.parameters() for model in models)):  # a tied one comes once
+            mean.copy_(sum(others, mean) / len(models))
+    load.save(models[0], load.load_tokenizer(str(folders[0])), folder)
 
 
 def played(model, run, args):
     """A checkpoint's summary on the held-out games, by the settings of its run."""
     out, own = f"{model}.{args.split}.json", read_args(run)
-    same = [part for name in ("env", "data", "max_turns", "max_response", "max_context", "precision", "prompt")
-            for part in (f"--{name.replace('_', '-')}", str(own[name])) if own[name] not in ("", None)]
+    same = [part for name in SETTINGS if own[name] not in ("", None)
+            for part in (f"--{name.replace('_', '-')}", str(own[name]))]
     start("eval.py", ["--model", str(model), "--split", args.split, "--games", str(args.games),
                       "--temperature", "0.4", "--out", out, *same])
-    return read(out)
+    return read(out)["summary"]
 
 
 def line(run, args):
@@ -72,7 +74,7 @@ def line(run, args):
     soup = os.path.join(run, "soup")
     if not os.path.exists(soup):
         mix(folders, soup)
-    each = [played(model, run, args)["summary"] for model in (folders[0], soup)]
+    each = [played(model, run, args) for model in (folders[0], soup)]
     return list(map(outcomes, each)), each[0]["games"]
 
 
@@ -82,10 +84,10 @@ def main(args):
         raise UserError("--runs: name folders of runs")
     pairs, numbers = zip(*(line(run, args) for run in args.runs))
     both = level([side for pair in pairs for side in pair]).reshape(len(pairs), 2, -1)
-    shares = 100 * np.nanmean(both, 2)  # (run, 2)
-    rows = [{"": name, "by run": ", ".join(f"{share:.1f}" for share in column), "mean": f"{column.mean():.1f}",
-             "deviation": f"{column.std(ddof=1):.1f}"}
-            for name, column in zip(("last", f"mean of {args.last}"), shares.T)]
+    shares = 100 * np.nanmean(both, 2).T  # of the last students, of the soups
+    rows = [{"": name, "by run": ", ".join(f"{share:.1f}" for share in each), "mean": f"{each.mean():.1f}",
+             "deviation": f"{each.std(ddof=1):.1f}"}
+            for name, each in zip(("last", f"mean of {args.last}"), shares)]
     whole = both[:, :, ~np.isnan(both).any((0, 1))].swapaxes(0, 1)
     rows[1]["less the last"] = interval(*difference(*whole[::-1], numbers[0]))
     print(markdown(list(rows[1]), rows), end="")
