@@ -11,6 +11,7 @@ import pytest
 from conftest import two_processes
 from textworld.logic import Proposition, Variable
 
+from harness.cli import UserError
 from harness.folder import cache_home
 from worlds import alfworld_games as games
 from worlds import alfworld_problems as problems
@@ -68,7 +69,7 @@ def test_a_later_process_translates_nothing(cache, made, translated):
     assert len(translated) == len(made) + 1
 
 
-def test_a_folder_is_translated_beforehand(cache, translated, tmp_path, monkeypatch):
+def test_a_folder_is_translated_beforehand(cache, translated, tmp_path):
     """A game of some split that is left out; one that cannot be read, which ends the command for all others;
     files of another name than those that a run looks for."""
     games.write_splits(tmp_path, {"train": 2, "valid_seen": 1, "valid_unseen": 1})
@@ -76,13 +77,14 @@ def test_a_folder_is_translated_beforehand(cache, translated, tmp_path, monkeypa
     wrong = json.loads(paths[0].read_text())
     paths[0].write_text(json.dumps({**wrong, "pddl_problem": "(define"}))
     shutil.rmtree(cache)    # making a game plays it
-    monkeypatch.setattr(sys, "argv", ["alfworld_problems", "--data", str(tmp_path)])
-    problems.main()
+    problems.main(problems.Args(data=str(tmp_path)))
     assert len(kept_files(cache)) == len(paths) - 1 == 3
     del translated[:]
     for path in paths[1:]:
         play(path)
     assert not translated
+    with pytest.raises(UserError, match="no data set"):
+        problems.main(problems.Args(data="generated"))
 
 
 def test_another_version_is_another_file(cache, made, translated, monkeypatch):

@@ -1,6 +1,6 @@
 """ALFWorld's PDDL problems, translated once per machine and kept on disk.
 
-    python -m worlds.alfworld_problems --data ~/.cache/alfworld     # all of a data folder's beforehand
+    python -m worlds.alfworld_problems      # those of all the data set's games beforehand, by all cores
 
 Translating costs 0.1 to 0.9 s of CPU, more than everything else that a game costs; reading what came of it
 costs 4 ms. A file per problem is called by the content of domain and problem and the version of what made
@@ -9,7 +9,6 @@ it; all processes share them (worlds/cache.py).
 Facts can be forgotten here: the library keeps every proposition that was ever made.
 """
 
-import argparse
 import functools
 import gc
 import hashlib
@@ -18,6 +17,7 @@ import json
 import sys
 from collections import Counter, defaultdict
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +26,8 @@ import fast_downward
 from textworld.envs.pddl import logic as pddl_logic
 from textworld.logic import Placeholder, Proposition, Signature, Variable
 
-from worlds.alfworld_data import list_games
+from harness.cli import UserError, command, knob
+from worlds.alfworld_data import data_folder, list_games
 from worlds.cache import by_all_cores, keep, kept
 
 VERSION = f"3 {version('fast_downward_textworld')}"  # of a file: change it with anything that changes one
@@ -181,14 +182,20 @@ def _prepare(path):
         compiled(_library(), game["pddl_domain"], game["pddl_problem"])
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Translate a data folder's games beforehand, by all cores.")
-    parser.add_argument("--data", default="~/.cache/alfworld", help="the benchmark's data folder")
-    folder = Path(parser.parse_args().data).expanduser()
+@dataclass
+class Args:
+    """Whose games."""
+    data: str = knob("", "the data set's folder (empty: where a run finds it)", path=True)
+
+
+def main(args):
+    folder = data_folder(args.data)
+    if folder is None:
+        raise UserError("There is no data set: `alfworld-download` fetches it.")
     splits = ("train", "valid_seen", "valid_unseen")
     games = [game["source"] for split in splits for game in list_games(folder, split)]
     by_all_cores(_prepare, games, "ALFWorld problems")
 
 
 if __name__ == "__main__":
-    main()
+    command(main, Args)
