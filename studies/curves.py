@@ -20,7 +20,8 @@ import numpy as np
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
 
-from compare import at, compared, found, interval, last, learned, markdown, mean_height, note
+from differences import at, compared, found, interval, last, learned, mean_height
+from tables import markdown, note
 
 import plot
 from harness.cli import check_knobs, command, knob
@@ -49,8 +50,8 @@ def reached(places, heights, level):
 
 
 def figures(result, split, args):
-    """{column: the run's figure}: success (games,) after each evaluated step, see `compare.learned`, and what
-    the options ask for; steps and tokens are numbers."""
+    """{column: the run's figure}: success (games,) after each evaluated step, see `differences.learned`, and
+    what the options ask for; steps and tokens are numbers."""
     (steps, success), until = learned(result, split), plot.tokens_until(result["curve"])
     trained = [until[step] for step in steps]
     columns = {str(step): each for step, each in zip(steps, success)}

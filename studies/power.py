@@ -16,7 +16,8 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from compare import STUDIES, base_of, found, learned, markdown, over_run, paired
+from differences import found, learned, over_run, paired
+from tables import STUDIES, base_of, markdown
 
 from harness.cli import UserError, check_knobs, command, knob
 from harness.report import STUDENT_T

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from compare import markdown
+from tables import markdown
 
 import rollout
 import tcod

@@ -21,7 +21,9 @@ import torch
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
 
-from compare import interval, level, markdown, outcomes, read, start
+from compare import start
+from differences import interval, level, outcomes, read
+from tables import markdown
 
 import load
 from harness.cli import UserError, check_knobs, command, knob

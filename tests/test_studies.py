@@ -38,6 +38,8 @@ def module(name):
 
 
 compare, curves = module("compare"), module("curves")
+differences, tables = module("differences"), module("tables")
+found = differences.found
 
 
 def result(seed, *success, method="opd", prints=(), args=(), **more):
@@ -95,7 +97,10 @@ def test_a_comparison_that_is_stopped(tmp_path):
     assert not (tmp_path / "c/runs/f2b-0").exists()
 
 
-@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.py")), ids=lambda path: path.stem)
+COMMANDS = [path for path in sorted(STUDIES.glob("*.py")) if path.stem not in ("differences", "tables")]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
 def test_the_help_says_how_to_start_it(path):
     """Help, which is the file's docstring, without the command that starts it."""
     text = path.read_text(encoding="utf-8")
@@ -115,8 +120,8 @@ def test_the_lines_are_tcods():
     assert set(methods.METHODS) <= {flags.split()[1] for flags in compare.LINES.values()}
     parse(evaluation.Args, compare.TESTED.split())
     played = {field.name for field in fields(evaluation.PlayArgs)}  # told by fingerprints, or by the seed
-    assert played - {"data", "prompt", "seed"} <= set(compare.EVALUATION)
-    named = [label for study in compare.STUDIES.values() for label in getattr(study, "lines", ())]
+    assert played - {"data", "prompt", "seed"} <= set(differences.EVALUATION)
+    named = [label for study in tables.STUDIES.values() for label in getattr(study, "lines", ())]
     assert set(named) <= set(compare.LINES)
 
 
@@ -180,7 +185,7 @@ def test_seeds_are_outermost_and_what_is_done_is_not_done_again(started, tmp_pat
     assert folders == [f"runs/{label}-{seed}" for seed in "10" for label in lines]
     program, flags = started[2]
     assert (program, flags[-4:]) == ("tcod.py", ["--steps", "7", "--out", f"{tmp_path}/runs/opd-tokens-1"])
-    kept = compare.read(tmp_path / "results" / "opd-tokens-1.json")
+    kept = differences.read(tmp_path / "results" / "opd-tokens-1.json")
     assert (kept["label"], kept["method"], kept["seed"], len(kept["curve"])) == ("opd-tokens", "opd", 1, 7)
     assert kept["asked"] == flags[:-2] and "out" not in kept["args"]
 
@@ -189,7 +194,7 @@ def test_seeds_are_outermost_and_what_is_done_is_not_done_again(started, tmp_pat
     one, path = compare.parse_lines(["f2b"]), tmp_path / "results" / "f2b-0.json"
     with pytest.raises(UserError, match="status 2"):
         compare.run_all(replace(args, seeds="0", flags="--fail now"), one)
-    assert "--lr" in compare.read(path)["asked"]
+    assert "--lr" in differences.read(path)["asked"]
     compare.run_all(replace(args, seeds="0", flags="--lr 2"), one)
     assert len(started) == 8  # other flags: tcod.py is asked, and says what differs
 
@@ -235,7 +240,7 @@ def test_a_study_of_pairs_makes_its_teachers(started, tmp_path):
     """The runs of one teacher with another's, or in another's folder; a teacher made twice."""
     (tmp_path / "0.1" / "alfworld" / "teacher").mkdir(parents=True)
     rows = tuple((share, "k1", f"{share}/table", share) for share in ("0", "0.1"))
-    study = compare.STUDIES["mechanism"]._replace(rows=rows)
+    study = tables.STUDIES["mechanism"]._replace(rows=rows)
     compare.make_all(compare.Args(out=str(tmp_path), seeds="0"), study)
     assert [program for program, _ in started] == [
         "tiny.make", "eval.py", "tcod.py", "tcod.py", "eval.py", "tcod.py", "tcod.py"]
@@ -253,16 +258,16 @@ def test_differences_are_paired_by_seed():
     that ignores where it was evaluated."""
     assert over_seeds([0.1, 0.2]) == pytest.approx((0.15, 0.6353), abs=1e-4)  # 12.706 · 0.07071 / √2
     assert over_seeds([0.1, 0.2, 0.3]) == pytest.approx((0.2, 0.2484), abs=1e-4)  # 4.303 · 0.1 / √3
-    assert compare.interval(0.15, 0.2) == "+15.0 [-5.0, 35.0]"
-    assert compare.interval(-0.0001, np.nan) == "+0.0"
-    assert compare.over_run(result(0, 0.0, 0.4, 0.5)) == pytest.approx([(0.2 + 0.45) / 2])
+    assert differences.interval(0.15, 0.2) == "+15.0 [-5.0, 35.0]"
+    assert differences.interval(-0.0001, np.nan) == "+0.0"
+    assert differences.over_run(result(0, 0.0, 0.4, 0.5)) == pytest.approx([(0.2 + 0.45) / 2])
     both = [result(0, 0.0, 0.4, 0.5), result(1, 0.0, 0.4, 0.9)]
-    assert compare.quarter(both) == "+15.0"  # from step 15 to 20: 5 and 25 points
+    assert tables.quarter(both) == "+15.0"  # from step 15 to 20: 5 and 25 points
     opd = [result(0, 0.0, 0.2), result(1, 0.0, 0.6), result(2, 0.0, 0.9)]
     f2b = [result(1, 0.0, 0.7, method="f2b"), result(0, 0.0, 0.3, method="f2b")]
-    each = compare.differences(f2b, opd)
+    each = differences.differences(f2b, opd)
     assert (each["end"][0], each["over the run"][0]) == pytest.approx((0.1, 0.05))
-    assert compare.differences(f2b, opd[2:]) == {}
+    assert differences.differences(f2b, opd[2:]) == {}
 
 
 def test_seeds_that_agree_do_not_make_a_difference_certain():
@@ -271,10 +276,10 @@ def test_seeds_that_agree_do_not_make_a_difference_certain():
     runs = [[result(seed, 0.0, share, method=method) for seed in range(3)]
             for method, share in (("f2b", 0.6), ("opd", 0.7))]
     # Two more games each: 19/32 and 22/32; √(0.59 · 0.41 / 32 + 0.69 · 0.31 / 32) = 0.1195, times 1.96.
-    assert compare.differences(*runs)["end"] == pytest.approx((-0.1, 0.2340), abs=1e-4)
+    assert differences.differences(*runs)["end"] == pytest.approx((-0.1, 0.2340), abs=1e-4)
     runs = [[result(seed, "0000", letters) for seed in range(3)] for letters in ("1111", "1111")]
     # A game more for each side: 1, -1 and four times 0: √(2/6 / 6) = 0.2357.
-    assert compare.differences(*runs)["end"] == pytest.approx((0, 1.96 * 0.2357), abs=1e-4)
+    assert differences.differences(*runs)["end"] == pytest.approx((0, 1.96 * 0.2357), abs=1e-4)
 
 
 def test_games_are_paired_where_they_are_known():
@@ -282,14 +287,14 @@ def test_games_are_paired_where_they_are_known():
     version beside a newer one."""
     ours = [result(0, "0000-", "1110-"), result(1, "0000-", "1100-")]
     theirs = [result(0, "0000-", "1000-"), result(1, "0000-", "0100-")]
-    end = compare.differences(ours, theirs)["end"]
+    end = differences.differences(ours, theirs)["end"]
     # By seed 2/4 and 1/4: 0.375 ± 12.706 · 0.125; by game 0.5, 0.5, 0.5, 0 and 1, -1 come to less.
     assert end == pytest.approx((0.375, 1.5883), abs=1e-4)
-    run = compare.differences(ours, theirs)["over the run"]
+    run = differences.differences(ours, theirs)["over the run"]
     assert run == pytest.approx((0.1875, 0.7941), abs=1e-4)
     older = [result(0, 0.0, 0.2), result(1, 0.0, 0.2)]
-    assert compare.differences(ours, older)["end"][0] == pytest.approx((0.75 + 0.5) / 2 - 0.2)
-    assert compare.success_cell([compare.last(one)["seen"] for one in ours]) == (
+    assert differences.differences(ours, older)["end"][0] == pytest.approx((0.75 + 0.5) / 2 - 0.2)
+    assert tables.success_cell([differences.last(one)["seen"] for one in ours]) == (
         "62.5 [24–90] (50–75), 5.0 rounds")  # four games are worth 4.83: by hand
 
 
@@ -300,12 +305,12 @@ def test_each_line_has_its_base():
 
     lines = {"sft": line("sft", "nll"), "opd": line("opd", "reverse"), "opd-k1": line("opd", "k1"),
              "f2b-k1": line("f2b", "k1"), "f2b-jsd": line("f2b", "jsd"), "slow": line("f2b", "reverse")}
-    paper, factors = compare.STUDIES["paper"], compare.STUDIES["factors"]
-    assert [compare.base_of(lines, label, paper) for label in lines] == [
+    paper, factors = tables.STUDIES["paper"], tables.STUDIES["factors"]
+    assert [tables.base_of(lines, label, paper) for label in lines] == [
         "opd", "opd", "opd-k1", "opd-k1", None, "opd"]
-    assert compare.base_of(lines, "opd", factors) is None
-    assert compare.base_of({**lines, "f2b": line("f2b", "reverse")}, "f2b-k1", factors) == "f2b"
-    headings = [compare.heading(label, each[0], paper) for label, each in lines.items()]
+    assert tables.base_of(lines, "opd", factors) is None
+    assert tables.base_of({**lines, "f2b": line("f2b", "reverse")}, "f2b-k1", factors) == "f2b"
+    headings = [tables.heading(label, each[0], paper) for label, each in lines.items()]
     assert headings[2:4] == ["OPD (k1)", "F2B (k1)"] and headings[-1] == "slow"
 
 
@@ -322,9 +327,10 @@ def test_what_the_teacher_was_asked_for_by_hand():
               dict(step=2, kl=1.0, tokens=20, teacher_tokens=6, judged=0)]
     uopd = [dict(step=1, kl=2.0, tokens=10, teacher_tokens=4, judged=3)]
     sft = [dict(step=1, kl=None, tokens=10, teacher_tokens=0, judged=0)]
-    assert compare.asked_until(guided) == {0: 0, 1: 14, 2: 40}
-    assert compare.asked_until(uopd) == {1: 10} and compare.asked_until(sft) == {1: 0}
-    asked = [compare.asked_of_teacher(dict(curve=curve)) for curve in (guided, sft, [dict(step=1, kl=1.0)])]
+    assert differences.asked_until(guided) == {0: 0, 1: 14, 2: 40}
+    assert differences.asked_until(uopd) == {1: 10} and differences.asked_until(sft) == {1: 0}
+    runs = [dict(curve=curve) for curve in (guided, sft, [dict(step=1, kl=1.0)])]
+    asked = list(map(differences.asked_of_teacher, runs))
     assert asked == [40, 0, None]
 
 
@@ -333,14 +339,14 @@ def test_training_by_quarter_by_hand():
     line without a teacher."""
     steps = [dict(step=i, repeats=i / 100, invalid=0.5, kl=1.0, kl_turn=[None, 2.0 * i, 4.0 * i])
              for i in range(1, 9)]
-    played = compare.went([dict(curve=[dict(step=0), *steps])], "opd", compare.STUDIES["field"])
+    played = tables.went([dict(curve=[dict(step=0), *steps])], "opd", tables.STUDIES["field"])
     assert list(played.values()) == [
         "opd", "1.5 · 3.5 · 5.5 · 7.5", "50.0 · 50.0 · 50.0 · 50.0", "4.5 · 10.5 · 16.5 · 22.5"]
     for change, columns in ((dict(kl_turn=[None]), 3), (dict(), 4)):
         alone = [{**record, **change} for record in steps[:2]]  # fewer steps than quarters
-        assert len(compare.went([dict(curve=alone)], "sft", compare.STUDIES["field"])) == columns
+        assert len(tables.went([dict(curve=alone)], "sft", tables.STUDIES["field"])) == columns
     del steps[0]["repeats"]
-    assert list(compare.went([dict(curve=steps)], "old", compare.STUDIES["field"]).values()) == ["old"]
+    assert list(tables.went([dict(curve=steps)], "old", tables.STUDIES["field"]).values()) == ["old"]
 
 
 def test_success_over_what_both_have_asked_for():
@@ -349,7 +355,7 @@ def test_success_over_what_both_have_asked_for():
     for made, each in ((one, (0, 50, 50)), (other, (0, 200))):
         for record, asked in zip([r for r in made["curve"] if "eval" in r], each):
             record.update(tokens=asked, teacher_tokens=0, kl=1.0)
-    height, theirs = compare.over_both(compare.asked_until, one, other)
+    height, theirs = differences.over_both(differences.asked_until, one, other)
     assert height == pytest.approx(0.5 * 0.1 + 0.5 * 0.25)  # to 100: 0 to 0.2 at 50, then to 0.3
     assert theirs == pytest.approx(0.1)                     # 0 to 0.4 at 200, so 0.2 at 100
 
@@ -364,13 +370,13 @@ def test_gains_are_of_the_seeds_that_both_have(tmp_path):
         (tmp_path / "a" / "results").mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / "results" / f"{method}-{seed}.json").write_text(json.dumps(made))
     (tmp_path / "take_over.json").write_text(json.dumps(dict(take_over=[dict(n=6, success=0.386)])))
-    one = compare.gain(str(tmp_path), "here", "reverse", "a", ".")
+    one = tables.gain(str(tmp_path), "here", "reverse", "a", ".")
     # After 50 tokens F2B is at 0.4 and 0.5, OPD halfway to 0.2 and 0.4: 0.3 more, 0.15 over the 50.
-    assert list(compare.gain_cells(one, "games").values()) == [
+    assert list(tables.gain_cells(one, "games").values()) == [
         "here", "39", "2", "10", "30.0", "45.0", "+15.0 [-54.6, 84.6]", "+7.5 [-32.5, 47.5]",
         "+15.0 [-7.4, 37.4]"]
     with pytest.raises(UserError, match="no seed of both OPD and F2B by k1"):
-        compare.gain(str(tmp_path), "here", "k1", "a", ".")
+        tables.gain(str(tmp_path), "here", "k1", "a", ".")
 
 
 def test_a_curve_between_its_evaluations(tmp_path):
@@ -378,10 +384,10 @@ def test_a_curve_between_its_evaluations(tmp_path):
     the line has; tokens counted from the evaluation before."""
     keep(tmp_path, result(0, 0.0, 0.2, 0.4), result(1, 0.0, 0.4), result(0, 0.0, 0.5, method="f2b"))
     args = curves.Args(out=str(tmp_path), level=30, tokens=50)
-    lines = compare.found(str(tmp_path))
+    lines = found(str(tmp_path))
     # 0, 100 and 300 tokens after 0, 10 and 20 steps.
-    found = curves.figures(lines["opd"][0], "seen", args)
-    assert {name: np.mean(figure) for name, figure in found.items()} == pytest.approx({
+    figures = curves.figures(lines["opd"][0], "seen", args)
+    assert {name: np.mean(figure) for name, figure in figures.items()} == pytest.approx({
         "0": 0, "10": 0.2, "20": 0.4, "over the run": 0.2, "steps to 30 %": 15, "tokens to 30 %": 200,
         "after 50 tokens": 0.1})
     assert curves.table(lines, "seen", args).splitlines()[2:] == [
@@ -390,7 +396,7 @@ def test_a_curve_between_its_evaluations(tmp_path):
         "| f2b − opd | 1 | +0.0 | +30.0 | +5.0 | -9.0 | -140.0 | +15.0 |"]
     keep(tmp_path / "more", result(0, "0000", "1100"), result(1, "0000", "1110"),
          *(result(seed, "0000", "1000", method="f2b") for seed in (0, 1)))
-    text = curves.table(compare.found(str(tmp_path / "more")), "seen", curves.Args())
+    text = curves.table(found(str(tmp_path / "more")), "seen", curves.Args())
     assert text.splitlines()[-1] == (  # 12.706 · 12.5 is more than what the games make
         "| f2b − opd | 2 | +0.0 [-46.2, 46.2] | -37.5 [-196.3, 121.3] | -18.8 [-98.2, 60.7] |")
 
@@ -403,14 +409,14 @@ def test_results_of_several_comparisons(tmp_path):
     made = [result(0, 0.0, 0.2), result(0, 0.0, 0.3, method="f2b"), result(0, 0.0, 0.4, method="f2b")]
     keep(tmp_path / "both", *made[:2])
     keep(tmp_path / "alone", made[2])
-    assert compare.found(str(tmp_path)) == {"alone": [made[2]], "both/f2b": [made[1]], "both/opd": [made[0]]}
-    assert set(compare.found(str(tmp_path / "both"))) == {"f2b", "opd"}
+    assert found(str(tmp_path)) == {"alone": [made[2]], "both/f2b": [made[1]], "both/opd": [made[0]]}
+    assert set(found(str(tmp_path / "both"))) == {"f2b", "opd"}
     keep(tmp_path / "both", made[0], made[1], {**made[2], "label": "slow"})
-    assert set(compare.found(str(tmp_path / "both"))) == {"f2b", "opd", "slow"}
+    assert set(found(str(tmp_path / "both"))) == {"f2b", "opd", "slow"}
     keep(tmp_path, {**made[0], "label": "alone"})
-    assert set(compare.found(str(tmp_path))) == {"./alone", "alone/f2b", "both/f2b", "both/opd", "both/slow"}
+    assert set(found(str(tmp_path))) == {"./alone", "alone/f2b", "both/f2b", "both/opd", "both/slow"}
     with pytest.raises(UserError, match="no results"):
-        compare.found(str(tmp_path / "none"))
+        found(str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize("seed, method, other, words", [
@@ -438,7 +444,7 @@ def test_what_cannot_stand_in_one_table(seed, method, other, words, tmp_path):
     args = compare.Args(draw=True, out=str(tmp_path))
     if words:
         with pytest.raises(UserError, match=words):
-            compare.found(str(tmp_path))
+            found(str(tmp_path))
     else:
         text, _ = compare.drawn(args, compare.asked(args))
         assert ("note: the lines differ in list of training tasks (a, b), lr (1.0, 2.0), steps (10, 9) too"
@@ -457,12 +463,12 @@ def test_a_run_that_lies_twice_counts_once(tmp_path):
     for name in (".DS_Store", "._opd-0.json", "opd-0.json.tmp"):
         (tmp_path / "f2b" / "results" / name).write_bytes(b"\0\0\xff")
     (tmp_path / "f2b" / "results" / "f2b-1.json").symlink_to("f2b-0.json")
-    assert {label: len(each) for label, each in compare.found(f"{one}/").items()} == {"again": 1, "opd": 1}
+    assert {label: len(each) for label, each in found(f"{one}/").items()} == {"again": 1, "opd": 1}
     (tmp_path / "f2b" / "results" / "a.json").write_bytes(b"\xff")
     with pytest.raises(UserError, match="a.json is no result of a run"):
-        compare.found(str(one))
+        found(str(one))
     with pytest.raises(UserError, match="cannot stand in one table"):
-        compare.found(str(RESULTS))
+        found(str(RESULTS))
 
 
 def test_splits_called_as_columns_are(tmp_path):
@@ -477,7 +483,7 @@ def test_splits_called_as_columns_are(tmp_path):
     assert head.startswith("|  | seeds | seeds, % | over the run, % | a\\|b, % | invalid |")
     assert row.startswith("| OPD (reverse) | 1 | 20.0 [6–51], 5.0 rounds |") and "| 10.0 | +5.0 |" in row
     assert "| opd | 1 | 0.0 | 20.0 | 10.0 |" in curves.table(
-        compare.found(str(tmp_path)), "seeds", curves.Args())
+        found(str(tmp_path)), "seeds", curves.Args())
 
 
 def test_only_the_lines_that_are_asked_for_are_drawn(tmp_path):
@@ -519,8 +525,8 @@ def test_comparisons_side_by_side(tmp_path, monkeypatch):
     keep(tmp_path / "a", result(0, 0.1, 0.2), result(0, 0.1, 0.6, method="uopd"))
     keep(tmp_path / "b", result(0, 0.1, 0.2), result(0, 0.1, 0.4, method="uopd"),
          result(0, 0.1, 0.9, method="sod"))
-    study = compare.Beside({"A": "../a", "B": "../b"})
-    monkeypatch.setitem(compare.STUDIES, "methods", study)
+    study = tables.Beside({"A": "../a", "B": "../b"})
+    monkeypatch.setitem(tables.STUDIES, "methods", study)
     args = compare.Args(draw=True, out=str(tmp_path / "methods"), study="methods")
     text, figure = compare.drawn(args, compare.asked(args))
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:]]

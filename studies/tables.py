@@ -1,0 +1,397 @@
+"""The tables and figures of comparisons: a row for each line, for each pair of F2B and OPD, or for each
+method over several comparisons. studies/compare.py says what stands in them.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from differences import (
+    asked_of_teacher,
+    called,
+    differences,
+    evaluations,
+    found,
+    identity,
+    interval,
+    last,
+    level,
+    outcomes,
+    over_run,
+    paired,
+    read,
+    steps_of,
+    tokens,
+)
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+import curriculum
+import plot
+from harness.cli import UserError
+from harness.report import rate, wilson
+from methods import METHODS
+
+# ---- which there are
+
+class Study(NamedTuple):
+    """A table of lines."""
+    lines: tuple
+    base: str = "opd"           # others are compared with it ...
+    same_loss: bool = True      # ... by the line's own loss; sft by the first there is
+    brief: bool = False         # without models that are not trained, invalid actions and KL
+    forest: bool = False        # its figure has differences to the base, not curves
+
+
+class Pairs(NamedTuple):
+    """A table of comparisons, F2B less OPD in each. rows: (label, loss, folder of the runs, folder of the
+    teacher's take-over test)."""
+    first: str                  # what a row is
+    rows: tuple
+    columns: tuple
+    makes: bool = False         # teachers and runs, the label being a share of mixed play; else all is there
+
+
+class Beside(NamedTuple):
+    """Comparisons by `field` side by side. folders: {what is compared in it: folder, seen from --out}."""
+    folders: dict
+
+
+def after(turns):
+    """The column of what the teacher wins once the student has played so many turns."""
+    return f"teacher after {turns} student turns"
+
+
+TEST = "take_over.json"
+TURNS = (0, 3, 6, 10)   # of the student in a take-over test
+SUPPORT = 6             # those after which a teacher's success is called its support
+SHARES = ("0", "0.01", "0.03", "0.1", "0.3", "1")
+STUDIES = {
+    "paper": Study(("sft", "opd", "f2b", "b2f", "guided")),
+    "factors": Study(
+        ("f2b", "f2b-eta-4", "f2b-eta-8", "f2b-stages", "f2b-forward", "opd", "opd-forward", "opd-tokens"),
+        base="f2b", same_loss=False, brief=True),
+    "field": Study(
+        ("opd", "f2b", "f2b-constant", "opd-near", "b2f", "guided", "sft",
+         *(name for name in METHODS if name not in curriculum.METHODS)), same_loss=False, forest=True),
+    "methods": Beside({
+        "ALFWorld, narrow": "../alfworld-full-narrow", "small, narrow": "../field",
+        "small, broad": "../field-broad"}),
+    "mechanism": Pairs(
+        "share of mixed play", tuple((share, "reverse", f"{share}/table", share) for share in SHARES),
+        (*map(after, TURNS), "seeds", "F2B − OPD, end", "over the run"), makes=True),
+    "gains": Pairs(
+        "games", (
+            ("ALFWorld", "reverse", "alfworld-full-narrow", "alfworld-full-narrow"),
+            ("ALFWorld, hard split left out", "reverse", "alfworld-hard", "alfworld-full-narrow"),
+            ("ALFWorld", "reverse", "alfworld-full", "alfworld-full"),
+            *(("small ALFWorld", "reverse", f"mechanism/{share}/table", f"mechanism/{share}")
+              for share in SHARES),
+            ("small ALFWorld, `k1`", "k1", "alfworld-k1", "alfworld-k1"),
+            ("WebShop", "reverse", "webshop", "webshop"),
+            ("WebShop, `forward`", "forward", "webshop", "webshop"),
+            ("ScienceWorld", "reverse", "scienceworld", "scienceworld")),
+        (after(SUPPORT), "seeds", "steps", "OPD", "F2B", "F2B − OPD, end", "over the run",
+         "over the tokens")),
+}
+FIELD, TITLES = STUDIES["field"], ("over the run", "over the tokens", "end")
+CHOSEN = ("method", "loss")                         # what a label says
+CURRICULUM = ("method", "schedule", "k_start", "eta", "stages", "rho")  # in what F2B may differ from OPD
+
+
+# ---- tables
+
+def markdown(columns, rows):
+    """A table of rows {column: cell}; a dash where a row has none."""
+    lines = [columns, *([row.get(column, "–") for column in columns] for row in rows)]
+    head, *others = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join([head, "|---" * len(columns) + "|", *others]) + "\n"
+
+
+def success_cell(summaries):
+    """'85.0 [80–89] (81–88), 9.1 rounds': in %, the 95 % interval over games of all evaluations, which are of
+    the same games, lowest and highest seed."""
+    shares, won = [100 * s["success"] for s in summaries], level(list(map(outcomes, summaries)))
+    low, high = wilson(np.mean(shares) / 100 * summaries[0]["games"], summaries[0]["games"])
+    if won.shape[1] > 1:  # else each game counts once, as if it came out alike with all seeds
+        won = won[:, ~np.isnan(won).any(0)]
+        low, high = (rate(won.sum(0), np.full(won.shape[1], len(won)))[end] for end in ("low", "high"))
+    ends = f" ({min(shares):.0f}–{max(shares):.0f})" * (len(shares) > 1)
+    rounds = np.mean([s["rounds"] for s in summaries])
+    return f"{np.mean(shares):.1f} [{100 * low:.0f}–{100 * high:.0f}]{ends}, {rounds:.1f} rounds"
+
+
+def kl_cell(each):
+    """'95.5 → 15.3', mean over seeds of the first and the last tenth of the steps; a dash without a
+    teacher."""
+    ends = []
+    for part in ("early", "late"):
+        steps = [[r["kl"] for r in result["curve"] if "kl" in r] for result in each]
+        ends.append([value for kls in steps for value in plot.tenth(kls, part)])
+    if None in ends[0] + ends[1]:
+        return "–"
+    return f"{np.mean(ends[0]):.1f} → {np.mean(ends[1]):.1f}"
+
+
+def quarter(each):
+    """'+1.8': what the last quarter of the steps brought, in points, mean over seeds; between evaluations a
+    curve is straight."""
+    gains = []
+    for points in [plot.held_out(result["curve"]) for result in each]:
+        steps, success = list(points), list(points.values())
+        gains.append(success[-1] - np.interp(0.75 * steps[-1], steps, success))
+    return f"{100 * np.mean(gains):+.1f}"
+
+
+def heading(label, result, study):
+    """'OPD (reverse)' for a method by a loss where losses are compared, else the label."""
+    if study.same_loss and label == called(result["method"], result["loss"]):
+        return f"{result['method'].upper()} ({result['loss']})"
+    return label
+
+
+def base_of(lines, label, study):
+    """The label of the line that this one is compared with; None where there is none."""
+    loss = lines[label][0]["loss"]
+    if not study.same_loss:
+        return study.base if study.base in lines else None
+    for name, (first, *_) in lines.items():
+        if first["method"] == study.base and (first["loss"] == loss or loss == "nll"):
+            return name
+    return None
+
+
+def gained(lines, label, study):
+    """A line's `differences` to its base; empty where it has none."""
+    base = base_of(lines, label, study)
+    return differences(lines[label], lines[base]) if base not in (None, label) else {}
+
+
+def trained(each, label, study, splits, gains):
+    """A line's {column: cell}. each: its results; gains: see `gained`."""
+    runs = [100 * np.nanmean(over_run(result)) for result in each]
+    return {
+        "": heading(label, each[0], study), "seeds": str(len(each)),
+        **{f"{split}, %": success_cell([last(result)[split] for result in each]) for split in splits},
+        "invalid": f"{np.mean([last(result)[splits[0]]['invalid'] for result in each]):.1%}",
+        "KL, start → end": kl_cell(each), "tokens": f"{np.mean(list(map(tokens, each))):,.0f}",
+        "over the run": f"{np.mean(runs):.1f}", "last quarter": quarter(each),
+        **{f"to {study.base.upper()}, {what}": interval(*gains[what]) if gains else "–"
+           for what in ("end", "over the run")}}
+
+
+def spent(each, label, study, gains):
+    """What a line took, {column: cell}: means over its seeds; a dash where one is an older result."""
+    found = {
+        "teacher's tokens": asked_of_teacher,
+        "of these drawn": lambda result: sum(r["teacher_tokens"] for r in steps_of(result)),
+        "turns judged in play": lambda result: sum(r["judged"] for r in steps_of(result)),
+        "seconds of play": lambda result: sum(r["seconds"]["play"] for r in steps_of(result)),
+        "of training": lambda result: sum(r["seconds"]["train"] for r in steps_of(result))}
+    known = all(asked_of_teacher(result) is not None for result in each)
+    means = {name: np.mean(list(map(count, each))) if known else None for name, count in found.items()}
+    means = {"tokens trained": np.mean(list(map(tokens, each))), **means}
+    return {
+        "what it took": heading(label, each[0], study),
+        **{name: "–" if mean is None else f"{mean:,.0f}" for name, mean in means.items()},
+        **{f"to {study.base.upper()}, {what}": interval(*gains[what]) if what in gains else "–"
+           for what in ("over the tokens", "over the teacher's tokens")}}
+
+
+def mean_kl(record):
+    """The mean KL of its turns by their index, nats; NaN where nothing was compared with a teacher."""
+    values = [kl for kl in record["kl_turn"] if kl is not None]
+    return np.mean(values) if values else np.nan
+
+
+def went(each, label, study):
+    """How a line played in training, {column: cell}: means over its seeds by quarter of the steps; a dash
+    where an older result does not tell."""
+    found = {
+        "turns that repeat, %": lambda record: 100 * record["repeats"],
+        "that the game refused, %": lambda record: 100 * record["invalid"],
+        "KL, mean over the turn's index, nats": mean_kl}
+    cells = {"training, by quarter": heading(label, each[0], study)}
+    if not all("repeats" in record for one in each for record in steps_of(one)):
+        return cells
+    for name, figure in found.items():
+        runs = [np.array_split([figure(record) for record in steps_of(one)], 4) for one in each]
+        quarters = np.mean([[np.mean(part) for part in run if len(part)] for run in runs], 0)  # (4,)
+        if not np.isnan(quarters).any():
+            cells[name] = " · ".join(f"{value:.1f}" for value in quarters)
+    return cells
+
+
+def zero_shot(result, splits):
+    """The lines of those who are not trained: every run has evaluated them."""
+    for who, label in (("teacher", "teacher"), ("guest", "teacher, as the student"), ("before", "student")):
+        for _, each in evaluations(result, who)[:1]:
+            cells = {f"{split}, %": success_cell([each[split]]) for split in splits}
+            yield {"": label, "seeds": "", **cells, "invalid": f"{each[splits[0]]['invalid']:.1%}"}
+
+
+def note(lines):
+    """In what lines differ besides what a label says, as a sentence below the table; empty where in
+    nothing."""
+    seen = {}  # {what: {its values: None}}
+    for result in (result for results in lines.values() for result in results):
+        for what, value in identity(result).items():
+            seen.setdefault(what, {})[str(value) or "–"] = None
+    each = [f"{what} ({', '.join(values)})" for what, values in sorted(seen.items())
+            if len(values) > 1 and what not in CHOSEN]
+    return f"\nnote: the lines differ in {', '.join(each)} too\n" if each else ""
+
+
+def table(lines, study):
+    """The Markdown table of {label: results}."""
+    first = next(iter(lines.values()))[0]
+    splits = list(last(first))
+    gains = {label: gained(lines, label, study) for label in lines}
+    rows = [trained(each, label, study, splits, gains[label]) for label, each in lines.items()]
+    columns = list(rows[0])
+    if study.brief:
+        columns = [name for name in columns if name not in ("invalid", "KL, start → end")]
+    else:
+        rows = [*zero_shot(first, splits), *rows]
+    text = markdown(columns, rows)
+    costs = [spent(each, label, study, gains[label]) for label, each in lines.items()]
+    if any(cost["teacher's tokens"] != "–" for cost in costs):
+        text += "\n" + markdown(list(costs[0]), costs)
+    if study.forest:
+        played = [went(each, label, study) for label, each in lines.items()]
+        text += "\n" + markdown(max(map(list, played), key=len), played)
+    return text + note(lines)
+
+
+# ---- pairs
+
+@dataclass
+class Gain:
+    """F2B beside OPD. support: {turns of the student: what the teacher then wins, a share}; opd, f2b: results
+    of the seeds that both have."""
+    label: str
+    support: dict
+    opd: list
+    f2b: list
+
+
+def gain(out, label, loss, runs, test):
+    """A row of a study of pairs, of what is kept below `out`."""
+    lines = found(os.path.join(out, runs))
+    opd, f2b = (lines.get(called(method, loss), []) for method in ("opd", "f2b"))
+    both = paired(opd, f2b)
+    if not both:
+        raise UserError(f"{os.path.join(out, runs)} holds no seed of both OPD and F2B by {loss}")
+    changed = set(plot.unlike(identity(opd[0]), identity(f2b[0]))) - set(CURRICULUM)
+    if changed:
+        raise UserError(f"{os.path.join(out, runs)}: OPD and F2B had another {', another '.join(changed)}")
+    tested = read(os.path.join(out, test, TEST))["take_over"]
+    return Gain(label, {row["n"]: row["success"] for row in tested}, *map(list, zip(*both)))
+
+
+def gain_cells(one, first):
+    """A pair's {column: cell}; first: the name of the first column."""
+    split, each = next(iter(last(one.opd[0]))), differences(one.f2b, one.opd)
+    ends = [np.mean([last(result)[split]["success"] for result in runs]) for runs in (one.opd, one.f2b)]
+    return {
+        first: one.label, **{after(n): f"{100 * success:.0f}" for n, success in one.support.items()},
+        "seeds": str(len(one.opd)), "steps": str(one.opd[0]["curve"][-1]["step"]),
+        "OPD": f"{100 * ends[0]:.1f}", "F2B": f"{100 * ends[1]:.1f}",
+        "F2B − OPD, end": interval(*each["end"]),
+        **{what: interval(*each[what]) for what in ("over the run", "over the tokens")}}
+
+
+def gain_table(gains, study):
+    """The Markdown table of a study of pairs."""
+    return markdown([study.first, *study.columns], [gain_cells(one, study.first) for one in gains])
+
+
+def gain_figure(gains):
+    """What the curriculum gains, over the teacher's support; a hollow point is one seed."""
+    figure = Figure(figsize=(11.5, 4), dpi=125, layout="constrained")
+    colours = {}
+    for axis, title in zip(figure.subplots(1, len(TITLES), sharey=True), TITLES):
+        for one in gains:
+            colour = colours.setdefault(one.label, f"C{len(colours)}")
+            mean, half = 100 * np.array(differences(one.f2b, one.opd)[title])
+            hollow = dict(mfc="white") if np.isnan(half) else {}
+            axis.errorbar(100 * one.support[SUPPORT], mean, half, fmt="o", color=colour, capsize=3, **hollow)
+        axis.axhline(0, color="grey", lw=0.8)
+        tidy(axis, title, f"teacher's success after {SUPPORT} student turns, %")
+    figure.axes[0].set_ylabel("F2B − OPD, points of success")
+    plot.legend(figure, [
+        Line2D([], [], marker="o", ls="", color=colour, label=label.replace("`", ""))
+        for label, colour in colours.items()])
+    return figure
+
+
+def tidy(axis, title, label):
+    axis.set(title=title, xlabel=label)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.2)
+
+
+# ---- the field
+
+def side_by_side(out, study):
+    """{what is compared: {label: its results}} of a study of comparisons."""
+    each = {name: found(os.path.join(out, folder)) for name, folder in study.folders.items()}
+    for name, lines in each.items():
+        if FIELD.base not in lines:
+            raise UserError(f"{name}: there is no {FIELD.base}, which all others are compared with")
+    return each
+
+
+def beside_cells(lines, label, name):
+    """A line's {column: cell} of one of the comparisons; empty where it has none."""
+    if label not in lines:
+        return {}
+    ends = [100 * next(iter(last(result).values()))["success"] for result in lines[label]]
+    seeds = f"{min(ends):.0f}–{max(ends):.0f}, {len(ends)} seeds" if len(ends) > 1 else "1 seed"
+    gains = gained(lines, label, FIELD)
+    return {
+        f"{name}: end": f"{np.mean(ends):.1f} ({seeds})",
+        **{f"{name}: less OPD, {what}": interval(*gains[what]) for what in TITLES[:2] if gains}}
+
+
+def beside_table(each, panels):
+    """The Markdown table of `side_by_side`: the base, then the others as in the figure."""
+    columns = [f"{name}: {what}" for name in each
+               for what in ("end", *(f"less OPD, {title}" for title in TITLES[:2]))]
+    rows = []
+    for label in (FIELD.base, *reversed(ranked(panels))):
+        cells = [beside_cells(lines, label, name) for name, lines in each.items()]
+        rows.append({"": label, **{column: cell for one in cells for column, cell in one.items()}})
+    return markdown(["", *columns], rows)
+
+
+def ranked(panels):
+    """All lines of `forest`, the best of the first panel last, then by the next one."""
+    names = dict.fromkeys(name for panel in panels.values() for name in panel)
+    return sorted(names, key=lambda name: [panel.get(name, (-1, 0))[0] for panel in panels.values()])
+
+
+def forest(panels, base):
+    """Differences to a base, with their intervals, the best of the first panel on top; a hollow point is one
+    seed. panels: {title: {line: (mean, half of its interval)}}. The axes have one range, beyond which the
+    intervals of two seeds go."""
+    names = ranked(panels)
+    figure = Figure(figsize=(11.5, 0.8 + 0.24 * len(names)), dpi=125, layout="constrained")
+    for axis, (title, panel) in zip(figure.subplots(1, len(panels), sharey=True), panels.items()):
+        for name, ends in panel.items():
+            mean, half = 100 * np.array(ends)
+            hollow = dict(mfc="white") if np.isnan(half) else {}
+            place = names.index(name)
+            axis.errorbar(mean, place, xerr=half, fmt="o", color="C0", capsize=2, **hollow)
+        axis.axvline(0, color="grey", lw=0.8)
+        axis.set_xlim(-60, 100)
+        axis.set_yticks(range(len(names)), names)
+        tidy(axis, title, f"less {base.upper()}, points of success")
+    return figure
+
+
+def lines_by(what, lines, study):
+    """{line: (mean, half)} of one of `differences`, as `forest` wants it."""
+    gains = {heading(label, each[0], study): gained(lines, label, study) for label, each in lines.items()}
+    return {name: each[what] for name, each in gains.items() if each}
