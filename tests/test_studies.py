@@ -512,6 +512,12 @@ def test_the_tables_say_what_was_found(folder, monkeypatch):
     assert text == (folder / "table.md").read_text(encoding="utf-8")
     if folder.name == "methods":
         assert text in (RESULTS.parent / "docs" / "results.md").read_text(encoding="utf-8")
+        told = (RESULTS.parent / "docs" / "methods.md").read_text(encoding="utf-8")
+        rows = {cells[1].strip(): cells for cells in (line.split("|") for line in text.splitlines())}
+        for name in ("uopd", "turnopd", "stride", "stride-restart", "reopd", "frontier", "sod", "opd-near"):
+            here = f"{rows[name][6].strip()} · {rows[name][9].strip()} |"
+            method = name.replace("opd-near", "--loss jsd")
+            assert re.search(rf"^\| `{method}` .*{re.escape(here)}$", told, re.M), name
     if folder == RESULTS:
         assert text in (RESULTS.parent / "docs" / "results.md").read_text(encoding="utf-8")
         shown = [line for line in (RESULTS.parent / "README.md").read_text(encoding="utf-8").splitlines()
