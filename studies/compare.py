@@ -5,7 +5,7 @@
     python studies/compare.py --study factors --teacher tiny-narrow --out runs/factors
     python studies/compare.py --draw true --out results/alfworld-full          # again from the results alone
 
-A line of the table is a label and flags of tcod.py: one of LINES below, or your own. Each line is run with
+A line of the table is a label and flags of tcod.py: one of LINES in studies/tables.py, or your own. Each line is run with
 each seed, seeds outermost, so that a comparison stopped early is complete for its first ones. A run is
 `python tcod.py FLAGS --out OUT/runs/LABEL-SEED`; the same command again goes on with what was interrupted. A
 finished run leaves `OUT/results/LABEL-SEED.json` (what was asked for, fingerprints of tasks and weights, its
@@ -20,17 +20,19 @@ the steps; trained tokens; the mean success over the run, speed and end in one f
 brought, which says whether the curve is flat; the differences to the base, paired by seed and by game. A
 second table says what each took: tokens trained; tokens that the teacher was asked for, those that it scored
 (proposals that were dropped are not counted) and those that it drew; answers that it read before the game
-did; seconds; and the differences over equal tokens of both kinds. With `field` a third table says how was
-played in training: repeated and refused turns, and the KL. A note says in what else the lines differ.
-Within a line all is the same but the seed, between lines the models and the evaluation are: other results are
-refused. docs/results.md says what the intervals are.
+did; seconds; and the differences over equal tokens of both kinds: where both lines have trained, or asked
+for, as many, from the first to the last that both did. With `field` a third table says how was played in
+training: repeated and refused turns, and the KL. A note says in what else the lines differ. Within a line all
+is the same but the seed, between lines the models and the evaluation are: other results are refused.
+docs/results.md says what the intervals are.
 
 Two studies set F2B beside OPD, a row for each comparison, and in the figure over what the teacher wins after
 six turns of the student (its support): `gains` of all that is kept (`--study gains --out results`), and
 `mechanism`, which first makes its teachers, from narrow to broad, by the share of mixed play that they saw.
 `field` sets all methods and their controls beside OPD, and its figure has the differences; `methods` sets
-such comparisons side by side (`--study methods --draw true --out results/methods`).
-"Over the tokens" is where both have trained as many, from the first token to the last that both did.
+such comparisons side by side (`--study methods --out results/methods`).
+
+What runs have left is read by studies/differences.py, and shown by studies/tables.py.
 """
 
 import os
@@ -46,50 +48,14 @@ from dataclasses import dataclass, fields, replace
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from differences import EQUAL_TOKENS, EVALUATION, called, found, read, tokens
-from tables import (
-    CHOSEN,
-    FIELD,
-    STUDIES,
-    TEST,
-    TITLES,
-    TURNS,
-    Beside,
-    Pairs,
-    Study,
-    beside_table,
-    forest,
-    gain,
-    gain_figure,
-    gain_table,
-    heading,
-    lines_by,
-    side_by_side,
-    table,
-)
-
-import curriculum
 import plot
+from differences import EQUAL_TOKENS, EVALUATION, called, read, tokens
 from harness import stops
 from harness.cli import UserError, check_knobs, command, knob, parse
 from harness.folder import LOG, read_args, read_log, write_lines
 from methods import METHODS
+from tables import CHOSEN, LINES, STUDIES, TEST, TURNS, Pairs, Study, drawn
 
-# ---- what can be compared
-
-LOSSES = ("reverse", "forward", "jsd", "k1")    # nll is sft's alone
-LINES = {  # label: flags of tcod.py
-    "sft": "--method sft --loss nll",
-    **{called(method, loss): f"--method {method} --loss {loss}"
-       for method in ("opd", "f2b", "b2f", "guided") for loss in LOSSES},
-    "f2b-eta-4": "--method f2b --loss reverse --eta 4",
-    "f2b-eta-8": "--method f2b --loss reverse --eta 8",
-    "f2b-stages": "--method f2b --loss reverse --schedule 5@10,10@20,20@40",
-    "opd-tokens": "--method opd --loss reverse",
-    "opd-near": "--method opd --loss jsd --beta 0.2",   # TOP-D
-    "f2b-constant": "--method f2b --loss reverse --schedule constant --k-start 6",
-    **{name: f"--method {name} --loss reverse" for name in METHODS if name not in curriculum.METHODS},
-}
 MADE = "--make teacher --refresh 0 --games 1500 --teacher-steps 900"   # a teacher of `mechanism`
 TESTED = "--temperature 1 --games 140"                                 # its take-over test
 OWNED = ("env", "data", "student", "teacher", "seed", "out", "resume", "plan")  # for the comparison to say
@@ -325,38 +291,11 @@ def make_all(args, study):
 
 # ---- the whole
 
-def drawn(args, study):
-    """(table, figure) of what is found."""
-    if isinstance(study, Pairs):
-        gains = [gain(args.out, *row) for row in study.rows
-                 if os.path.exists(os.path.join(args.out, row[-1], TEST))]
-        if not gains:
-            raise UserError(f"{args.out} holds no teacher's take-over test of --study {args.study}")
-        return gain_table(gains, study), gain_figure(gains)
-    if isinstance(study, Beside):
-        each = side_by_side(args.out, study)
-        panels = {f"{name}, over the run": lines_by("over the run", lines, FIELD)
-                  for name, lines in each.items()}
-        return beside_table(each, panels), forest(panels, FIELD.base)
-    lines = found(args.out)
-    order = study.lines if args.lines or study.brief else LINES  # methods, each by all losses
-    names = dict.fromkeys(order if args.lines else (*order, *lines))
-    lines = {name: lines[name] for name in names if name in lines}
-    if not lines:
-        raise UserError(f"{args.out} holds no evaluated run of --lines {' '.join(study.lines)}")
-    if study.forest and study.base in lines:
-        panels = {what: lines_by(what, lines, study) for what in TITLES}
-        return table(lines, study), forest(panels, study.base)
-    curves = {heading(label, each[0], study): [result["curve"] for result in each]
-              for label, each in lines.items()}
-    return table(lines, study), plot.draw(curves, smooth=5)
-
-
 def main(args):
     study = asked(args)
     if not args.draw and isinstance(study, Study):
         run_all(args, parse_lines(args.lines or study.lines))
-    elif not args.draw and study.makes:
+    elif not args.draw and isinstance(study, Pairs) and study.makes:
         make_all(args, study)
     text, figure = drawn(args, study)
     table, picture = os.path.join(args.out, "table.md"), os.path.join(args.out, "figure.png")

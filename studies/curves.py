@@ -20,12 +20,11 @@ import numpy as np
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
 
-from differences import at, compared, found, interval, last, learned, mean_height
-from tables import markdown, note
-
 import plot
+from differences import at, compared, found, interval, last, learned, mean_height
 from harness.cli import check_knobs, command, knob
 from harness.report import over_seeds
+from tables import markdown, note
 
 
 @dataclass

@@ -2,8 +2,9 @@
 
     python studies/power.py --folders results/alfworld-full-narrow results/field results/webshop --points 5
 
-Of each comparison, the deviation of what a line gains over OPD by its own loss with the same seed, at the end
-and over the run, about the line's own mean, pooled over all lines. Then how often Student's t over so many
+Of each comparison, the deviation of what a line gains over OPD by its own loss with the same seed, about the
+line's own mean, pooled over all lines: at the end, as the mean of its last three evaluations, and over the
+run. Then how often Student's t over so many
 seeds detects a true gain of `--points`, if gains are normal with that deviation; and the gain that 80 % of
 such comparisons detect. The interval over games is not in this: it does not shrink with seeds.
 """
@@ -17,10 +18,9 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from differences import found, learned, over_run, paired
-from tables import STUDIES, base_of, markdown
-
 from harness.cli import UserError, check_knobs, command, knob
 from harness.report import STUDENT_T
+from tables import STUDIES, base_of, markdown
 
 SEEDS = (2, 3, 5, 8, 12)
 DRAWN = 20_000  # comparisons simulated

@@ -20,8 +20,6 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from tables import markdown
-
 import rollout
 import tcod
 from curriculum import Method, Rules
@@ -29,6 +27,7 @@ from eval import limits_of, make_games
 from harness.cli import UserError, check_knobs, command, knob, parse
 from harness.folder import check_place
 from harness.ranks import Ranks
+from tables import markdown
 from tasks import spread, training_tasks
 from training import load_models
 

@@ -1,5 +1,5 @@
-"""The tables and figures of comparisons: a row for each line, for each pair of F2B and OPD, or for each
-method over several comparisons. studies/compare.py says what stands in them.
+"""What can be compared, and the tables and figures: a row for each line, for each pair of F2B and OPD, or for
+each method over several comparisons. studies/compare.py, which makes the runs, says what stands in them.
 """
 
 import os
@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+import curriculum
+import plot
 from differences import (
     asked_of_teacher,
     called,
@@ -24,16 +29,26 @@ from differences import (
     steps_of,
     tokens,
 )
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-
-import curriculum
-import plot
 from harness.cli import UserError
 from harness.report import rate, wilson
 from methods import METHODS
 
 # ---- which there are
+
+LOSSES = ("reverse", "forward", "jsd", "k1")    # nll is sft's alone
+LINES = {  # label: flags of tcod.py
+    "sft": "--method sft --loss nll",
+    **{called(method, loss): f"--method {method} --loss {loss}"
+       for method in ("opd", "f2b", "b2f", "guided") for loss in LOSSES},
+    "f2b-eta-4": "--method f2b --loss reverse --eta 4",
+    "f2b-eta-8": "--method f2b --loss reverse --eta 8",
+    "f2b-stages": "--method f2b --loss reverse --schedule 5@10,10@20,20@40",
+    "opd-tokens": "--method opd --loss reverse",
+    "opd-near": "--method opd --loss jsd --beta 0.2",   # TOP-D
+    "f2b-constant": "--method f2b --loss reverse --schedule constant --k-start 6",
+    **{name: f"--method {name} --loss reverse" for name in METHODS if name not in curriculum.METHODS},
+}
+
 
 class Study(NamedTuple):
     """A table of lines."""
@@ -54,7 +69,8 @@ class Pairs(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """Comparisons by `field` side by side. folders: {what is compared in it: folder, seen from --out}."""
+    """Comparisons side by side, each with its own `opd`. folders: {a comparison: its folder, seen from
+    --out}."""
     folders: dict
 
 
@@ -95,7 +111,9 @@ STUDIES = {
         (after(SUPPORT), "seeds", "steps", "OPD", "F2B", "F2B − OPD, end", "over the run",
          "over the tokens")),
 }
-FIELD, TITLES = STUDIES["field"], ("over the run", "over the tokens", "end")
+FIELD = STUDIES["field"]
+TITLES = ("over the run", "over the tokens", "end")     # of a figure's panels
+BESIDE = ("over the run", "over the tokens")            # of differences, side by side
 CHOSEN = ("method", "loss")                         # what a label says
 CURRICULUM = ("method", "schedule", "k_start", "eta", "stages", "rho")  # in what F2B may differ from OPD
 
@@ -332,7 +350,7 @@ def tidy(axis, title, label):
     axis.grid(alpha=0.2)
 
 
-# ---- the field
+# ---- methods, over several comparisons
 
 def side_by_side(out, study):
     """{what is compared: {label: its results}} of a study of comparisons."""
@@ -343,27 +361,29 @@ def side_by_side(out, study):
     return each
 
 
-def beside_cells(lines, label, name):
-    """A line's {column: cell} of one of the comparisons; empty where it has none."""
+def beside_cells(lines, label):
+    """A line's cells in one comparison: success at the end, and what it has over the base."""
     if label not in lines:
-        return {}
+        return ["–"] * (1 + len(BESIDE))
     ends = [100 * next(iter(last(result).values()))["success"] for result in lines[label]]
     seeds = f"{min(ends):.0f}–{max(ends):.0f}, {len(ends)} seeds" if len(ends) > 1 else "1 seed"
     gains = gained(lines, label, FIELD)
-    return {
-        f"{name}: end": f"{np.mean(ends):.1f} ({seeds})",
-        **{f"{name}: less OPD, {what}": interval(*gains[what]) for what in TITLES[:2] if gains}}
+    return [f"{np.mean(ends):.1f} ({seeds})",
+            *(interval(*gains[what]) if gains else "–" for what in BESIDE)]
 
 
 def beside_table(each, panels):
-    """The Markdown table of `side_by_side`: the base, then the others as in the figure."""
-    columns = [f"{name}: {what}" for name in each
-               for what in ("end", *(f"less OPD, {title}" for title in TITLES[:2]))]
+    """The Markdown table of `side_by_side`: lines without a difference, the base first, then the others as in
+    the figure."""
+    names = [f"{name}: {what}" for name in each
+             for what in ("end", *(f"less OPD, {title}" for title in BESIDE))]
+    order = list(reversed(ranked(panels)))
+    alone = [label for lines in each.values() for label in lines if label not in order]
     rows = []
-    for label in (FIELD.base, *reversed(ranked(panels))):
-        cells = [beside_cells(lines, label, name) for name, lines in each.items()]
-        rows.append({"": label, **{column: cell for one in cells for column, cell in one.items()}})
-    return markdown(["", *columns], rows)
+    for label in dict.fromkeys([FIELD.base, *alone, *order]):
+        cells = [cell for lines in each.values() for cell in beside_cells(lines, label)]
+        rows.append({"": label, **dict(zip(names, cells))})
+    return markdown(["", *names], rows)
 
 
 def ranked(panels):
@@ -385,7 +405,7 @@ def forest(panels, base):
             place = names.index(name)
             axis.errorbar(mean, place, xerr=half, fmt="o", color="C0", capsize=2, **hollow)
         axis.axvline(0, color="grey", lw=0.8)
-        axis.set_xlim(-60, 100)
+        axis.set_xlim(-70, 100)
         axis.set_yticks(range(len(names)), names)
         tidy(axis, title, f"less {base.upper()}, points of success")
     return figure
@@ -395,3 +415,32 @@ def lines_by(what, lines, study):
     """{line: (mean, half)} of one of `differences`, as `forest` wants it."""
     gains = {heading(label, each[0], study): gained(lines, label, study) for label, each in lines.items()}
     return {name: each[what] for name, each in gains.items() if each}
+
+
+# ---- the whole
+
+def drawn(args, study):
+    """(table, figure) of what is found."""
+    if isinstance(study, Pairs):
+        gains = [gain(args.out, *row) for row in study.rows
+                 if os.path.exists(os.path.join(args.out, row[-1], TEST))]
+        if not gains:
+            raise UserError(f"{args.out} holds no teacher's take-over test of --study {args.study}")
+        return gain_table(gains, study), gain_figure(gains)
+    if isinstance(study, Beside):
+        each = side_by_side(args.out, study)
+        panels = {f"{name}, over the run": lines_by("over the run", lines, FIELD)
+                  for name, lines in each.items()}
+        return beside_table(each, panels), forest(panels, FIELD.base)
+    lines = found(args.out)
+    order = study.lines if args.lines or study.brief else LINES  # methods, each by all losses
+    names = dict.fromkeys(order if args.lines else (*order, *lines))
+    lines = {name: lines[name] for name in names if name in lines}
+    if not lines:
+        raise UserError(f"{args.out} holds no evaluated run of --lines {' '.join(study.lines)}")
+    if study.forest and study.base in lines:
+        panels = {what: lines_by(what, lines, study) for what in TITLES}
+        return table(lines, study), forest(panels, study.base)
+    curves = {heading(label, each[0], study): [result["curve"] for result in each]
+              for label, each in lines.items()}
+    return table(lines, study), plot.draw(curves, smooth=5)

@@ -69,16 +69,20 @@ def test_a_later_process_translates_nothing(cache, made, translated):
     assert len(translated) == len(made) + 1
 
 
-def test_a_folder_is_translated_beforehand(cache, translated, tmp_path):
-    """A game of some split that is left out; one that cannot be read, which ends the command for all others;
-    files of another name than those that a run looks for."""
+def test_a_folder_is_translated_beforehand(cache, translated, tmp_path, capsys):
+    """A game of some split that is left out; one that cannot be read, which ends the command for all others
+    or goes unsaid; a folder that lacks a split; files of another name than those that a run looks for."""
     games.write_splits(tmp_path, {"train": 2, "valid_seen": 1, "valid_unseen": 1})
     paths = sorted(tmp_path.glob("json_2.1.1/*/*/*/game.tw-pddl"))
     wrong = json.loads(paths[0].read_text())
     paths[0].write_text(json.dumps({**wrong, "pddl_problem": "(define"}))
     shutil.rmtree(cache)    # making a game plays it
-    problems.main(problems.Args(data=str(tmp_path)))
-    assert len(kept_files(cache)) == len(paths) - 1 == 3
+    shutil.rmtree(tmp_path / "json_2.1.1" / "valid_unseen")
+    paths = [path for path in paths if path.exists()]
+    with pytest.raises(UserError, match="1 games could not be translated"):
+        problems.main(problems.Args(data=str(tmp_path)))
+    assert capsys.readouterr().out.startswith("2 of 3 problems are kept")
+    assert len(kept_files(cache)) == len(paths) - 1 == 2
     del translated[:]
     for path in paths[1:]:
         play(path)

@@ -113,16 +113,16 @@ def test_the_help_says_how_to_start_it(path):
 def test_the_lines_are_tcods():
     """A line by a method, a loss or a flag that has another name by now: seen after hours of other runs; a
     knob of play that lines may differ in."""
-    assert {*compare.LOSSES, "nll"} == set(LOSSES)
-    for label, flags in compare.LINES.items():
+    assert {*tables.LOSSES, "nll"} == set(LOSSES)
+    for label, flags in tables.LINES.items():
         args = parse(tcod.Args, flags.split())
         assert args.method in methods.METHODS and args.loss in LOSSES, label
-    assert set(methods.METHODS) <= {flags.split()[1] for flags in compare.LINES.values()}
+    assert set(methods.METHODS) <= {flags.split()[1] for flags in tables.LINES.values()}
     parse(evaluation.Args, compare.TESTED.split())
     played = {field.name for field in fields(evaluation.PlayArgs)}  # told by fingerprints, or by the seed
     assert played - {"data", "prompt", "seed"} <= set(differences.EVALUATION)
     named = [label for study in tables.STUDIES.values() for label in getattr(study, "lines", ())]
-    assert set(named) <= set(compare.LINES)
+    assert set(named) <= set(tables.LINES)
 
 
 @pytest.mark.parametrize("asked, words", [
@@ -516,7 +516,7 @@ def test_the_tables_say_what_was_found(folder, monkeypatch):
         rows = {cells[1].strip(): cells for cells in (line.split("|") for line in text.splitlines())}
         for name in ("uopd", "turnopd", "stride", "stride-restart", "reopd", "frontier", "sod", "opd-near"):
             here = f"{rows[name][6].strip()} · {rows[name][9].strip()} |"
-            method = name.replace("opd-near", "--loss jsd")
+            method = name.replace("opd-near", "--loss jsd --beta 0.2")
             assert re.search(rf"^\| `{method}` .*{re.escape(here)}$", told, re.M), name
     if folder == RESULTS:
         assert text in (RESULTS.parent / "docs" / "results.md").read_text(encoding="utf-8")
@@ -535,6 +535,9 @@ def test_comparisons_side_by_side(tmp_path, monkeypatch):
     monkeypatch.setitem(tables.STUDIES, "methods", study)
     args = compare.Args(draw=True, out=str(tmp_path / "methods"), study="methods")
     text, figure = compare.drawn(args, compare.asked(args))
+    (tmp_path / "methods").mkdir()
+    compare.main(replace(args, draw=False))  # nothing is run
+    assert (tmp_path / "methods" / "table.md").read_text() == text
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
     assert [row[0] for row in cells] == ["opd", "uopd", "sod"]
     assert [row[1] for row in cells] == ["20.0 (1 seed)", "60.0 (1 seed)", "–"]

@@ -30,7 +30,7 @@ from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
 from harness.folder import cache_home
 from worlds.alfworld import PLACEHOLDER, Engine
 from worlds.alfworld_search import share
-from worlds.cache import by_all_cores, once, say
+from worlds.cache import in_processes, once, say
 
 LAYOUTS = Path(next(iter(alfworld.gen.__path__))) / "layouts"
 TASKS = (
@@ -603,7 +603,7 @@ def write_splits(folder, sizes=SIZES, level=SMALL):
     """Write folder/json_2.1.1/<split>/..., so many games of each split."""
     jobs = [(split, number) for split, size in sizes.items() for number in range(size)]
     write = functools.partial(_write, Path(folder) / "json_2.1.1", level)
-    by_all_cores(write, jobs, "ALFWorld games")
+    in_processes(write, jobs, "ALFWorld games")
 
 
 @functools.lru_cache(maxsize=None)

@@ -1,6 +1,6 @@
 """ALFWorld's PDDL problems, translated once per machine and kept on disk.
 
-    python -m worlds.alfworld_problems      # those of all the data set's games beforehand, by all cores
+    python -m worlds.alfworld_problems      # those of all the data set's games beforehand
 
 Translating costs 0.1 to 0.9 s of CPU, more than everything else that a game costs; reading what came of it
 costs 4 ms. A file per problem is called by the content of domain and problem and the version of what made
@@ -27,9 +27,11 @@ from textworld.envs.pddl import logic as pddl_logic
 from textworld.logic import Placeholder, Proposition, Signature, Variable
 
 from harness.cli import UserError, command, knob
-from worlds.alfworld_data import data_folder, list_games
-from worlds.cache import by_all_cores, keep, kept
+from harness.folder import cache_home
+from worlds.alfworld_data import RELEASE, check_folder, data_folder, list_games
+from worlds.cache import in_processes, keep, kept
 
+SPLITS = ("train", "valid_seen", "valid_unseen")
 VERSION = f"3 {version('fast_downward_textworld')}"  # of a file: change it with anything that changes one
 
 
@@ -90,13 +92,18 @@ def compiled(library, domain, problem):
 
     library: a loaded downward library; its current task may be replaced.
     """
-    key = hashlib.sha256("\0".join([VERSION, domain, problem]).encode()).hexdigest()
-    name = f"alfworld-problems/{key[:2]}/{key}"
+    name = _name(domain, problem)
     description = kept(name)
     if description is None:
         description = describe(library, domain, problem)
         keep(name, description)
     return build(description)
+
+
+def _name(domain, problem):
+    """What a problem's file is called."""
+    key = hashlib.sha256("\0".join([VERSION, domain, problem]).encode()).hexdigest()
+    return f"alfworld-problems/{key[:2]}/{key}"
 
 
 def describe(library, domain, problem):
@@ -175,11 +182,14 @@ def _library():
 
 
 def _prepare(path):
-    """Translate the problem of a game file, unless it was kept. A game that cannot be played says so when it
-    is drawn."""
+    """Translate the problem of a game file, unless it was kept; says whether it is kept now. Why a game
+    cannot be played is said when it is drawn."""
     with suppress(Exception):
         game = json.loads(Path(path).read_text())
-        compiled(_library(), game["pddl_domain"], game["pddl_problem"])
+        texts = game["pddl_domain"], game["pddl_problem"]
+        compiled(_library(), *texts)
+        return kept(_name(*texts)) is not None
+    return False
 
 
 @dataclass
@@ -192,9 +202,13 @@ def main(args):
     folder = data_folder(args.data)
     if folder is None:
         raise UserError("There is no data set: `alfworld-download` fetches it.")
-    splits = ("train", "valid_seen", "valid_unseen")
+    check_folder(folder)
+    splits = [split for split in SPLITS if (folder / RELEASE / split).is_dir()]
     games = [game["source"] for split in splits for game in list_games(folder, split)]
-    by_all_cores(_prepare, games, "ALFWorld problems")
+    done = sum(in_processes(_prepare, games, "ALFWorld problems"))
+    print(f"{done} of {len(games)} problems are kept in {cache_home()}")
+    if done < len(games):
+        raise UserError(f"{len(games) - done} games could not be translated, or not be kept.")
 
 
 if __name__ == "__main__":

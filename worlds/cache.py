@@ -1,4 +1,5 @@
-"""What the worlds make once and keep on disk, under `harness.folder.cache_home`: whole or not at all."""
+"""What the worlds make once, by several processes, and keep on disk, under `harness.folder.cache_home`: whole
+or not at all."""
 
 import functools
 import json
@@ -14,16 +15,15 @@ from tqdm import tqdm
 
 from harness.folder import cache_home, locked, writing
 
-JOBS = 8    # processes that make games at once, at most
+JOBS = 8    # processes at work at once, at most
 
 
-def by_all_cores(make, jobs, what):
-    """make(job) for each, by a pool of processes, with a bar on the screen: how many there are changes
-    nothing but the time. Raises what the first failing one raises."""
+def in_processes(make, jobs, what):
+    """[make(job) for each], in any order, by a pool of processes, with a bar on the screen: how many there
+    are changes nothing but the time. Raises what the first failing one raises."""
     with Pool(min(JOBS, os.cpu_count()), _alone) as pool:
         made = pool.imap_unordered(make, jobs, chunksize=4)
-        for _ in tqdm(made, desc=what, unit="game", total=len(jobs)):
-            pass
+        return list(tqdm(made, desc=what, unit="game", total=len(jobs)))
 
 
 def _alone():
