@@ -5,11 +5,11 @@
     python studies/compare.py --study factors --teacher tiny-narrow --out runs/factors
     python studies/compare.py --draw true --out results/alfworld-full          # again from the results alone
 
-A line of the table is a label and flags of tcod.py: one of LINES in studies/tables.py, or your own. Each line is run with
-each seed, seeds outermost, so that a comparison stopped early is complete for its first ones. A run is
-`python tcod.py FLAGS --out OUT/runs/LABEL-SEED`; the same command again goes on with what was interrupted. A
-finished run leaves `OUT/results/LABEL-SEED.json` (what was asked for, fingerprints of tasks and weights, its
-curve), which is all that table and figure need.
+A line of the table is a label and flags of tcod.py: one of LINES in studies/tables.py, or your own. Each line
+is run with each seed, seeds outermost, so that a comparison stopped early is complete for its first ones. A
+run is `python tcod.py FLAGS --out OUT/runs/LABEL-SEED`; the same command again goes on with what was
+interrupted. A finished run leaves `OUT/results/LABEL-SEED.json` (what was asked for, fingerprints of tasks
+and weights, its curve), which is all that table and figure need.
 
 With `--experts teacher` the teacher first plays the train split `--samples` times: its won episodes are the
 experts of b2f and sft, and the tasks that it never wins are the hard split, which is left out of training.
