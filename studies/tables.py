@@ -345,6 +345,7 @@ def gain_figure(gains):
 
 
 def tidy(axis, title, label):
+    """Title, label and grid of a panel."""
     axis.set(title=title, xlabel=label)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.2)
@@ -373,8 +374,8 @@ def beside_cells(lines, label):
 
 
 def beside_table(each, panels):
-    """The Markdown table of `side_by_side`: lines without a difference, the base first, then the others as in
-    the figure."""
+    """The Markdown table of `side_by_side`: the base, lines without a difference to it, then the others in
+    the figure's order."""
     names = [f"{name}: {what}" for name in each
              for what in ("end", *(f"less OPD, {title}" for title in BESIDE))]
     order = list(reversed(ranked(panels)))
