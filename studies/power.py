@@ -5,8 +5,8 @@
 Of each comparison, the deviation of what a line gains over OPD by its own loss with the same seed, about the
 line's own mean, pooled over all lines: at the end, as the mean of its last three evaluations, and over the
 run. Then how often Student's t over so many seeds detects a true gain of `--points`, if gains are normal with
-that deviation; and the gain that 80 % of such comparisons detect. The interval over games is not in this: it does not
-shrink with seeds.
+that deviation; and the gain that 80 % of such comparisons detect. The interval over games is not in this: it
+does not shrink with seeds.
 """
 
 import os
