@@ -3,12 +3,15 @@ came so far, and how far it was after so many tokens.
 
     python studies/curves.py --out results/alfworld-full-narrow --level 50
     python studies/curves.py --out results/factors --base f2b --tokens 50000
+    python studies/curves.py --out results/field --first 25    # how was played while habits began
 
 A line is one of a comparison (see compare.py), all its seeds; all lines must be of the same models and held-
 out games. One table for each held-out split: success in %, mean (lowest–highest) of the seeds; "over the
 run" is the mean from the first step to the last; differences to the base, in points, steps or tokens, are
 paired by seed: mean and 95 % interval, over seeds and games (docs/results.md), of steps and tokens over seeds
-alone. Between evaluations a curve is straight.
+alone. Between evaluations a curve is straight. With `--first` one table more says how was played in training,
+by fifths of the first so many steps: games won, turns that repeat the one before, turns that the game
+refused, and the KL; means over seeds.
 """
 
 import os
@@ -24,7 +27,9 @@ import plot
 from differences import at, compared, found, interval, last, learned, mean_height
 from harness.cli import check_knobs, command, knob
 from harness.report import over_seeds
-from tables import markdown, note
+from tables import PLAYED, by_part, markdown, note
+
+PARTS = 5   # of the first steps
 
 
 @dataclass
@@ -34,6 +39,7 @@ class Args:
     base: str = knob("opd", "the line that others are compared with")
     level: float = knob(0.0, "say after how many steps and tokens this success, in %, was reached; 0: don't")
     tokens: int = knob(0, "say what the success was after so many trained tokens; 0: don't", least=0)
+    first: int = knob(0, "say how was played in the first so many training steps; 0: don't", least=0)
 
 
 # ---- a curve
@@ -112,11 +118,27 @@ def table(lines, split, args):
     return markdown([first, "seeds", *columns], rows)
 
 
+def share_won(record):
+    """Of a training step, in %; NaN where winning says nothing there (`Method.scored`)."""
+    return np.nan if record["success"] is None else 100 * record["success"]
+
+
+def played(lines, steps):
+    """The Markdown table of the first so many training steps."""
+    figures, rows = {"games won, %": share_won, **PLAYED}, []
+    for label, each in lines.items():
+        cells = by_part(each, figures, PARTS, steps)
+        rows.append({f"steps 1 to {steps}, by fifths": label, **cells})
+    return markdown(max(map(list, rows), key=len), rows)
+
+
 def main(args):
     check_knobs(args)
     lines = found(args.out)
     for split in last(next(iter(lines.values()))[0]):
         print(table(lines, split, args))
+    if args.first:
+        print(played(lines, args.first))
     print(note(lines).strip())
 
 

@@ -223,22 +223,29 @@ def mean_kl(record):
     return np.mean(values) if values else np.nan
 
 
-def went(each, label, study):
-    """How a line played in training, {column: cell}: means over its seeds by quarter of the steps; a dash
-    where an older result does not tell."""
-    found = {
-        "turns that repeat, %": lambda record: 100 * record["repeats"],
-        "that the game refused, %": lambda record: 100 * record["invalid"],
-        "KL, mean over the turn's index, nats": mean_kl}
-    cells = {"training, by quarter": heading(label, each[0], study)}
-    if not all("repeats" in record for one in each for record in steps_of(one)):
+PLAYED = {  # in a training step
+    "turns that repeat, %": lambda record: 100 * record["repeats"],
+    "that the game refused, %": lambda record: 100 * record["invalid"],
+    "KL, mean over the turn's index, nats": mean_kl}
+
+
+def by_part(each, figures, parts, steps=None):
+    """{what: '4.0 · 24.7 · …'}: figures {what: of a step's record} of a line's runs, means over its seeds by
+    equal parts of the first so many steps, by default of all; without what a run does not tell."""
+    runs, cells = [steps_of(one)[:steps] for one in each], {}
+    if not all("repeats" in record for run in runs for record in run):
         return cells
-    for name, figure in found.items():
-        runs = [np.array_split([figure(record) for record in steps_of(one)], 4) for one in each]
-        quarters = np.mean([[np.mean(part) for part in run if len(part)] for run in runs], 0)  # (4,)
-        if not np.isnan(quarters).any():
-            cells[name] = " · ".join(f"{value:.1f}" for value in quarters)
+    for what, figure in figures.items():
+        split = [np.array_split([figure(record) for record in run], parts) for run in runs]
+        means = np.mean([[np.mean(part) for part in run if len(part)] for run in split], 0)  # (parts,)
+        if not np.isnan(means).any():
+            cells[what] = " · ".join(f"{value:.1f}" for value in means)
     return cells
+
+
+def went(each, label, study):
+    """How a line played in training, {column: cell}, by quarter of the steps."""
+    return {"training, by quarter": heading(label, each[0], study), **by_part(each, PLAYED, 4)}
 
 
 def zero_shot(result, splits):

@@ -336,7 +336,7 @@ def test_what_the_teacher_was_asked_for_by_hand():
 
 def test_training_by_quarter_by_hand():
     """A quarter that is cut elsewhere, a share that is no percentage, a replayed turn's KL taken for 0, a
-    line without a teacher."""
+    line without a teacher; of the first steps, others or all of them, and no success taken for 0."""
     steps = [dict(step=i, repeats=i / 100, invalid=0.5, kl=1.0, kl_turn=[None, 2.0 * i, 4.0 * i])
              for i in range(1, 9)]
     played = tables.went([dict(curve=[dict(step=0), *steps])], "opd", tables.STUDIES["field"])
@@ -345,6 +345,11 @@ def test_training_by_quarter_by_hand():
     for change, columns in ((dict(kl_turn=[None]), 3), (dict(), 4)):
         alone = [{**record, **change} for record in steps[:2]]  # fewer steps than quarters
         assert len(tables.went([dict(curve=alone)], "sft", tables.STUDIES["field"])) == columns
+    first = [{**record, "success": won} for record, won in zip(steps, (0.5, 0, 0, 1, 1, 1, 1, 1))]
+    alone = [{**record, "success": None} for record in steps]  # where winning says nothing
+    text = curves.played({"opd": [dict(curve=first)], "reopd": [dict(curve=alone)]}, 5)
+    assert text.splitlines()[2].startswith("| opd | 50.0 · 0.0 · 0.0 · 100.0 · 100.0 | 1.0 · 2.0 · 3.0 ·")
+    assert text.splitlines()[3].startswith("| reopd | – | 1.0 · 2.0 · 3.0 · 4.0 · 5.0 |")
     del steps[0]["repeats"]
     assert list(tables.went([dict(curve=steps)], "old", tables.STUDIES["field"]).values()) == ["old"]
 
