@@ -435,7 +435,7 @@ def test_log_records_by_hand():
     assert (step["success"], step["crashed"], step["filled"], step["unplayable"]) == (0.5, 0, [], {})
     assert (step["acted"], step["judged"]) == (dict(student=3, teacher=1, expert=1), 1)
     assert (step["grad_norm"], step["clipped"]) == (1.5, True)
-    assert report.status(step, {}).startswith("k 2 loss 7.5 KL/turn 3.75 won 50%")
+    assert report.status(step, {}).startswith("k 2 loss 7.5 KL/turn 3.75 won 50% refused 50% held-out –")
 
     nothing = [math.nan] * 3
     alone, = report.episode_records(3, [first], figures(
