@@ -6,7 +6,8 @@ sentence. Here
 - a problem is translated once per machine (alfworld_problems.py), and never for re-planning (nothing here
   asks for plans);
 - the grammar is parsed once, with the task's sentence taken out of it;
-- a command's text is written once per operator (ALFRED's templates depend on facts that never change);
+- a command's text is written once for all operators that differ in nothing that its template names (ALFRED's
+  templates depend on facts that never change): to go somewhere reads alike, wherever one stands;
 - text is derived by a plain recursion over the same symbols, with contexts shared instead of copied.
 Everything is done by subclasses; no module of a library is patched. What the agent sees (feedback, admissible
 commands, won, score, done) equals the stock engine's, which `tests/test_alfworld.py` checks. Left out of a
@@ -83,6 +84,11 @@ class Grammar(textgen.ContextSensitiveGrammar):
 @functools.lru_cache(maxsize=None)
 def _symbols(text):
     return textgen._parse_and_convert(text, rule_name="symbols")
+
+
+@functools.lru_cache(maxsize=None)
+def _words(text):
+    return frozenset(re.findall(r"\w+", text))
 
 
 @functools.lru_cache(maxsize=None)
@@ -220,7 +226,7 @@ class Engine(PddlEnv):
         for info in self._entity_infos.values():
             info.definite, info.indefinite, info.name = "the", "a", names.demangle_alfred_name(info.id)
         self._names = {key: info.name for key, info in self._entity_infos.items()}
-        self._actions = {}
+        self._actions, self._commands = {}, {}
         self._fresh = True      # load() made the first state: the next reset need not
 
     def _add_types(self):
@@ -250,13 +256,21 @@ class Engine(PddlEnv):
             "state": self._pddl_state, "mapping": mapping,
             "entity_infos": self._entity_infos, "variables": variables}
 
+    def _command(self, action):
+        """The command's text."""
+        template = action.command_template
+        named = _words(template)
+        key = template, *((p.name, v.name) for p, v in action.mapping.items() if p.name in named)
+        if key not in self._commands:
+            action.command_template = self._logic.grammar.derive(template, self._context(action.mapping))
+            self._commands[key] = action.format_command(self._names)
+        return self._commands[key]
+
     def _gather_infos(self):
         actions = self._pddl_state.all_applicable_actions(self._actions)
         for action in actions:
             if not hasattr(action, "command"):
-                context = self._context(action.mapping)
-                action.command_template = self._logic.grammar.derive(action.command_template, context)
-                action.command = action.format_command(self._names)
+                action.command = self._command(action)
         commands = [action.command for action in actions]
         self.state["won"] = self._pddl_state.check_goal()
         self.state["lost"] = False
