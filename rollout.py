@@ -76,6 +76,7 @@ class Turn:
     cut: bool               # the response was too long
     repeats: bool           # the action of the turn before, again
     judgement: Judgement = None     # of the student's answer, where it was asked for, also of a dropped one
+    dropped: int = 0        # tokens of the student's answer, where the teacher's has taken its place
     taught: torch.Tensor = None     # (n, D') the teacher's states before the n tokens that were drawn
 
 
@@ -123,6 +124,7 @@ class Answer(NamedTuple):
     states: torch.Tensor = None     # (n, D) what each token was drawn from, by the model that answers
     taught: torch.Tensor = None     # (n, D') the same by the teacher
     judgement: Judgement = None
+    dropped: int = 0                # tokens of the answer that was dropped for this one
 
 
 @dataclass
@@ -220,7 +222,7 @@ def close_turn(episode, ids, response, action, step, cut=False, answer=None):
         invalid=bool(info["invalid"]) or action is None, cut=cut,
         repeats=bool(episode.turns) and said == episode.turns[-1].action)
     if answer and answer.taught is not None:
-        turn.judgement = answer.judgement
+        turn.judgement, turn.dropped = answer.judgement, answer.dropped
         turn.taught = answer.taught.clone()  # a view would keep the whole pass, all rows' prompts, in memory
     episode.turns.append(turn)
     episode.played += episode.role.who != "expert"
@@ -286,7 +288,7 @@ def to_model(episode, rules, seed, limits):
 def generator(seed, episode, *stream):
     """Numbers for this turn of this episode: a function of (seed, step, episode, turn) alone, whoever else is
     in the batch. Streams: none, the tokens; 1, the turn's coin; 2, the tokens of an answer that takes a
-    dropped one's place."""
+    dropped one's place; 3 is the episode's (`coin`)."""
     return np.random.default_rng((*seed, episode.index, len(episode.turns), *stream))
 
 
@@ -471,7 +473,7 @@ def revise(rules, teacher, student, going, said, seed, chat, limits):
     for episode, answer in said.items():
         role = rules.method.revise(episode.ahead, answer.judgement)
         if role:
-            episode.role, dropped[episode] = role, answer.judgement
+            episode.role, dropped[episode] = role, answer
     if dropped:
         for player in (student, teacher):
             player.cache.set_back([
@@ -479,7 +481,9 @@ def revise(rules, teacher, student, going, said, seed, chat, limits):
                 for episode, n in zip(player.cache.owners, player.cache.length)])
         instead = respond(teacher, going, dropped, seed, (2,), chat, limits)
         for episode, answer in instead.items():
-            said[episode] = answer._replace(taught=answer.states, judgement=dropped[episode])
+            old = dropped[episode]
+            said[episode] = answer._replace(
+                taught=answer.states, judgement=old.judgement, dropped=len(old.ids))
     return said
 
 

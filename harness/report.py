@@ -213,6 +213,7 @@ def episode_record(n, episode, turn, tokens):
         step=n, **outcome(episode), trained=int((number > 0).sum()), response_tokens=int(number.sum()),
         row_tokens=sum(len(row.ids) for row in episode.rows),
         teacher_tokens=sum(len(turn.ids) for turn in episode.turns if turn.who == "teacher"),
+        dropped_tokens=sum(turn.dropped for turn in episode.turns),
         loss=float(sums["loss"].sum()),
         kl=known(sums["kl"].sum()),
         tokens_turn=number.tolist(),
@@ -251,7 +252,8 @@ def step_record(n, k, loss, norm, clip, records, lost, restarts, seconds):
 
     k: the dial; None where it bounds nothing. norm: of the gradient, before it was clipped to `clip`. rounds
     count replayed turns, turns only trained ones. acted: turns of each who; judged: answers that the teacher
-    read before the game did; weighed: tokens with a weight in the loss; teacher_tokens: that it drew.
+    read before the game did; weighed: tokens with a weight in the loss; teacher_tokens: that it drew;
+    dropped_tokens: of the answers that it read and then took the place of.
     mismatch: the mean |log q − log q_sampled| over the tokens that the student sampled; not 0 where learner
     and player compute differently. crashed, filled, unplayable: what is not among the records, since the
     world died, the replayed expert left no room in the context, or the task cannot be played. restarts:
@@ -282,6 +284,7 @@ def step_record(n, k, loss, norm, clip, records, lost, restarts, seconds):
         tokens=tokens,
         weighed=sum(weighed),
         teacher_tokens=total(records, "teacher_tokens"),
+        dropped_tokens=total(records, "dropped_tokens"),
         row_tokens=total(records, "row_tokens"),
         seconds=seconds)
 

@@ -18,8 +18,8 @@ The table: success with its 95 % interval over games and the lowest and highest 
 every held-out split; invalid actions on the first; the KL of a trajectory in the first and the last tenth of
 the steps; trained tokens; the mean success over the run, speed and end in one figure; what its last quarter
 brought, which says whether the curve is flat; the differences to the base, paired by seed and by game. A
-second table says what each took: tokens trained; tokens that the teacher was asked for, those that it scored
-(proposals that were dropped are not counted) and those that it drew; answers that it read before the game
+second table says what each took: tokens trained; tokens that the teacher was asked for, those that it scored,
+dropped answers among them, and those that it drew; answers that it read before the game
 did; seconds; and the differences over equal tokens of both kinds: where both lines have trained, or asked
 for, as many, from the first to the last that both did. With `field` a third table says how was played in
 training: repeated and refused turns, and the KL. A note says in what else the lines differ. Within a line all
@@ -61,7 +61,7 @@ TESTED = "--temperature 1 --games 140"                                 # its tak
 OWNED = ("env", "data", "student", "teacher", "seed", "out", "resume", "plan")  # for the comparison to say
 KEPT = (  # of a step's record in a result
     "step", "k", "loss", "kl", "kl_turn", "success", "rounds", "invalid", "repeats", "missing", "tokens",
-    "weighed", "judged", "teacher_tokens", "seconds", "grad_norm", "eval")
+    "weighed", "judged", "teacher_tokens", "dropped_tokens", "seconds", "grad_norm", "eval")
 
 
 @dataclass

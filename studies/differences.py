@@ -158,7 +158,10 @@ def tokens(result):
 
 def asked_of_teacher(result):
     """Tokens that a whole run asked the teacher for; None of an older result, which does not tell."""
-    told = all("teacher_tokens" in record for record in steps_of(result))
+    told = all(
+        "teacher_tokens" in record and
+        ("dropped_tokens" in record or not (record["judged"] and record["teacher_tokens"]))
+        for record in steps_of(result))
     return max(asked_until(result["curve"]).values()) if told else None
 
 
@@ -178,13 +181,14 @@ def level(each):
 
 
 def asked_until(records):
-    """{step: tokens that the teacher was asked for up to it}, scored or drawn."""
+    """{step: tokens that the teacher was asked for up to it}, scored or drawn, dropped answers among them."""
     points, asked = {}, 0
     for record in records:
         if record.get("kl") is not None:
             asked += record.get("tokens", 0)
         if not record.get("judged"):  # else the states that it drew from are those that score
             asked += record.get("teacher_tokens", 0)
+        asked += record.get("dropped_tokens", 0)
         points[record["step"]] = asked
     return points
 

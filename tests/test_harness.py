@@ -343,8 +343,8 @@ def test_an_interval_of_a_success_has_the_truth_in_it(games, plays, success, ali
     assert coverage(estimate, success, 1000) >= 0.93
 
 
-def turn(who="student", invalid=False, missing=False, cut=False, repeats=False, judgement=None):
-    return Turn(who, 1.0, "", "", "I look", [], "look", missing, invalid, cut, repeats, judgement)
+def turn(who="student", invalid=False, missing=False, cut=False, repeats=False, **more):
+    return Turn(who, 1.0, "", "", "I look", [], "look", missing, invalid, cut, repeats, **more)
 
 
 def episode(task, kind, won, turns, index=0):
@@ -412,7 +412,7 @@ def test_log_records_by_hand():
     """A mean over all tokens instead of the turn's own, or over episodes that were not trained there; tokens
     of micro-batches, which come in any order, given to another episode; a judgement logged of the wrong
     answer; KL 0, or NaN in a file that has to be JSON, where nothing was trained or no teacher asked."""
-    taught = turn("teacher", judgement=Judgement(-5.5, 0.25, 4.0, 2.0))
+    taught = turn("teacher", judgement=Judgement(-5.5, 0.25, 4.0, 2.0), dropped=7)
     first = episode("a", "heat", True, [turn("expert"), turn(repeats=True), taught])
     second = episode("b", "heat", False, [turn(invalid=True), turn(invalid=True, repeats=True)], 1)
     tokens = figures(
@@ -434,6 +434,7 @@ def test_log_records_by_hand():
     assert (step["turns"], step["rounds"], step["response_length"]) == (2.0, 2.5, 5 / 4)
     assert (step["success"], step["crashed"], step["filled"], step["unplayable"]) == (0.5, 0, [], {})
     assert (step["acted"], step["judged"]) == (dict(student=3, teacher=1, expert=1), 1)
+    assert (one["dropped_tokens"], two["dropped_tokens"], step["dropped_tokens"]) == (7, 0, 7)
     assert (step["grad_norm"], step["clipped"]) == (1.5, True)
     assert report.status(step, {}).startswith("k 2 loss 7.5 KL/turn 3.75 won 50% refused 50% held-out –")
 

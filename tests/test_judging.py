@@ -161,6 +161,7 @@ def test_a_dropped_answer_leaves_no_trace(world, readings, history):
             if turn.who == "teacher" and turn.judgement:
                 dropped = next(answer for before, answer in readings if before == row.ids[:start])
                 assert turn.judgement == dropped.judgement and turn.loss == "forward"
+                assert turn.dropped == len(dropped.ids)
                 instead += 1
         read = sum(len(row.ids) - sum(t >= 0 for t in row.turn) for row in episode.rows)
         assert history != "full" or read == heard(world, episode)

@@ -322,16 +322,18 @@ def test_steps_of_as_many_tokens():
 
 def test_what_the_teacher_was_asked_for_by_hand():
     """Tokens that it drew and that are scored by the same pass counted twice; those that it drew and are read
-    again counted once; a run without a teacher that asks for any; an older result that asked for none."""
+    again counted once; answers that it read and dropped forgotten, or an older result of such a method taken
+    at its word; a run without a teacher that asks for any; an older result that asked for none."""
     guided = [dict(step=0), dict(step=1, kl=2.0, tokens=10, teacher_tokens=4, judged=0),
               dict(step=2, kl=1.0, tokens=20, teacher_tokens=6, judged=0)]
-    uopd = [dict(step=1, kl=2.0, tokens=10, teacher_tokens=4, judged=3)]
+    old = [dict(step=1, kl=2.0, tokens=10, teacher_tokens=4, judged=3)]
+    uopd = [{**old[0], "dropped_tokens": 5}]
     sft = [dict(step=1, kl=None, tokens=10, teacher_tokens=0, judged=0)]
     assert differences.asked_until(guided) == {0: 0, 1: 14, 2: 40}
-    assert differences.asked_until(uopd) == {1: 10} and differences.asked_until(sft) == {1: 0}
-    runs = [dict(curve=curve) for curve in (guided, sft, [dict(step=1, kl=1.0)])]
+    assert differences.asked_until(uopd) == {1: 15} and differences.asked_until(sft) == {1: 0}
+    runs = [dict(curve=curve) for curve in (guided, sft, uopd, old, [dict(step=1, kl=1.0)])]
     asked = list(map(differences.asked_of_teacher, runs))
-    assert asked == [40, 0, None]
+    assert asked == [40, 0, 15, None, None]
 
 
 def test_training_by_quarter_by_hand():
