@@ -319,10 +319,7 @@ def clipping(log):
 
 
 def status(record, results):
-    """The figures to watch, for the progress bar. results: {who: {split: summary}} so far.
-
-    Turns that the game refuses are among them: they tell of a bad habit first (docs/results.md).
-    """
+    """The figures to watch, for the progress bar. results: {who: {split: summary}} so far."""
     held_out = next((f"{s['success']:.0%}" for s in results.get("after", {}).values()), "–")
     kl = "–" if record["kl"] is None else f"{record['kl'] / max(record['turns'], 1e-9):.3g}"
     speed = record["tokens"] / sum(record["seconds"].values())
@@ -330,7 +327,8 @@ def status(record, results):
     k = "–" if record["k"] is None else f"{record['k']:.3g}"
     won = "–" if record["success"] is None else f"{record['success']:.0%}"
     text = (f"k {k} loss {record['loss']:.3g} KL/turn {kl} won {won} "
-            f"refused {record['invalid']:.0%} held-out {held_out} tok/s {speed:.0f}")
+            f"rounds {record['rounds']:.1f} refused {record['invalid']:.0%} "
+            f"held-out {held_out} tok/s {speed:.0f}")
     return text + f" left out {lost}" * bool(lost)
 
 
