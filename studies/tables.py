@@ -46,6 +46,7 @@ LINES = {  # label: flags of tcod.py
     "opd-tokens": "--method opd --loss reverse",
     "opd-near": "--method opd --loss jsd --beta 0.2",   # TOP-D
     "f2b-constant": "--method f2b --loss reverse --schedule constant --k-start 6",
+    "f2b-constant-near": "--method f2b --loss jsd --beta 0.2 --schedule constant --k-start 6",
     **{name: f"--method {name} --loss reverse" for name in METHODS if name not in curriculum.METHODS},
 }
 
@@ -89,11 +90,11 @@ STUDIES = {
         ("f2b", "f2b-eta-4", "f2b-eta-8", "f2b-stages", "f2b-forward", "opd", "opd-forward", "opd-tokens"),
         base="f2b", same_loss=False, brief=True),
     "field": Study(
-        ("opd", "f2b", "f2b-constant", "opd-near", "b2f", "guided", "sft",
+        ("opd", "f2b", "f2b-constant", "opd-near", "f2b-constant-near", "b2f", "guided", "sft",
          *(name for name in METHODS if name not in curriculum.METHODS)), same_loss=False, forest=True),
     "methods": Beside({
         "ALFWorld, narrow": "../alfworld-full-narrow", "small, narrow": "../field",
-        "small, broad": "../field-broad"}),
+        "small, broad": "../field-broad", "WebShop": "../webshop-field"}),
     "mechanism": Pairs(
         "share of mixed play", tuple((share, "reverse", f"{share}/table", share) for share in SHARES),
         (*map(after, TURNS), "seeds", "F2B − OPD, end", "over the run"), makes=True),
