@@ -436,7 +436,8 @@ def test_log_records_by_hand():
     assert (step["acted"], step["judged"]) == (dict(student=3, teacher=1, expert=1), 1)
     assert (one["dropped_tokens"], two["dropped_tokens"], step["dropped_tokens"]) == (7, 0, 7)
     assert (step["grad_norm"], step["clipped"]) == (1.5, True)
-    assert report.status(step, {}).startswith("k 2 loss 7.5 KL/turn 3.75 won 50% rounds 2.5 refused 50% held-out –")
+    assert report.status(step, {}).startswith(
+        "k 2 loss 7.5 KL/turn 3.75 won 50% rounds 2.5 refused 50% held-out –")
 
     nothing = [math.nan] * 3
     alone, = report.episode_records(3, [first], figures(

@@ -257,8 +257,7 @@ class Engine(PddlEnv):
             "entity_infos": self._entity_infos, "variables": variables}
 
     def _command(self, action):
-        """The command's text. A template of other grammars, with a rule of its own that reads what the template
-        does not name, would want the whole mapping in the key."""
+        """The command's text. In ALFRED's grammar it depends on nothing but what its template names."""
         template = action.command_template
         named = _words(template)
         key = template, *((p.name, v.name) for p, v in action.mapping.items() if p.name in named)
