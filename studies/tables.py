@@ -438,7 +438,7 @@ def drawn(args, study):
         return gain_table(gains, study), gain_figure(gains)
     if isinstance(study, Beside):
         each = side_by_side(args.out, study)
-        panels = {f"{name}, over the run": lines_by("over the run", lines, FIELD)
+        panels = {f"{name},\nover the run": lines_by("over the run", lines, FIELD)
                   for name, lines in each.items()}
         return beside_table(each, panels), forest(panels, FIELD.base)
     lines = found(args.out)
