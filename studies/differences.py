@@ -157,7 +157,8 @@ def tokens(result):
 
 
 def asked_of_teacher(result):
-    """Tokens that a whole run asked the teacher for; None of an older result, which does not tell."""
+    """Tokens that a whole run asked the teacher for; None of an older result, which does not tell, or not
+    how many of them were of answers that it read and took the place of."""
     told = all(
         "teacher_tokens" in record and
         ("dropped_tokens" in record or not (record["judged"] and record["teacher_tokens"]))
