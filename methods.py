@@ -102,8 +102,8 @@ class TurnDepth(F2B):
 
     Probes are the first 3 steps and every 8th. Of each, H = max(H_eff, H_cov): H_eff = Σ t m_t / Σ m_t, m_t
     the mean KL_t times the share of episodes alive; H_cov the turns in which 80 % of the won episodes have
-    ended, kept from before where fewer than 8 are won. k = max(2, H̄ + 1), H̄ ← 0.7 H̄ + 0.3 H. From a summary
-    of the paper. With 16 episodes a step eight wins come late: until then k follows H_eff alone.
+    ended, kept from before where fewer than 8 are won. k = max(2, H̄ + 1), H̄ ← 0.7 H̄ + 0.3 H. From a
+    summary of the paper. With 16 episodes a step eight wins come late: until then k follows H_eff alone.
     """
 
     def dial(self, n, args, log):

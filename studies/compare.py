@@ -19,12 +19,12 @@ every held-out split; invalid actions on the first; the KL of a trajectory in th
 the steps; trained tokens; the mean success over the run, speed and end in one figure; what its last quarter
 brought, which says whether the curve is flat; the differences to the base, paired by seed and by game. A
 second table says what each took: tokens trained; tokens that the teacher was asked for, those that it scored,
-dropped answers among them, and those that it drew; answers that it read before the game
-did; seconds; and the differences over equal tokens of both kinds: where both lines have trained, or asked
-for, as many, from the first to the last that both did. With `field` a third table says how was played in
-training: repeated and refused turns, and the KL. A note says in what else the lines differ. Within a line all
-is the same but the seed, between lines the models and the evaluation are: other results are refused.
-docs/results.md says what the intervals are.
+dropped answers among them, and those that it drew; answers that it read before the game did; seconds; and the
+differences over equal tokens of both kinds: where both lines have trained, or asked for, as many, from the
+first to the last that both did. With `field` a third table says how was played in training: repeated and
+refused turns, and the KL. A note says in what else the lines differ. Within a line all is the same but the
+seed, between lines the models and the evaluation are: other results are refused. docs/results.md says what
+the intervals are.
 
 Two studies set F2B beside OPD, a row for each comparison, and in the figure over what the teacher wins after
 six turns of the student (its support): `gains` of all that is kept (`--study gains --out results`), and
