@@ -45,6 +45,8 @@ class Args:
         "opd", "of studies/compare.py, by commas; empty: the model and its teacher alone")
     steps: int = knob(40, "of each line", least=1)
     seeds: str = knob("0", "by commas")
+    jobs: int = knob(1, "lines at once", least=1)
+    flags: str = knob("", "further flags for each line: '--batch-tokens 16384 --eval-games 100' on a GPU")
     out: str = knob("runs/smollm2", "folder of everything", path=True)
 
 
@@ -77,8 +79,8 @@ def main(args):
     model, teacher = os.path.join(args.out, "model"), os.path.join(args.out, "teacher")
     lines = compare.Args(
         lines=args.lines.split(","), seeds=args.seeds, data="generated", out=os.path.join(args.out, "lines"),
-        student=f"{teacher}/student-{BEGUN}", teacher=f"{teacher}/student",
-        flags=f"{LEARN} --steps {args.steps}")
+        student=f"{teacher}/student-{BEGUN}", teacher=f"{teacher}/student", jobs=args.jobs,
+        flags=f"{LEARN} --steps {args.steps} {args.flags}")
     if args.lines:
         compare.asked(lines)
     if not os.path.exists(model):

@@ -1,5 +1,5 @@
 """A step of decoding can be captured as a graph: it has fixed shapes, reads nothing from the device, sends
-nothing to it. What needs a GPU, the capture itself, is not tested here."""
+nothing to it. On a GPU the graph draws what the step does."""
 
 import dataclasses
 from collections import Counter
@@ -23,9 +23,9 @@ READS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "bincount"
 CHAT = SimpleNamespace(vocabulary=lm.Vocabulary(120, [3, 5]), stop={7, 11})
 
 
-def begun(kind, dtype=torch.float32):
+def begun(kind, dtype=torch.float32, device="cpu"):
     """A Drawing of three rows of different length, behind its first tokens."""
-    model = lm.rounded(build(kind).eval(), dtype)
+    model = lm.rounded(build(kind).eval(), dtype).to(device)
     load.without_noise(model)
     cache = lm.RaggedCache(model, [object() for _ in range(3)])
     drawing = cache.drawing = rollout.Drawing(model, cache, CHAT, LIMITS)
@@ -104,6 +104,22 @@ def test_a_step_is_one_graph(kind):
         whole.cache.advance()
     assert torch.equal(plain.tokens, whole.tokens) and plain.j.item() == 4
     assert torch.allclose(plain.logps, whole.logps, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_graph_draws_what_the_step_does(kind):
+    """A graph that reads what was there when it was captured; a state that a capture leaves behind; one that
+    is not captured at all."""
+    plain, graph = (begun(kind, torch.bfloat16, "cuda") for _ in range(2))
+    for _ in range(LIMITS.max_response - 1):
+        plain.cache.advance()
+        plain.step()
+        graph.run()
+    assert graph.replay not in (None, graph.step)
+    for name in ("tokens", "logps", "states"):
+        assert torch.equal(getattr(plain, name), getattr(graph, name))
 
 
 @pytest.fixture(scope="module")
