@@ -4,6 +4,7 @@ each method over several comparisons. studies/compare.py, which makes the runs, 
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -114,7 +115,7 @@ STUDIES = {
 }
 FIELD = STUDIES["field"]
 TITLES = ("over the run", "over the tokens", "end")     # of a figure's panels
-BESIDE = ("over the run", "over the tokens")            # of differences, side by side
+DEAR = ("over the tokens", "over the teacher's tokens")  # of differences, by what they cost
 CHOSEN = ("method", "loss")                         # what a label says
 CURRICULUM = ("method", "schedule", "k_start", "eta", "stages", "rho")  # in what F2B may differ from OPD
 
@@ -215,7 +216,7 @@ def spent(each, label, study, gains):
         "what it took": heading(label, each[0], study),
         **{name: "–" if mean is None else f"{mean:,.0f}" for name, mean in means.items()},
         **{f"to {study.base.upper()}, {what}": interval(*gains[what]) if what in gains else "–"
-           for what in ("over the tokens", "over the teacher's tokens")}}
+           for what in DEAR}}
 
 
 def mean_kl(record):
@@ -370,29 +371,36 @@ def side_by_side(out, study):
     return each
 
 
-def beside_cells(lines, label):
-    """A line's cells in one comparison: success at the end, and what it has over the base."""
-    if label not in lines:
-        return ["–"] * (1 + len(BESIDE))
+def ended(lines, label):
+    """A line's cell in one comparison: success at the end, its seeds, and what it has over the base."""
     ends = [100 * next(iter(last(result).values()))["success"] for result in lines[label]]
-    seeds = f"{min(ends):.0f}–{max(ends):.0f}, {len(ends)} seeds" if len(ends) > 1 else "1 seed"
+    gain = ahead("over the run", lines, label)
+    return f"{np.mean(ends):.1f} ({len(ends)} seed{'s' * (len(ends) > 1)})" + f", {gain}" * (gain != "–")
+
+
+def ahead(what, lines, label):
+    """The cell of one of `differences` to the base; a dash where it is not known."""
     gains = gained(lines, label, FIELD)
-    return [f"{np.mean(ends):.1f} ({seeds})",
-            *(interval(*gains[what]) if gains else "–" for what in BESIDE)]
+    return interval(*gains[what]) if what in gains else "–"
 
 
-def beside_table(each, panels):
-    """The Markdown table of `side_by_side`: the base, lines without a difference to it, then the others in
-    the figure's order."""
-    names = [f"{name}: {what}" for name in each
-             for what in ("end", *(f"less OPD, {title}" for title in BESIDE))]
+def beside_tables(each, panels):
+    """The Markdown tables of `side_by_side`, a column for each comparison: the base, lines without a
+    difference to it, then the others in the figure's order. The last has those that ask the teacher for more
+    tokens than they train."""
     order = list(reversed(ranked(panels)))
     alone = [label for lines in each.values() for label in lines if label not in order]
-    rows = []
-    for label in dict.fromkeys([FIELD.base, *alone, *order]):
-        cells = [cell for lines in each.values() for cell in beside_cells(lines, label)]
-        rows.append({"": label, **dict(zip(names, cells))})
-    return markdown(["", *names], rows)
+    steps, trained, asked = ({
+        label: {name: cell(lines, label) for name, lines in each.items() if label in lines}
+        for label in dict.fromkeys([FIELD.base, *alone, *order])}
+        for cell in (ended, *(partial(ahead, what) for what in DEAR)))
+    asked = {label: cells for label, cells in asked.items()
+             if any(cell not in ("–", trained[label][name]) for name, cell in cells.items())}
+    titles = "at the end; less OPD, over the run", *(f"less OPD, {what}" for what in DEAR)
+    return "\n".join(
+        markdown([title, *each], [{title: label} | cells for label, cells in rows.items()
+                                  if set(cells.values()) != {"–"}])
+        for title, rows in zip(titles, (steps, trained, asked)))
 
 
 def ranked(panels):
@@ -440,7 +448,7 @@ def drawn(args, study):
         each = side_by_side(args.out, study)
         panels = {f"{name},\nover the run": lines_by("over the run", lines, FIELD)
                   for name, lines in each.items()}
-        return beside_table(each, panels), forest(panels, FIELD.base)
+        return beside_tables(each, panels), forest(panels, FIELD.base)
     lines = found(args.out)
     order = study.lines if args.lines or study.brief else LINES  # methods, each by all losses
     names = dict.fromkeys(order if args.lines else (*order, *lines))

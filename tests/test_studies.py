@@ -520,9 +520,11 @@ def test_the_tables_say_what_was_found(folder, monkeypatch):
     if folder.name == "methods":
         assert text in (RESULTS.parent / "docs" / "results.md").read_text(encoding="utf-8")
         told = (RESULTS.parent / "docs" / "methods.md").read_text(encoding="utf-8")
-        rows = {cells[1].strip(): cells for cells in (line.split("|") for line in text.splitlines())}
+        first = text.split("\n\n")[0].splitlines()     # at equal steps
+        rows = {cells[1].strip(): cells for cells in (line.split("|") for line in first)}
         for name in ("uopd", "turnopd", "stride", "stride-restart", "reopd", "frontier", "sod", "opd-near"):
-            here = f"{rows[name][6].strip()} · {rows[name][9].strip()} |"
+            small = [cell.split(", ", 1)[1].strip() for cell in rows[name][3:5]]
+            here = f"{small[0]} · {small[1]} |"
             method = name.replace("opd-near", "--loss jsd --beta 0.2")
             assert re.search(rf"^\| `{method}` .*{re.escape(here)}$", told, re.M), name
     if folder == RESULTS:
@@ -545,10 +547,14 @@ def test_comparisons_side_by_side(tmp_path, monkeypatch):
     (tmp_path / "methods").mkdir()
     compare.main(replace(args, draw=False))  # nothing is run
     assert (tmp_path / "methods" / "table.md").read_text() == text
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
-    assert [row[0] for row in cells] == ["opd", "uopd", "sod"]
-    assert [row[1] for row in cells] == ["20.0 (1 seed)", "60.0 (1 seed)", "–"]
-    assert [row[5] for row in cells] == ["–", "+10.0", "+35.0"]     # less OPD, over the run of B
+    steps, trained, asked = (
+        [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines()[2:]]
+        for part in text.split("\n\n"))
+    assert steps == [
+        ["opd", "20.0 (1 seed)", "20.0 (1 seed)"],
+        ["uopd", "60.0 (1 seed), +20.0", "40.0 (1 seed), +10.0"],
+        ["sod", "–", "90.0 (1 seed), +35.0"]]
+    assert [row[0] for row in trained] == ["uopd", "sod"] and not asked
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["sod", "uopd"]
     shutil.rmtree(tmp_path / "a")
     keep(tmp_path / "a", result(0, 0.1, 0.6, method="uopd"))
