@@ -20,15 +20,15 @@ import rollout
 KINDS = ("qwen3", "qwen3_moe", "gemma3_text", "gemma2", "gemma4_text: E", "lfm2", "granitemoehybrid",
          "qwen3_5_text", "falcon_h1")
 READS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "bincount", "equal.default")
-CHAT = SimpleNamespace(vocabulary=lm.Vocabulary(120, [3, 5]), stop={7, 11})
 
 
-def begun(kind, dtype=torch.float32, device="cpu"):
+def begun(kind, dtype=torch.float32, device="cpu", stop=frozenset({7, 11})):
     """A Drawing of three rows of different length, behind its first tokens."""
+    chat = SimpleNamespace(vocabulary=lm.Vocabulary(120, [3, 5]), stop=stop)
     model = lm.rounded(build(kind).eval(), dtype).to(device)
     load.without_noise(model)
     cache = lm.RaggedCache(model, [object() for _ in range(3)])
-    drawing = cache.drawing = rollout.Drawing(model, cache, CHAT, LIMITS)
+    drawing = cache.drawing = rollout.Drawing(model, cache, chat, LIMITS)
     state = lm.extend(model, cache, [[12] * (4 + i) for i in range(3)])
     drawing.begin(state, [True, True, False], torch.full((3, LIMITS.max_response), 0.4).double())
     cache.advance()
@@ -110,16 +110,24 @@ def test_a_step_is_one_graph(kind):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_graph_draws_what_the_step_does(kind):
-    """A graph that reads what was there when it was captured; a state that a capture leaves behind; one that
-    is not captured at all."""
-    plain, graph = (begun(kind, torch.bfloat16, "cuda") for _ in range(2))
-    for _ in range(LIMITS.max_response - 1):
-        plain.cache.advance()
-        plain.step()
-        graph.run()
-    assert graph.replay not in (None, graph.step)
-    for name in ("tokens", "logps", "states"):
-        assert torch.equal(getattr(plain, name), getattr(graph, name))
+    """A graph that reads what was there when it was captured: other numbers, another turn's rows, a row that
+    had not ended; a state that a capture leaves behind; one that is not captured at all."""
+    plain, graph = (begun(kind, torch.bfloat16, "cuda", stop=set(range(8, 30))) for _ in range(2))
+    for turn in range(3):
+        for _ in range(LIMITS.max_response - 1):
+            plain.cache.advance()
+            plain.step()
+            graph.run()
+        assert graph.replay not in (None, graph.step) and plain.ended.any()
+        for name in ("tokens", "logps", "states", "ended"):
+            assert torch.equal(getattr(plain, name), getattr(graph, name))
+        assert torch.equal(plain.cache.end, graph.cache.end)
+        assert all(torch.equal(state, graph.cache.kept[which]) for which, state in plain.cache.kept.items())
+        u = torch.rand(3, LIMITS.max_response, generator=torch.Generator().manual_seed(turn)).double()
+        for drawing in (plain, graph):
+            drawing.cache.length = drawing.cache.end.tolist()
+            state = lm.extend(drawing.model, drawing.cache, [[20 + turn] * (3 - i) for i in range(3)])
+            drawing.begin(state, [True, True, False], u)
 
 
 @pytest.fixture(scope="module")
