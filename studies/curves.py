@@ -9,9 +9,9 @@ A line is one of a comparison (see compare.py), all its seeds; all lines must be
 out games. One table for each held-out split: success in %, mean (lowest–highest) of the seeds; "over the
 run" is the mean from the first step to the last; differences to the base, in points, steps or tokens, are
 paired by seed: mean and 95 % interval, over seeds and games (docs/results.md), of steps and tokens over seeds
-alone. Between evaluations a curve is straight. With `--first` one table more says how was played in training,
-by fifths of the first so many steps: games won, turns that repeat the one before, turns that the game
-refused, and the KL; means over seeds.
+alone; on the first split also over equal tokens, as in a comparison. Between evaluations a curve is straight.
+With `--first` one table more says how was played in training, by fifths of the first so many steps: games
+won, turns that repeat the one before, turns that the game refused, and the KL; means over seeds.
 """
 
 import os
@@ -24,10 +24,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
 
 import plot
-from differences import at, compared, found, interval, last, learned, mean_height
+from differences import at, compared, differences, found, interval, last, learned, mean_height
 from harness.cli import check_knobs, command, knob
 from harness.report import over_seeds
-from tables import PLAYED, by_part, markdown, note
+from tables import DEAR, PLAYED, by_part, markdown, note
 
 PARTS = 5   # of the first steps
 
@@ -108,13 +108,17 @@ def table(lines, split, args):
     for name, own in each.items():
         cells = {column: cell(list(by_seed.values())) for column, by_seed in own.items()}
         rows.append({first: name, "seeds": str(len(lines[name])), **cells})
-    games = last(next(iter(lines.values()))[0])[split]["games"]
-    base = each.get(args.base, {})
+    splits = last(next(iter(lines.values()))[0])
+    games, base = splits[split]["games"], each.get(args.base, {})
     for name, own in each.items():
         both = {result["seed"] for result in lines[name]} & {r["seed"] for r in lines.get(args.base, ())}
         if name != args.base and both:
             cells = {column: difference(own[column], base[column], games) for column in own if column in base}
+            if split == next(iter(splits)):
+                gains = differences(lines[name], lines[args.base])
+                cells |= {what: interval(*gains[what]) for what in DEAR if what in gains}
             rows.append({first: f"{name} − {args.base}", "seeds": str(len(both)), **cells})
+    columns += [what for what in DEAR if any(what in row for row in rows)]
     return markdown([first, "seeds", *columns], rows)
 
 
