@@ -160,8 +160,8 @@ class Plain(rollout.Drawing):
 class Ours:
     """The sampler on a ragged cache that is kept; no response ever ends early."""
 
-    def __init__(self, model, size, rows):
-        self.model, self.cache = model, RaggedCache(model, range(rows))
+    def __init__(self, model, size, rows, room=ROOM):
+        self.model, self.cache = model, RaggedCache(model, range(rows), room)
         self.chat = SimpleNamespace(vocabulary=Vocabulary(size.known, []), stop={-1})
 
     def answer(self, rows, count):
@@ -230,7 +230,8 @@ def measure_token(args):
     print(f"{args.rows} rows of {args.context} tokens; a token of all of them takes at least "
           f"{1e3 * read / bandwidth():.3f} ms by {read / 1e9:.2f} GB")
     for drawing in (Plain, rollout.Drawing)[: 1 + GPU]:
-        player, grown, said[drawing] = Ours(model, size, args.rows), rows, []
+        room = args.context + (1 + REPEATS) * TOKENS    # a cache grows by doubling, up to it
+        player, grown, said[drawing] = Ours(model, size, args.rows, room), rows, []
         player.cache.drawing = drawing(model, player.cache, player.chat, limits)
         prefill = seconds(partial(extend, model, player.cache, rows))
         player.cache.length, took = [args.context - 1] * args.rows, []

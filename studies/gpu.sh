@@ -4,7 +4,7 @@
 #     bash studies/gpu.sh runs/gpu                                 # on a machine with a GPU
 #     SIZES=tiny ROWS=2 CONTEXTS=64 STEP=tiny bash studies/gpu.sh  # without one: the same commands, small
 #
-# 3B with 64 rows of 6,144 tokens wants more than 80 GB: its part fails on a smaller card.
+# A part that does not fit the card fails alone; 3B with 64 rows of 6,144 tokens is the largest.
 # STUDENT and TEACHER, two checkpoints, make the last part: a run of F2B for the time that is left. The same
 # call again goes on with it.
 set -u -o pipefail
