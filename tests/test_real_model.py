@@ -58,7 +58,7 @@ def test_a_step_with_itself_as_its_teacher(folder, data, tmp_path):
     sampled is not what is scored."""
     args = arguments(
         tmp_path, data, tmp_path / "run", student=folder, teacher=folder, method="opd", steps=1, episodes=1,
-        eval_every=0, max_turns=2, max_response=8, max_context=2048, lr=1e-5)
+        eval_every=0, max_turns=2, max_response=8, max_context=2048, lr=1e-5, precision="fp32")
     tcod.main(args)
     step, = read_log(tmp_path / "run" / LOG)
     assert step["tokens"] > 0
