@@ -60,8 +60,9 @@ MADE = "--make teacher --refresh 0 --games 1500 --teacher-steps 900"   # a teach
 TESTED = "--temperature 1 --games 140"                                 # its take-over test
 OWNED = ("env", "data", "student", "teacher", "seed", "out", "resume", "plan")  # for the comparison to say
 KEPT = (  # of a step's record in a result
-    "step", "k", "loss", "kl", "kl_turn", "success", "rounds", "invalid", "repeats", "missing", "tokens",
-    "weighed", "judged", "teacher_tokens", "dropped_tokens", "seconds", "grad_norm", "eval")
+    "step", "k", "loss", "kl", "kl_turn", "entropy_turn", "success", "rounds", "invalid", "repeats",
+    "missing", "tokens", "weighed", "judged", "teacher_tokens", "dropped_tokens", "seconds", "grad_norm",
+    "eval")
 
 
 @dataclass
