@@ -95,7 +95,8 @@ STUDIES = {
          *(name for name in METHODS if name not in curriculum.METHODS)), same_loss=False, forest=True),
     "methods": Beside({
         "ALFWorld, narrow": "../alfworld-full-narrow", "small, narrow": "../field",
-        "small, broad": "../field-broad", "WebShop": "../webshop-field"}),
+        "small, broad": "../field-broad", "WebShop": "../webshop-field",
+        "ScienceWorld": "../scienceworld-field"}),
     "mechanism": Pairs(
         "share of mixed play", tuple((share, "reverse", f"{share}/table", share) for share in SHARES),
         (*map(after, TURNS), "seeds", "F2B − OPD, end", "over the run"), makes=True),
