@@ -391,10 +391,13 @@ def beside_tables(each, panels):
     tokens than they train."""
     order = list(reversed(ranked(panels)))
     alone = [label for lines in each.values() for label in lines if label not in order]
-    steps, trained, asked = ({
-        label: {name: cell(lines, label) for name, lines in each.items() if label in lines}
-        for label in dict.fromkeys([FIELD.base, *alone, *order])}
-        for cell in (ended, *(partial(ahead, what) for what in DEAR)))
+    labels = dict.fromkeys([FIELD.base, *alone, *order])
+
+    def rows_of(cell):
+        return {label: {name: cell(lines, label) for name, lines in each.items() if label in lines}
+                for label in labels}
+
+    steps, trained, asked = rows_of(ended), *(rows_of(partial(ahead, what)) for what in DEAR)
     asked = {label: cells for label, cells in asked.items()
              if any(cell not in ("–", trained[label][name]) for name, cell in cells.items())}
     titles = "at the end; less OPD, over the run", *(f"less OPD, {what}" for what in DEAR)

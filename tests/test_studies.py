@@ -537,9 +537,12 @@ def test_the_tables_say_what_was_found(folder, monkeypatch):
 
 
 def test_comparisons_side_by_side(tmp_path, monkeypatch):
-    """A line that one of the comparisons lacks, put beside another's cells or in front of the others; a
-    comparison without OPD."""
-    keep(tmp_path / "a", result(0, 0.1, 0.2), result(0, 0.1, 0.6, method="uopd"))
+    """A line that one of the comparisons lacks, put beside another's cells or in front of the others; tokens
+    that the teacher drew counted for nothing; a comparison without OPD."""
+    opd, uopd = result(0, 0.1, 0.2), result(0, 0.1, 0.6, method="uopd")
+    for each, drawn in ((opd, 0), (uopd, 100)):
+        each["curve"][1].update(teacher_tokens=drawn, judged=0)
+    keep(tmp_path / "a", opd, uopd)
     keep(tmp_path / "b", result(0, 0.1, 0.2), result(0, 0.1, 0.4, method="uopd"),
          result(0, 0.1, 0.9, method="sod"))
     study = tables.Beside({"A": "../a", "B": "../b"})
@@ -556,7 +559,8 @@ def test_comparisons_side_by_side(tmp_path, monkeypatch):
         ["opd", "20.0 (1 seed)", "20.0 (1 seed)"],
         ["uopd", "60.0 (1 seed), +20.0", "40.0 (1 seed), +10.0"],
         ["sod", "–", "90.0 (1 seed), +35.0"]]
-    assert [row[0] for row in trained] == ["uopd", "sod"] and not asked
+    assert trained == [["uopd", "+20.0", "+10.0"], ["sod", "–", "+35.0"]]
+    assert asked == [["uopd", "+7.5", "–"]]     # after 100 of its 200 UOPD is at 0.35: 0.225 less 0.15
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["sod", "uopd"]
     shutil.rmtree(tmp_path / "a")
     keep(tmp_path / "a", result(0, 0.1, 0.6, method="uopd"))
