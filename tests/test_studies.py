@@ -508,7 +508,7 @@ def test_only_the_lines_that_are_asked_for_are_drawn(tmp_path):
 KEPT = sorted(path.parent for path in RESULTS.glob("*/table.md")) + [RESULTS]
 STUDY = {"factors": "factors", "mechanism": "mechanism", "results": "gains", "field": "field",
          "field-broad": "field", "webshop-field": "field", "scienceworld-field": "field",
-         "methods": "methods"}
+         "smollm2-field": "field", "methods": "methods"}
 
 
 @pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
