@@ -29,8 +29,9 @@ the intervals are.
 Two studies set F2B beside OPD, a row for each comparison, and in the figure over what the teacher wins after
 six turns of the student (its support): `gains` of all that is kept (`--study gains --out results`), and
 `mechanism`, which first makes its teachers, from narrow to broad, by the share of mixed play that they saw.
-`field` sets all methods and their controls beside OPD, and its figure has the differences; `methods` sets
-such comparisons side by side (`--study methods --out results/methods`).
+`field` sets all methods and their controls beside OPD, and its figure has the differences. Two more set such
+comparisons side by side: `methods` (`--study methods --out results/methods`), and `support`, some lines from
+six teachers, over what these win after six turns of the student.
 
 What runs have left is read by studies/differences.py, and shown by studies/tables.py.
 """

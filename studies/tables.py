@@ -74,6 +74,8 @@ class Beside(NamedTuple):
     """Comparisons side by side, each with its own `opd`. folders: {a comparison: its folder, seen from
     --out}."""
     folders: dict
+    lines: tuple = ()           # those that are shown; by default all that are there
+    support: bool = False       # over the take-over tests of their teachers, which are in the folders too
 
 
 def after(turns):
@@ -97,6 +99,9 @@ STUDIES = {
         "ALFWorld, narrow": "../alfworld-full-narrow", "small, narrow": "../field",
         "small, broad": "../field-broad", "WebShop": "../webshop-field",
         "ScienceWorld": "../scienceworld-field"}),
+    "support": Beside(
+        {"0": "../field", **{share: share for share in SHARES[1:-1]}, "1": "../field-broad"},
+        lines=("opd", "f2b", "f2b-constant", "frontier", "guided"), support=True),
     "mechanism": Pairs(
         "share of mixed play", tuple((share, "reverse", f"{share}/table", share) for share in SHARES),
         (*map(after, TURNS), "seeds", "F2B − OPD, end", "over the run"), makes=True),
@@ -183,14 +188,15 @@ def base_of(lines, label, study):
     return None
 
 
-def gained(lines, label, study):
-    """A line's `differences` to its base; empty where it has none."""
-    base = base_of(lines, label, study)
-    return differences(lines[label], lines[base]) if base not in (None, label) else {}
+def gained(lines, study):
+    """{label: its `differences` to its base}; empty where it has none."""
+    bases = {label: base_of(lines, label, study) for label in lines}
+    return {label: {} if base in (None, label) else differences(lines[label], lines[base])
+            for label, base in bases.items()}
 
 
 def trained(each, label, study, splits, gains):
-    """A line's {column: cell}. each: its results; gains: see `gained`."""
+    """A line's {column: cell}. each: its results; gains: its `differences` to its base."""
     runs = [100 * np.nanmean(over_run(result)) for result in each]
     return {
         "": heading(label, each[0], study), "seeds": str(len(each)),
@@ -271,11 +277,10 @@ def note(lines):
     return f"\nnote: the lines differ in {', '.join(each)} too\n" if each else ""
 
 
-def table(lines, study):
-    """The Markdown table of {label: results}."""
+def table(lines, study, gains):
+    """The Markdown table of {label: results}; gains: see `gained`."""
     first = next(iter(lines.values()))[0]
     splits = list(last(first))
-    gains = {label: gained(lines, label, study) for label in lines}
     rows = [trained(each, label, study, splits, gains[label]) for label, each in lines.items()]
     columns = list(rows[0])
     if study.brief:
@@ -336,21 +341,32 @@ def gain_table(gains, study):
 
 
 def gain_figure(gains):
-    """What the curriculum gains, over the teacher's support; a hollow point is one seed."""
+    """What the curriculum gains, over the teacher's support."""
+    points = {title: {} for title in TITLES}
+    for one in gains:
+        each = differences(one.f2b, one.opd)
+        for title in TITLES:
+            points[title].setdefault(one.label, []).append((one.support[SUPPORT], *each[title]))
+    return over_support(points, "F2B − OPD", fmt="o")
+
+
+def over_support(points, what, fmt):
+    """Differences over the teacher's support; a hollow point is one seed. points: {title of a panel: {label:
+    [(support, mean, half of the interval)]}}, all as shares."""
     figure = Figure(figsize=(11.5, 4), dpi=125, layout="constrained")
-    colours = {}
-    for axis, title in zip(figure.subplots(1, len(TITLES), sharey=True), TITLES):
-        for one in gains:
-            colour = colours.setdefault(one.label, f"C{len(colours)}")
-            mean, half = 100 * np.array(differences(one.f2b, one.opd)[title])
-            hollow = dict(mfc="white") if np.isnan(half) else {}
-            axis.errorbar(100 * one.support[SUPPORT], mean, half, fmt="o", color=colour, capsize=3, **hollow)
+    axes = figure.subplots(1, len(points), sharey=True)
+    labels = list(next(iter(points.values())))
+    for axis, (title, lines) in zip(axes, points.items()):
+        for i, each in enumerate(lines.values()):
+            support, mean, half = 100 * np.array(sorted(each)).T    # (points,)
+            hollow = dict(mfc="white") if np.isnan(half).all() else {}
+            axis.errorbar(support, mean, half, fmt=fmt, color=f"C{i}", capsize=3, **hollow)
         axis.axhline(0, color="grey", lw=0.8)
         tidy(axis, title, f"teacher's success after {SUPPORT} student turns, %")
-    figure.axes[0].set_ylabel("F2B − OPD, points of success")
+    axes[0].set_ylabel(f"{what}, points of success")
     plot.legend(figure, [
-        Line2D([], [], marker="o", ls="", color=colour, label=label.replace("`", ""))
-        for label, colour in colours.items()])
+        Line2D([], [], marker="o", ls="", color=f"C{i}", label=label.replace("`", ""))
+        for i, label in enumerate(labels)])
     return figure
 
 
@@ -366,36 +382,38 @@ def tidy(axis, title, label):
 def side_by_side(out, study):
     """{what is compared: {label: its results}} of a study of comparisons."""
     each = {name: found(os.path.join(out, folder)) for name, folder in study.folders.items()}
+    if study.lines:
+        each = {name: {label: lines[label] for label in study.lines if label in lines}
+                for name, lines in each.items()}
     for name, lines in each.items():
         if FIELD.base not in lines:
             raise UserError(f"{name}: there is no {FIELD.base}, which all others are compared with")
     return each
 
 
-def ended(lines, label):
+def ended(each, gains):
     """A line's cell in one comparison: success at the end, its seeds, and what it has over the base."""
-    ends = [100 * next(iter(last(result).values()))["success"] for result in lines[label]]
-    gain = ahead("over the run", lines, label)
+    ends = [100 * next(iter(last(result).values()))["success"] for result in each]
+    gain = ahead("over the run", each, gains)
     return f"{np.mean(ends):.1f} ({len(ends)} seed{'s' * (len(ends) > 1)})" + f", {gain}" * (gain != "–")
 
 
-def ahead(what, lines, label):
+def ahead(what, each, gains):
     """The cell of one of `differences` to the base; a dash where it is not known."""
-    gains = gained(lines, label, FIELD)
     return interval(*gains[what]) if what in gains else "–"
 
 
-def beside_tables(each, panels):
+def beside_tables(each, gains):
     """The Markdown tables of `side_by_side`, a column for each comparison: the base, lines without a
     difference to it, then the others in the figure's order. The last has those that ask the teacher for more
-    tokens than they train."""
-    order = list(reversed(ranked(panels)))
+    tokens than they train. gains: {a comparison: see `gained`}."""
+    order = list(reversed(ranked({name: panel("over the run", gains[name]) for name in each})))
     alone = [label for lines in each.values() for label in lines if label not in order]
     labels = dict.fromkeys([FIELD.base, *alone, *order])
 
     def rows_of(cell):
-        return {label: {name: cell(lines, label) for name, lines in each.items() if label in lines}
-                for label in labels}
+        return {label: {name: cell(lines[label], gains[name][label])
+                        for name, lines in each.items() if label in lines} for label in labels}
 
     steps, trained, asked = rows_of(ended), *(rows_of(partial(ahead, what)) for what in DEAR)
     asked = {label: cells for label, cells in asked.items()
@@ -405,6 +423,26 @@ def beside_tables(each, panels):
         markdown([title, *each], [{title: label} | cells for label, cells in rows.items()
                                   if set(cells.values()) != {"–"}])
         for title, rows in zip(titles, (steps, trained, asked)))
+
+
+def took_over(out, study):
+    """{a comparison: {turns of the student: what its teacher then wins, a share}}."""
+    tests = {name: read(os.path.join(out, folder, TEST))["take_over"]
+             for name, folder in study.folders.items()}
+    return {name: {row["n"]: row["success"] for row in test} for name, test in tests.items()}
+
+
+def beside_support(each, gains, tests):
+    """(tables, figure) of comparisons whose teachers differ in their support. tests: see `took_over`."""
+    rows = [{"teacher": after(n).removeprefix("teacher "),
+             **{name: f"{100 * test[n]:.0f}" for name, test in tests.items()}} for n in TURNS]
+    points = {title: {} for title in TITLES}
+    for name, lines in gains.items():
+        for title in TITLES:
+            for label, ends in panel(title, lines).items():
+                points[title].setdefault(label, []).append((tests[name][SUPPORT], *ends))
+    text = markdown(["teacher", *each], rows) + "\n" + beside_tables(each, gains)
+    return text, over_support(points, f"less {FIELD.base.upper()}", fmt="o-")
 
 
 def ranked(panels):
@@ -432,10 +470,9 @@ def forest(panels, base):
     return figure
 
 
-def lines_by(what, lines, study):
-    """{line: (mean, half)} of one of `differences`, as `forest` wants it."""
-    gains = {heading(label, each[0], study): gained(lines, label, study) for label, each in lines.items()}
-    return {name: each[what] for name, each in gains.items() if each}
+def panel(what, gains):
+    """{label: (mean, half)} of one of `differences`, as `forest` wants it."""
+    return {label: each[what] for label, each in gains.items() if each}
 
 
 # ---- the whole
@@ -450,18 +487,21 @@ def drawn(args, study):
         return gain_table(gains, study), gain_figure(gains)
     if isinstance(study, Beside):
         each = side_by_side(args.out, study)
-        panels = {f"{name},\nover the run": lines_by("over the run", lines, FIELD)
-                  for name, lines in each.items()}
-        return beside_tables(each, panels), forest(panels, FIELD.base)
+        gains = {name: gained(lines, FIELD) for name, lines in each.items()}
+        if study.support:
+            return beside_support(each, gains, took_over(args.out, study))
+        panels = {f"{name},\nover the run": panel("over the run", gains[name]) for name in each}
+        return beside_tables(each, gains), forest(panels, FIELD.base)
     lines = found(args.out)
     order = study.lines if args.lines or study.brief else LINES  # methods, each by all losses
     names = dict.fromkeys(order if args.lines else (*order, *lines))
     lines = {name: lines[name] for name in names if name in lines}
     if not lines:
         raise UserError(f"{args.out} holds no evaluated run of --lines {' '.join(study.lines)}")
+    gains = gained(lines, study)
     if study.forest and study.base in lines:
-        panels = {what: lines_by(what, lines, study) for what in TITLES}
-        return table(lines, study), forest(panels, study.base)
+        panels = {what: panel(what, gains) for what in TITLES}
+        return table(lines, study, gains), forest(panels, study.base)
     curves = {heading(label, each[0], study): [result["curve"] for result in each]
               for label, each in lines.items()}
-    return table(lines, study), plot.draw(curves, smooth=5)
+    return table(lines, study, gains), plot.draw(curves, smooth=5)

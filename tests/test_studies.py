@@ -508,7 +508,7 @@ def test_only_the_lines_that_are_asked_for_are_drawn(tmp_path):
 KEPT = sorted(path.parent for path in RESULTS.glob("*/table.md")) + [RESULTS]
 STUDY = {"factors": "factors", "mechanism": "mechanism", "results": "gains", "field": "field",
          "field-broad": "field", "webshop-field": "field", "scienceworld-field": "field",
-         "smollm2-field": "field", "methods": "methods"}
+         "smollm2-field": "field", "methods": "methods", "support": "support"}
 
 
 @pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
@@ -538,7 +538,8 @@ def test_the_tables_say_what_was_found(folder, monkeypatch):
 
 def test_comparisons_side_by_side(tmp_path, monkeypatch):
     """A line that one of the comparisons lacks, put beside another's cells or in front of the others; tokens
-    that the teacher drew counted for nothing; a comparison without OPD."""
+    that the teacher drew counted for nothing; a comparison without OPD; one teacher's gain over another's
+    support."""
     opd, uopd = result(0, 0.1, 0.2), result(0, 0.1, 0.6, method="uopd")
     for each, drawn in ((opd, 0), (uopd, 100)):
         each["curve"][1].update(teacher_tokens=drawn, judged=0)
@@ -562,6 +563,15 @@ def test_comparisons_side_by_side(tmp_path, monkeypatch):
     assert trained == [["uopd", "+20.0", "+10.0"], ["sod", "–", "+35.0"]]
     assert asked == [["uopd", "+7.5", "–"]]     # after 100 of its 200 UOPD is at 0.35: 0.225 less 0.15
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["sod", "uopd"]
+
+    for folder, won in (("a", 0.9), ("b", 0.4)):
+        tested = [{"n": n, "success": won if n == 6 else 1.0} for n in tables.TURNS]
+        (tmp_path / folder / "take_over.json").write_text(json.dumps({"take_over": tested}))
+    text, figure = compare.drawn(args, study._replace(lines=("opd", "uopd"), support=True))
+    assert "| after 6 student turns | 90 | 40 |" in text and "sod" not in text
+    line, _, _ = figure.axes[0].containers[0]   # over the run, joined from narrow to broad
+    assert line.get_xydata() == pytest.approx(np.array([[40, 10], [90, 20]]))
+
     shutil.rmtree(tmp_path / "a")
     keep(tmp_path / "a", result(0, 0.1, 0.6, method="uopd"))
     with pytest.raises(UserError, match="A: there is no opd"):
