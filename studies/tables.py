@@ -113,9 +113,9 @@ STUDIES = {
             *(("small ALFWorld", "reverse", f"mechanism/{share}/table", f"mechanism/{share}")
               for share in SHARES),
             ("small ALFWorld, `k1`", "k1", "alfworld-k1", "alfworld-k1"),
-            ("WebShop", "reverse", "webshop", "webshop"),
+            ("WebShop", "reverse", "webshop-field", "webshop"),
             ("WebShop, `forward`", "forward", "webshop", "webshop"),
-            ("ScienceWorld", "reverse", "scienceworld", "scienceworld")),
+            ("ScienceWorld", "reverse", "scienceworld-field", "scienceworld-field")),
         (after(SUPPORT), "seeds", "steps", "OPD", "F2B", "F2B − OPD, end", "over the run",
          "over the tokens")),
 }
