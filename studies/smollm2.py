@@ -10,7 +10,7 @@
 3. `OUT/lines`: the student learns from that teacher, by each of `--lines` (studies/compare.py).
 
 The same command goes on with what is there, with more lines or seeds, and with more steps where a method does
-not depend on their number. docs/real-models.md says what came out.
+not depend on their number. docs/smollm2.md says what came out.
 """
 
 import os
