@@ -4,7 +4,6 @@ each method over several comparisons. studies/compare.py, which makes the runs, 
 
 import os
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -75,7 +74,7 @@ class Beside(NamedTuple):
     --out}."""
     folders: dict
     lines: tuple = ()           # those that are shown; by default all that are there
-    support: bool = False       # over the take-over tests of their teachers, which are in the folders too
+    support: str = ""           # what a name says of its teacher, whose take-over test is in the folder
 
 
 def after(turns):
@@ -101,7 +100,7 @@ STUDIES = {
         "ScienceWorld": "../scienceworld-field"}),
     "support": Beside(
         {"0": "../field", **{share: share for share in SHARES[1:-1]}, "1": "../field-broad"},
-        lines=("opd", "f2b", "f2b-constant", "frontier", "guided"), support=True),
+        lines=("opd", "f2b", "f2b-constant", "frontier", "guided"), support="share of mixed play"),
     "mechanism": Pairs(
         "share of mixed play", tuple((share, "reverse", f"{share}/table", share) for share in SHARES),
         (*map(after, TURNS), "seeds", "F2B − OPD, end", "over the run"), makes=True),
@@ -359,8 +358,8 @@ def over_support(points, what, fmt):
     for axis, (title, lines) in zip(axes, points.items()):
         for i, each in enumerate(lines.values()):
             support, mean, half = 100 * np.array(sorted(each)).T    # (points,)
-            hollow = dict(mfc="white") if np.isnan(half).all() else {}
-            axis.errorbar(support, mean, half, fmt=fmt, color=f"C{i}", capsize=3, **hollow)
+            axis.errorbar(support, mean, half, fmt=fmt, color=f"C{i}", capsize=3)
+            axis.plot(support, np.where(np.isnan(half), mean, np.nan), "o", color=f"C{i}", mfc="white")
         axis.axhline(0, color="grey", lw=0.8)
         tidy(axis, title, f"teacher's success after {SUPPORT} student turns, %")
     axes[0].set_ylabel(f"{what}, points of success")
@@ -394,20 +393,20 @@ def side_by_side(out, study):
 def ended(each, gains):
     """A line's cell in one comparison: success at the end, its seeds, and what it has over the base."""
     ends = [100 * next(iter(last(result).values()))["success"] for result in each]
-    gain = ahead("over the run", each, gains)
+    gain = ahead("over the run", gains)
     return f"{np.mean(ends):.1f} ({len(ends)} seed{'s' * (len(ends) > 1)})" + f", {gain}" * (gain != "–")
 
 
-def ahead(what, each, gains):
+def ahead(what, gains):
     """The cell of one of `differences` to the base; a dash where it is not known."""
     return interval(*gains[what]) if what in gains else "–"
 
 
 def beside_tables(each, gains):
     """The Markdown tables of `side_by_side`, a column for each comparison: the base, lines without a
-    difference to it, then the others in the figure's order. The last has those that ask the teacher for more
-    tokens than they train. gains: {a comparison: see `gained`}."""
-    order = list(reversed(ranked({name: panel("over the run", gains[name]) for name in each})))
+    difference to it, then the others, the best over the run in the first comparison first. The last table has
+    those that ask the teacher for more tokens than they train. gains: {a comparison: see `gained`}."""
+    order = list(reversed(ranked({name: picked("over the run", gains[name]) for name in each})))
     alone = [label for lines in each.values() for label in lines if label not in order]
     labels = dict.fromkeys([FIELD.base, *alone, *order])
 
@@ -415,7 +414,8 @@ def beside_tables(each, gains):
         return {label: {name: cell(lines[label], gains[name][label])
                         for name, lines in each.items() if label in lines} for label in labels}
 
-    steps, trained, asked = rows_of(ended), *(rows_of(partial(ahead, what)) for what in DEAR)
+    steps = rows_of(ended)
+    trained, asked = (rows_of(lambda _, gain, what=what: ahead(what, gain)) for what in DEAR)
     asked = {label: cells for label, cells in asked.items()
              if any(cell not in ("–", trained[label][name]) for name, cell in cells.items())}
     titles = "at the end; less OPD, over the run", *(f"less OPD, {what}" for what in DEAR)
@@ -432,16 +432,16 @@ def took_over(out, study):
     return {name: {row["n"]: row["success"] for row in test} for name, test in tests.items()}
 
 
-def beside_support(each, gains, tests):
-    """(tables, figure) of comparisons whose teachers differ in their support. tests: see `took_over`."""
-    rows = [{"teacher": after(n).removeprefix("teacher "),
-             **{name: f"{100 * test[n]:.0f}" for name, test in tests.items()}} for n in TURNS]
+def beside_support(each, gains, tests, said):
+    """(tables, figure) of comparisons whose teachers differ in their support. tests: see `took_over`; said:
+    what a comparison's name says."""
+    rows = [{said: after(n), **{name: f"{100 * test[n]:.0f}" for name, test in tests.items()}} for n in TURNS]
     points = {title: {} for title in TITLES}
     for name, lines in gains.items():
         for title in TITLES:
-            for label, ends in panel(title, lines).items():
+            for label, ends in picked(title, lines).items():
                 points[title].setdefault(label, []).append((tests[name][SUPPORT], *ends))
-    text = markdown(["teacher", *each], rows) + "\n" + beside_tables(each, gains)
+    text = markdown([said, *each], rows) + "\n" + beside_tables(each, gains)
     return text, over_support(points, f"less {FIELD.base.upper()}", fmt="o-")
 
 
@@ -470,7 +470,7 @@ def forest(panels, base):
     return figure
 
 
-def panel(what, gains):
+def picked(what, gains):
     """{label: (mean, half)} of one of `differences`, as `forest` wants it."""
     return {label: each[what] for label, each in gains.items() if each}
 
@@ -489,8 +489,8 @@ def drawn(args, study):
         each = side_by_side(args.out, study)
         gains = {name: gained(lines, FIELD) for name, lines in each.items()}
         if study.support:
-            return beside_support(each, gains, took_over(args.out, study))
-        panels = {f"{name},\nover the run": panel("over the run", gains[name]) for name in each}
+            return beside_support(each, gains, took_over(args.out, study), study.support)
+        panels = {f"{name},\nover the run": picked("over the run", gains[name]) for name in each}
         return beside_tables(each, gains), forest(panels, FIELD.base)
     lines = found(args.out)
     order = study.lines if args.lines or study.brief else LINES  # methods, each by all losses
@@ -500,7 +500,7 @@ def drawn(args, study):
         raise UserError(f"{args.out} holds no evaluated run of --lines {' '.join(study.lines)}")
     gains = gained(lines, study)
     if study.forest and study.base in lines:
-        panels = {what: panel(what, gains) for what in TITLES}
+        panels = {what: picked(what, gains) for what in TITLES}
         return table(lines, study, gains), forest(panels, study.base)
     curves = {heading(label, each[0], study): [result["curve"] for result in each]
               for label, each in lines.items()}

@@ -529,6 +529,10 @@ def test_the_tables_say_what_was_found(folder, monkeypatch):
             here = f"{small[0]} · {small[1]} |"
             method = name.replace("opd-near", "--loss jsd --beta 0.2")
             assert re.search(rf"^\| `{method}` .*{re.escape(here)}$", told, re.M), name
+    if folder.name == "support":
+        told = (RESULTS.parent / "docs" / "results.md").read_text(encoding="utf-8")
+        for row in text.split("\n\n")[2].splitlines()[2:]:     # over the tokens
+            assert row.split("|", 2)[2] in told, row
     if folder == RESULTS:
         assert text in (RESULTS.parent / "docs" / "results.md").read_text(encoding="utf-8")
         shown = [line for line in (RESULTS.parent / "README.md").read_text(encoding="utf-8").splitlines()
@@ -538,8 +542,8 @@ def test_the_tables_say_what_was_found(folder, monkeypatch):
 
 def test_comparisons_side_by_side(tmp_path, monkeypatch):
     """A line that one of the comparisons lacks, put beside another's cells or in front of the others; tokens
-    that the teacher drew counted for nothing; a comparison without OPD; one teacher's gain over another's
-    support."""
+    that the teacher drew counted for nothing; a comparison without OPD; a gain over another
+    teacher's support."""
     opd, uopd = result(0, 0.1, 0.2), result(0, 0.1, 0.6, method="uopd")
     for each, drawn in ((opd, 0), (uopd, 100)):
         each["curve"][1].update(teacher_tokens=drawn, judged=0)
@@ -567,8 +571,9 @@ def test_comparisons_side_by_side(tmp_path, monkeypatch):
     for folder, won in (("a", 0.9), ("b", 0.4)):
         tested = [{"n": n, "success": won if n == 6 else 1.0} for n in tables.TURNS]
         (tmp_path / folder / "take_over.json").write_text(json.dumps({"take_over": tested}))
-    text, figure = compare.drawn(args, study._replace(lines=("opd", "uopd"), support=True))
-    assert "| after 6 student turns | 90 | 40 |" in text and "sod" not in text
+    text, figure = compare.drawn(args, study._replace(lines=("opd", "uopd"), support="mixed"))
+    assert "| mixed | A | B |" in text and "sod" not in text
+    assert "| teacher after 6 student turns | 90 | 40 |" in text
     line, _, _ = figure.axes[0].containers[0]   # over the run, joined from narrow to broad
     assert line.get_xydata() == pytest.approx(np.array([[40, 10], [90, 20]]))
 
