@@ -99,7 +99,8 @@ STUDIES = {
         "small, broad": "../field-broad", "WebShop": "../webshop-field",
         "ScienceWorld": "../scienceworld-field"}),
     "support": Beside(
-        {"0": "../field", **{share: share for share in SHARES[1:-1]}, "1": "../field-broad"},
+        {"tiny-narrow": "../field", **{share: share for share in SHARES[:-1]},
+         "tiny-teacher": "../field-broad"},
         lines=("opd", "f2b", "f2b-constant", "frontier", "guided"), support="share of mixed play"),
     "mechanism": Pairs(
         "share of mixed play", tuple((share, "reverse", f"{share}/table", share) for share in SHARES),
