@@ -31,7 +31,7 @@ six turns of the student (its support): `gains` of all that is kept (`--study ga
 `mechanism`, which first makes its teachers, from narrow to broad, by the share of mixed play that they saw.
 `field` sets all methods and their controls beside OPD, and its figure has the differences. Two more set such
 comparisons side by side, `--out` being beside their folders: `methods` (`--study methods --out
-results/methods`), and `support` (results/support), some lines from six teachers, in its figure over what
+results/methods`), and `support` (results/support), some lines from seven teachers, in its figure over what
 these win after six turns of the student.
 
 What runs have left is read by studies/differences.py, and shown by studies/tables.py.
