@@ -301,12 +301,13 @@ def table(lines, study, gains):
 
 @dataclass
 class Gain:
-    """F2B beside OPD. support: {turns of the student: what the teacher then wins, a share}; opd, f2b: results
-    of the seeds that both have."""
+    """F2B beside OPD. support: see `took_over`; opd, f2b: results of the seeds that both have; differences:
+    of the two."""
     label: str
     support: dict
     opd: list
     f2b: list
+    differences: dict
 
 
 def gain(out, label, loss, runs, test):
@@ -319,13 +320,18 @@ def gain(out, label, loss, runs, test):
     changed = set(plot.unlike(identity(opd[0]), identity(f2b[0]))) - set(CURRICULUM)
     if changed:
         raise UserError(f"{os.path.join(out, runs)}: OPD and F2B had another {', another '.join(changed)}")
-    tested = read(os.path.join(out, test, TEST))["take_over"]
-    return Gain(label, {row["n"]: row["success"] for row in tested}, *map(list, zip(*both)))
+    opd, f2b = map(list, zip(*both))
+    return Gain(label, took_over(os.path.join(out, test)), opd, f2b, differences(f2b, opd))
+
+
+def took_over(folder):
+    """{turns of the student: what the teacher then wins, a share}, of the take-over test in a folder."""
+    return {row["n"]: row["success"] for row in read(os.path.join(folder, TEST))["take_over"]}
 
 
 def gain_cells(one, first):
     """A pair's {column: cell}; first: the name of the first column."""
-    split, each = next(iter(last(one.opd[0]))), differences(one.f2b, one.opd)
+    split, each = next(iter(last(one.opd[0]))), one.differences
     ends = [np.mean([last(result)[split]["success"] for result in runs]) for runs in (one.opd, one.f2b)]
     return {
         first: one.label, **{after(n): f"{100 * success:.0f}" for n, success in one.support.items()},
@@ -344,9 +350,9 @@ def gain_figure(gains):
     """What the curriculum gains, over the teacher's support."""
     points = {title: {} for title in TITLES}
     for one in gains:
-        each = differences(one.f2b, one.opd)
         for title in TITLES:
-            points[title].setdefault(one.label, []).append((one.support[SUPPORT], *each[title]))
+            point = one.support[SUPPORT], *one.differences[title]
+            points[title].setdefault(one.label, []).append(point)
     return over_support(points, "F2B − OPD", fmt="o")
 
 
@@ -426,16 +432,10 @@ def beside_tables(each, gains):
         for title, rows in zip(titles, (steps, trained, asked)))
 
 
-def took_over(out, study):
-    """{a comparison: {turns of the student: what its teacher then wins, a share}}."""
-    tests = {name: read(os.path.join(out, folder, TEST))["take_over"]
-             for name, folder in study.folders.items()}
-    return {name: {row["n"]: row["success"] for row in test} for name, test in tests.items()}
-
-
-def beside_support(each, gains, tests, said):
-    """(tables, figure) of comparisons whose teachers differ in their support. tests: see `took_over`; said:
-    what a comparison's name says."""
+def beside_support(out, study, each, gains):
+    """(tables, figure) of comparisons whose teachers differ in their support."""
+    said = study.support
+    tests = {name: took_over(os.path.join(out, folder)) for name, folder in study.folders.items()}
     rows = [{said: after(n), **{name: f"{100 * test[n]:.0f}" for name, test in tests.items()}} for n in TURNS]
     points = {title: {} for title in TITLES}
     for name, lines in gains.items():
@@ -490,7 +490,7 @@ def drawn(args, study):
         each = side_by_side(args.out, study)
         gains = {name: gained(lines, FIELD) for name, lines in each.items()}
         if study.support:
-            return beside_support(each, gains, took_over(args.out, study), study.support)
+            return beside_support(args.out, study, each, gains)
         panels = {f"{name},\nover the run": picked("over the run", gains[name]) for name in each}
         return beside_tables(each, gains), forest(panels, FIELD.base)
     lines = found(args.out)
