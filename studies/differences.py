@@ -26,6 +26,7 @@ TRAINED = ("list of training tasks", "experts' episodes")  # fingerprints that l
 # A line that ends where it has trained the tokens of another: (the same with all steps, the other), by seed.
 EQUAL_TOKENS = {"opd-tokens": ("opd", "f2b")}
 USUAL = ("reverse", "nll")                      # not named in a label
+SCORED = ("opd", "f2b", "b2f", "sft")           # ask the teacher for nothing but what they train
 
 
 def called(method, loss):
@@ -157,9 +158,10 @@ def tokens(result):
 
 
 def asked_of_teacher(result):
-    """Tokens that a whole run asked the teacher for; None of an older result, which does not tell, or not
-    how many of them were of answers that it read and took the place of."""
-    told = all(
+    """Tokens that a whole run asked the teacher for; None of an older result of a method that asks for more
+    than it trains, which does not tell, or not how many of them were of answers that it read and took the
+    place of."""
+    told = result["method"] in SCORED or all(
         "teacher_tokens" in record and
         ("dropped_tokens" in record or not (record["judged"] and record["teacher_tokens"]))
         for record in steps_of(result))

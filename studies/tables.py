@@ -120,6 +120,12 @@ STUDIES = {
          "over the tokens")),
 }
 FIELD = STUDIES["field"]
+IDEAS = {   # what a line changes, by how its label begins; the longest beginning counts
+    "trains on turns of a teacher or an expert": ("sft", "guided", "uopd", "frontier-guided"),
+    "ends early": ("f2b", "stride", "turnopd"),
+    "starts behind replayed turns": ("b2f", "reopd", "stride-restart"),
+    "weighs turns": ("frontier", "turnopd-blend", "sod", "clean"),
+    "has another target": ("opd-near",)}
 TITLES = ("over the run", "over the tokens", "end")     # of a figure's panels
 DEAR = ("over the tokens", "over the teacher's tokens")  # of differences, by what they cost
 CHOSEN = ("method", "loss")                         # what a label says
@@ -208,16 +214,24 @@ def trained(each, label, study, splits, gains):
            for what in ("end", "over the run")}}
 
 
+def sum_of(result, key, part=None):
+    """Of a figure of all its steps, or of a part of it; None of an older result, which has none."""
+    figures = [record.get(key) for record in steps_of(result)]
+    if part:
+        figures = [figure.get(part) if isinstance(figure, dict) else None for figure in figures]
+    return None if None in figures else sum(figures)
+
+
 def spent(each, label, study, gains):
     """What a line took, {column: cell}: means over its seeds; a dash where one is an older result."""
     found = {
         "teacher's tokens": asked_of_teacher,
-        "of these drawn": lambda result: sum(r["teacher_tokens"] for r in steps_of(result)),
-        "turns judged in play": lambda result: sum(r["judged"] for r in steps_of(result)),
-        "seconds of play": lambda result: sum(r["seconds"]["play"] for r in steps_of(result)),
-        "of training": lambda result: sum(r["seconds"]["train"] for r in steps_of(result))}
-    known = all(asked_of_teacher(result) is not None for result in each)
-    means = {name: np.mean(list(map(count, each))) if known else None for name, count in found.items()}
+        "of these drawn": lambda result: sum_of(result, "teacher_tokens"),
+        "turns judged in play": lambda result: sum_of(result, "judged"),
+        "seconds of play": lambda result: sum_of(result, "seconds", "play"),
+        "of training": lambda result: sum_of(result, "seconds", "train")}
+    each_found = {name: list(map(count, each)) for name, count in found.items()}
+    means = {name: None if None in counts else np.mean(counts) for name, counts in each_found.items()}
     means = {"tokens trained": np.mean(list(map(tokens, each))), **means}
     return {
         "what it took": heading(label, each[0], study),
@@ -289,7 +303,7 @@ def table(lines, study, gains):
         rows = [*zero_shot(first, splits), *rows]
     text = markdown(columns, rows)
     costs = [spent(each, label, study, gains[label]) for label, each in lines.items()]
-    if any(cost["teacher's tokens"] != "–" for cost in costs):
+    if any(cost["of these drawn"] != "–" for cost in costs):
         text += "\n" + markdown(list(costs[0]), costs)
     if study.forest:
         played = [went(each, label, study) for label, each in lines.items()]
@@ -452,22 +466,32 @@ def ranked(panels):
     return sorted(names, key=lambda name: [panel.get(name, (-1, 0))[0] for panel in panels.values()])
 
 
+def idea_of(label):
+    """Which of IDEAS a line is, by its number; one more for a line of one's own."""
+    begun = {name: i for i, names in enumerate(IDEAS.values()) for name in names if label.startswith(name)}
+    return begun[max(begun, key=len)] if begun else len(IDEAS)
+
+
 def forest(panels, base):
-    """Differences to a base, with their intervals, the best of the first panel on top; a hollow point is one
-    seed. panels: {title: {line: (mean, half of its interval)}}. The axes have one range, beyond which the
-    intervals of two seeds go."""
+    """Differences to a base, with their intervals, the best of the first panel on top, coloured by IDEAS; a
+    hollow point is one seed. panels: {title: {line: (mean, half of its interval)}}. The axes have one range,
+    beyond which the intervals of two seeds go."""
     names = ranked(panels)
-    figure = Figure(figsize=(11.5, 0.8 + 0.24 * len(names)), dpi=125, layout="constrained")
+    figure = Figure(figsize=(11.5, 1.1 + 0.24 * len(names)), dpi=125, layout="constrained")
     for axis, (title, panel) in zip(figure.subplots(1, len(panels), sharey=True), panels.items()):
         for name, ends in panel.items():
             mean, half = 100 * np.array(ends)
             hollow = dict(mfc="white") if np.isnan(half) else {}
-            place = names.index(name)
-            axis.errorbar(mean, place, xerr=half, fmt="o", color="C0", capsize=2, **hollow)
+            place, color = names.index(name), f"C{idea_of(name)}"
+            axis.errorbar(mean, place, xerr=half, fmt="o", color=color, capsize=2, **hollow)
         axis.axvline(0, color="grey", lw=0.8)
-        axis.set_xlim(-70, 100)
+        axis.set_xlim(-70, 80)
         axis.set_yticks(range(len(names)), names)
-        tidy(axis, title, f"less {base.upper()}, points of success")
+        tidy(axis, title, f"less {base.upper()}, points")
+    seen = set(map(idea_of, names))
+    plot.legend(figure, [
+        Line2D([], [], marker="o", ls="", color=f"C{i}", label=idea)
+        for i, idea in enumerate((*IDEAS, "other")) if i in seen])
     return figure
 
 

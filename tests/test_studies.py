@@ -323,7 +323,8 @@ def test_steps_of_as_many_tokens():
 def test_what_the_teacher_was_asked_for_by_hand():
     """Tokens that it drew and that are scored by the same pass counted twice; those that it drew and are read
     again counted once; answers that it read and dropped forgotten, or an older result of such a method taken
-    at its word; a run without a teacher that asks for any; an older result that asked for none."""
+    at its word; a run without a teacher that asks for any; an older result that asked for none, though its
+    method asks for what it trains."""
     guided = [dict(step=0), dict(step=1, kl=2.0, tokens=10, teacher_tokens=4, judged=0),
               dict(step=2, kl=1.0, tokens=20, teacher_tokens=6, judged=0)]
     old = [dict(step=1, kl=2.0, tokens=10, teacher_tokens=4, judged=3)]
@@ -331,9 +332,10 @@ def test_what_the_teacher_was_asked_for_by_hand():
     sft = [dict(step=1, kl=None, tokens=10, teacher_tokens=0, judged=0)]
     assert differences.asked_until(guided) == {0: 0, 1: 14, 2: 40}
     assert differences.asked_until(uopd) == {1: 15} and differences.asked_until(sft) == {1: 0}
-    runs = [dict(curve=curve) for curve in (guided, sft, uopd, old, [dict(step=1, kl=1.0)])]
-    asked = list(map(differences.asked_of_teacher, runs))
-    assert asked == [40, 0, 15, None, None]
+    older = [dict(step=1, kl=1.0, tokens=7), dict(step=2, kl=1.0, tokens=8)]
+    runs = [dict(method=method, curve=curve) for method, curve in (
+        ("guided", guided), ("sft", sft), ("uopd", uopd), ("uopd", old), ("guided", older), ("f2b", older))]
+    assert list(map(differences.asked_of_teacher, runs)) == [40, 0, 15, None, None, 15]
 
 
 def test_training_by_quarter_by_hand():
@@ -398,15 +400,15 @@ def test_a_curve_between_its_evaluations(tmp_path):
         "0": 0, "10": 0.2, "20": 0.4, "over the run": 0.2, "steps to 30 %": 15, "tokens to 30 %": 200,
         "after 50 tokens": 0.1})
     assert curves.table(lines, "seen", args).splitlines()[2:] == [
-        "| f2b | 1 | 0.0 | 50.0 | 25.0 | 6.0 | 60.0 | 25.0 | – |",
+        "| f2b | 1 | 0.0 | 50.0 | 25.0 | 6.0 | 60.0 | 25.0 | – | – |",
         "| opd | 2 | 0.0 (0–0) | 30.0 (20–40) | 20.0 (20–20) | 11.2 (8–15) | 138 (75–200) | 15.0 (10–20)"
-        " | – |",
-        "| f2b − opd | 1 | +0.0 | +30.0 | +5.0 | -9.0 | -140.0 | +15.0 | +15.0 |"]
+        " | – | – |",
+        "| f2b − opd | 1 | +0.0 | +30.0 | +5.0 | -9.0 | -140.0 | +15.0 | +15.0 | +15.0 |"]
     keep(tmp_path / "more", result(0, "0000", "1100"), result(1, "0000", "1110"),
          *(result(seed, "0000", "1000", method="f2b") for seed in (0, 1)))
     text = curves.table(found(str(tmp_path / "more")), "seen", curves.Args())
     assert text.splitlines()[-1] == (  # 12.706 · 12.5 is more than what the games make
-        "| f2b − opd | 2 | +0.0 [-46.2, 46.2] | -37.5 [-196.3, 121.3]" + 2 * " | -18.8 [-98.2, 60.7]" + " |")
+        "| f2b − opd | 2 | +0.0 [-46.2, 46.2] | -37.5 [-196.3, 121.3]" + 3 * " | -18.8 [-98.2, 60.7]" + " |")
 
 
 # ---- what is kept
@@ -583,6 +585,17 @@ def test_comparisons_side_by_side(tmp_path, monkeypatch):
     keep(tmp_path / "a", result(0, 0.1, 0.6, method="uopd"))
     with pytest.raises(UserError, match="A: there is no opd"):
         compare.drawn(args, study)
+
+
+def test_a_line_has_the_colour_of_what_it_changes():
+    """A line that begins like another's name: the blend of a method that ends early, the frontier with guided
+    turns, a restart; a fork's own line taken for one of them."""
+    ideas = [*tables.IDEAS, "other"]
+    said = [ideas[tables.idea_of(label)].split()[0] for label in (
+        "turnopd-depth", "turnopd-blend", "frontier-random", "frontier-guided", "stride-restart", "slow")]
+    assert said == ["ends", "weighs", "weighs", "trains", "starts", "other"]
+    known = [label for label in tables.FIELD.lines if tables.idea_of(label) == len(tables.IDEAS)]
+    assert known == ["opd"]
 
 
 # ---- signals
