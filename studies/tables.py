@@ -271,12 +271,14 @@ def went(each, label, study):
     return {"training, by quarter": heading(label, each[0], study), **by_part(each, PLAYED, 4)}
 
 
-def zero_shot(result, splits):
-    """The lines of those who are not trained: every run has evaluated them."""
+def zero_shot(each, splits):
+    """The lines of those who are not trained: every run has evaluated them. each: results of a line."""
     for who, label in (("teacher", "teacher"), ("guest", "teacher, as the student"), ("before", "student")):
-        for _, each in evaluations(result, who)[:1]:
-            cells = {f"{split}, %": success_cell([each[split]]) for split in splits}
-            yield {"": label, "seeds": "", **cells, "invalid": f"{each[splits[0]]['invalid']:.1%}"}
+        runs = [evaluations(result, who)[0][1] for result in each if evaluations(result, who)]
+        if runs:
+            cells = {f"{split}, %": success_cell([run[split] for run in runs]) for split in splits}
+            invalid = np.mean([run[splits[0]]["invalid"] for run in runs])
+            yield {"": label, "seeds": str(len(runs)), **cells, "invalid": f"{invalid:.1%}"}
 
 
 def note(lines):
@@ -293,14 +295,14 @@ def note(lines):
 
 def table(lines, study, gains):
     """The Markdown table of {label: results}; gains: see `gained`."""
-    first = next(iter(lines.values()))[0]
-    splits = list(last(first))
+    most = max(lines.values(), key=len)
+    splits = list(last(most[0]))
     rows = [trained(each, label, study, splits, gains[label]) for label, each in lines.items()]
     columns = list(rows[0])
     if study.brief:
         columns = [name for name in columns if name not in ("invalid", "KL, start → end")]
     else:
-        rows = [*zero_shot(first, splits), *rows]
+        rows = [*zero_shot(most, splits), *rows]
     text = markdown(columns, rows)
     costs = [spent(each, label, study, gains[label]) for label, each in lines.items()]
     if any(cost["of these drawn"] != "–" for cost in costs):

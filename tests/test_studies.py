@@ -496,6 +496,14 @@ def test_splits_called_as_columns_are(tmp_path):
         found(str(tmp_path)), "seeds", curves.Args())
 
 
+def test_models_that_are_not_trained_by_hand():
+    """One seed's evaluation of them taken for all, or a run's without one for a defeat."""
+    runs = [result(0, 0.1, 0.2), result(1, 0.3, 0.2)]
+    (student,) = tables.zero_shot([*runs, dict(curve=[])], ["seen"])
+    assert student["seeds"] == "2" and student["seen, %"].startswith("20.0 [")
+    assert student["seen, %"].endswith("(10–30), 5.0 rounds")
+
+
 def test_only_the_lines_that_are_asked_for_are_drawn(tmp_path):
     """A line that --lines leaves out, or a word without one, drawn all the same."""
     keep(tmp_path, result(0, 0.0, 0.2), result(0, 0.0, 0.3, method="f2b"))
