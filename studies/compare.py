@@ -26,13 +26,11 @@ refused turns, and the KL. A note says in what else the lines differ. Within a l
 seed, between lines the models and the evaluation are: other results are refused. docs/results.md says what
 the intervals are.
 
-Two studies set F2B beside OPD, a row for each comparison, and in the figure over what the teacher wins after
-six turns of the student (its support): `gains` of all that is kept (`--study gains --out results`), and
-`mechanism`, which first makes its teachers, from narrow to broad, by the share of mixed play that they saw.
-`field` sets all methods and their controls beside OPD, and its figure has the differences. Two more set such
-comparisons side by side, `--out` being beside their folders: `methods` (`--study methods --out
-results/methods`), and `support` (results/support), some lines from seven teachers, in its figure over what
-these win after six turns of the student.
+`field` sets all methods and their controls beside OPD, and its figure has the differences. Three studies run
+nothing. `gains` sets F2B beside OPD, a row for each comparison that is kept, and in the figure over what the
+teacher wins after six turns of the student, its support (`--study gains --out results`). Two set comparisons
+side by side, `--out` being beside their folders: `methods` (`--study methods --out results/methods`), and
+`support` (results/support), some lines from seven teachers, in its figure over their support.
 
 What runs have left is read by studies/differences.py, and shown by studies/tables.py.
 """
@@ -45,21 +43,19 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 import plot
-from differences import EQUAL_TOKENS, EVALUATION, called, read, tokens
+from differences import EQUAL_TOKENS, EVALUATION, read, tokens
 from harness import stops
 from harness.cli import UserError, check_knobs, command, knob, parse
 from harness.folder import LOG, read_args, read_log, write_lines
 from methods import METHODS
-from tables import CHOSEN, LINES, STUDIES, TEST, TURNS, Pairs, Study, drawn
+from tables import CHOSEN, LINES, STUDIES, Study, drawn
 
-MADE = "--make teacher --refresh 0 --games 1500 --teacher-steps 900"   # a teacher of `mechanism`
-TESTED = "--temperature 1 --games 140"                                 # its take-over test
 OWNED = ("env", "data", "student", "teacher", "seed", "out", "resume", "plan")  # for the comparison to say
 KEPT = (  # of a step's record in a result
     "step", "k", "loss", "kl", "kl_turn", "entropy_turn", "success", "rounds", "invalid", "repeats",
@@ -276,30 +272,12 @@ def run_all(args, lines):
             raise
 
 
-def make_all(args, study):
-    """For each row a teacher unless it is there, its take-over test, and its runs."""
-    os.makedirs(args.out, exist_ok=True)
-    for share, loss, runs, test in study.rows:
-        folder, screen = os.path.join(args.out, test), os.path.join(args.out, f"{share}.txt")
-        teacher = os.path.join(folder, "alfworld", "teacher")
-        if not os.path.isdir(teacher):
-            start("tiny.make", [
-                *MADE.split(), "--mixed", share, "--jobs", str(args.jobs), "--out", folder], screen)
-        asked = replace(args, teacher=teacher, out=os.path.join(args.out, runs))
-        start("eval.py", [
-            *played_on(asked), "--model", args.student, *TESTED.split(), "--take-over",
-            ",".join(map(str, TURNS)), "--out", os.path.join(folder, TEST)], screen)
-        run_all(asked, parse_lines([called(method, loss) for method in ("opd", "f2b")]))
-
-
 # ---- the whole
 
 def main(args):
     study = asked(args)
     if not args.draw and isinstance(study, Study):
         run_all(args, parse_lines(args.lines or study.lines))
-    elif not args.draw and isinstance(study, Pairs) and study.makes:
-        make_all(args, study)
     text, figure = drawn(args, study)
     table, picture = os.path.join(args.out, "table.md"), os.path.join(args.out, "figure.png")
     with open(table, "w", encoding="utf-8") as file:

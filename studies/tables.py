@@ -63,10 +63,8 @@ class Study(NamedTuple):
 class Pairs(NamedTuple):
     """A table of comparisons, F2B less OPD in each. rows: (label, loss, folder of the runs, folder of the
     teacher's take-over test)."""
-    first: str                  # what a row is
     rows: tuple
     columns: tuple
-    makes: bool = False         # teachers and runs, the label being a share of mixed play; else all is there
 
 
 class Beside(NamedTuple):
@@ -85,7 +83,7 @@ def after(turns):
 TEST = "take_over.json"
 TURNS = (0, 3, 6, 10)   # of the student in a take-over test
 SUPPORT = 6             # those after which a teacher's success is called its support
-SHARES = ("0", "0.01", "0.03", "0.1", "0.3", "1")
+SHARES = ("0", "0.01", "0.03", "0.1", "0.3")  # of mixed play in a teacher's training
 STUDIES = {
     "paper": Study(("sft", "opd", "f2b", "b2f", "guided")),
     "factors": Study(
@@ -95,37 +93,41 @@ STUDIES = {
         ("opd", "f2b", "f2b-constant", "opd-near", "f2b-constant-near", "b2f", "guided", "sft",
          *(name for name in METHODS if name not in curriculum.METHODS)), same_loss=False, forest=True),
     "methods": Beside({
-        "ALFWorld, narrow": "../alfworld-full-narrow", "small, narrow": "../field",
-        "small, broad": "../field-broad", "WebShop": "../webshop-field",
-        "ScienceWorld": "../scienceworld-field"}),
+        "ALFWorld, narrow": "../alfworld-full-narrow", "ALFWorld, broad": "../alfworld-full",
+        "small, narrow": "../field", "small, broad": "../field-broad",
+        "WebShop": "../webshop-field", "ScienceWorld": "../scienceworld-field"}),
     "support": Beside(
-        {"tiny-narrow": "../field", **{share: share for share in SHARES[:-1]},
+        {"tiny-narrow": "../field", **{share: share for share in SHARES},
          "tiny-teacher": "../field-broad"},
         lines=("opd", "f2b", "f2b-constant", "frontier", "guided"), support="share of mixed play"),
-    "mechanism": Pairs(
-        "share of mixed play", tuple((share, "reverse", f"{share}/table", share) for share in SHARES),
-        (*map(after, TURNS), "seeds", "F2B − OPD, end", "over the run"), makes=True),
     "gains": Pairs(
-        "games", (
-            ("ALFWorld", "reverse", "alfworld-full-narrow", "alfworld-full-narrow"),
-            ("ALFWorld, hard split left out", "reverse", "alfworld-hard", "alfworld-full-narrow"),
-            ("ALFWorld", "reverse", "alfworld-full", "alfworld-full"),
-            *(("small ALFWorld", "reverse", f"mechanism/{share}/table", f"mechanism/{share}")
-              for share in SHARES),
-            ("small ALFWorld, `k1`", "k1", "alfworld-k1", "alfworld-k1"),
-            ("WebShop", "reverse", "webshop-field", "webshop"),
-            ("WebShop, `forward`", "forward", "webshop", "webshop"),
-            ("ScienceWorld", "reverse", "scienceworld-field", "scienceworld-field")),
+        (("ALFWorld", "reverse", "alfworld-full-narrow", "alfworld-full-narrow"),
+         ("ALFWorld, hard split left out", "reverse", "alfworld-hard", "alfworld-full-narrow"),
+         ("ALFWorld", "reverse", "alfworld-full", "alfworld-full"),
+         *(("small ALFWorld", "reverse", folder, folder)
+           for folder in ("field", *(f"support/{share}" for share in SHARES), "field-broad")),
+         ("small ALFWorld, `k1`", "k1", "alfworld-k1", "alfworld-k1"),
+         ("WebShop", "reverse", "webshop-field", "webshop"),
+         ("WebShop, `forward`", "forward", "webshop", "webshop"),
+         ("ScienceWorld", "reverse", "scienceworld-field", "scienceworld-field")),
         (after(SUPPORT), "seeds", "steps", "OPD", "F2B", "F2B − OPD, end", "over the run",
          "over the tokens")),
 }
 FIELD = STUDIES["field"]
 IDEAS = {   # what a line changes, by how its label begins; the longest beginning counts
-    "trains on turns of a teacher or an expert": ("sft", "guided", "uopd", "frontier-guided"),
+    "trains on others' turns": ("sft", "guided", "uopd", "frontier-guided"),
     "ends early": ("f2b", "stride", "turnopd"),
     "starts behind replayed turns": ("b2f", "reopd", "stride-restart"),
     "weighs turns": ("frontier", "turnopd-blend", "sod", "clean"),
     "has another target": ("opd-near",)}
+BRIEF = {   # lines of the table that one reads first: what is trained
+    "sft": "the expert's episodes",
+    "guided": "some turns are the teacher's",
+    "uopd": "the teacher's answers in place of the worst",
+    "stride": "until the teacher finds the episode unlikely",
+    "f2b": "more turns, step by step",
+    "f2b-constant": "six turns, always",
+    "b2f": "what follows a replayed expert"}
 TITLES = ("over the run", "over the tokens", "end")     # of a figure's panels
 DEAR = ("over the tokens", "over the teacher's tokens")  # of differences, by what they cost
 CHOSEN = ("method", "loss")                         # what a label says
@@ -345,12 +347,12 @@ def took_over(folder):
     return {row["n"]: row["success"] for row in read(os.path.join(folder, TEST))["take_over"]}
 
 
-def gain_cells(one, first):
-    """A pair's {column: cell}; first: the name of the first column."""
+def gain_cells(one):
+    """A pair's {column: cell}."""
     split, each = next(iter(last(one.opd[0]))), one.differences
     ends = [np.mean([last(result)[split]["success"] for result in runs]) for runs in (one.opd, one.f2b)]
     return {
-        first: one.label, **{after(n): f"{100 * success:.0f}" for n, success in one.support.items()},
+        "games": one.label, **{after(n): f"{100 * success:.0f}" for n, success in one.support.items()},
         "seeds": str(len(one.opd)), "steps": str(one.opd[0]["curve"][-1]["step"]),
         "OPD": f"{100 * ends[0]:.1f}", "F2B": f"{100 * ends[1]:.1f}",
         "F2B − OPD, end": interval(*each["end"]),
@@ -359,7 +361,7 @@ def gain_cells(one, first):
 
 def gain_table(gains, study):
     """The Markdown table of a study of pairs."""
-    return markdown([study.first, *study.columns], [gain_cells(one, study.first) for one in gains])
+    return markdown(["games", *study.columns], list(map(gain_cells, gains)))
 
 
 def gain_figure(gains):
@@ -369,19 +371,21 @@ def gain_figure(gains):
         for title in TITLES:
             point = one.support[SUPPORT], *one.differences[title]
             points[title].setdefault(one.label, []).append(point)
-    return over_support(points, "F2B − OPD", fmt="o")
+    return over_support(points, "F2B − OPD")
 
 
-def over_support(points, what, fmt):
+def over_support(points, what, apart=0.0):
     """Differences over the teacher's support; a hollow point is one seed. points: {title of a panel: {label:
-    [(support, mean, half of the interval)]}}, all as shares."""
+    [(support, mean, half of the interval)]}}, all as shares; apart: how far labels stand from one another, in
+    points of support, where they share it."""
     figure = Figure(figsize=(11.5, 4), dpi=125, layout="constrained")
     axes = figure.subplots(1, len(points), sharey=True)
     labels = list(next(iter(points.values())))
     for axis, (title, lines) in zip(axes, points.items()):
         for i, each in enumerate(lines.values()):
             support, mean, half = 100 * np.array(sorted(each)).T    # (points,)
-            axis.errorbar(support, mean, half, fmt=fmt, color=f"C{i}", capsize=3)
+            support += apart * (i - (len(labels) - 1) / 2)
+            axis.errorbar(support, mean, half, fmt="o", color=f"C{i}", capsize=3)
             axis.plot(support, np.where(np.isnan(half), mean, np.nan), "o", color=f"C{i}", mfc="white")
         axis.axhline(0, color="grey", lw=0.8)
         tidy(axis, title, f"teacher's success after {SUPPORT} student turns, %")
@@ -390,6 +394,11 @@ def over_support(points, what, fmt):
         Line2D([], [], marker="o", ls="", color=f"C{i}", label=label.replace("`", ""))
         for i, label in enumerate(labels)])
     return figure
+
+
+def less(base):
+    """What is shown of lines that are compared with this one."""
+    return f"success less {base.upper()}'s"
 
 
 def tidy(axis, title, label):
@@ -423,6 +432,29 @@ def ended(each, gains):
 def ahead(what, gains):
     """The cell of one of `differences` to the base; a dash where it is not known."""
     return interval(*gains[what]) if what in gains else "–"
+
+
+def told_apart(mean, half):
+    """'+17', or '+17 ?' where the interval has 0 in it, or one seed has none."""
+    return f"{round(100 * mean):+d}" + " ?" * (not abs(mean) > half)
+
+
+def brief(each, gains):
+    """The Markdown table of BRIEF's lines, over the run, and of the tokens that they train, OPD having
+    100."""
+    rows = []
+    for label, what in BRIEF.items():
+        known = {name: gain[label]["over the run"] for name, gain in gains.items() if gain.get(label)}
+        if not known:
+            continue
+        ours, base = (
+            np.array([np.mean(list(map(tokens, each[name][one]))) for name in known])
+            for one in (label, FIELD.base))
+        shares = 100 * ours / base
+        rows.append({
+            "trained": f"`{label}`: {what}", "tokens": f"{min(shares):.0f}–{max(shares):.0f}",
+            **{name: told_apart(*ends) for name, ends in known.items()}})
+    return markdown(["trained", *each, "tokens"], rows)
 
 
 def beside_tables(each, gains):
@@ -459,7 +491,7 @@ def beside_support(out, study, each, gains):
             for label, ends in picked(title, lines).items():
                 points[title].setdefault(label, []).append((tests[name][SUPPORT], *ends))
     text = markdown([said, *each], rows) + "\n" + beside_tables(each, gains)
-    return text, over_support(points, f"less {FIELD.base.upper()}", fmt="o-")
+    return text, over_support(points, less(FIELD.base), apart=0.9)
 
 
 def ranked(panels):
@@ -474,26 +506,30 @@ def idea_of(label):
     return begun[max(begun, key=len)] if begun else len(IDEAS)
 
 
-def forest(panels, base):
-    """Differences to a base, with their intervals, the best of the first panel on top, coloured by IDEAS; a
-    hollow point is one seed. panels: {title: {line: (mean, half of its interval)}}. The axes have one range,
-    beyond which the intervals of two seeds go."""
-    names = ranked(panels)
-    figure = Figure(figsize=(11.5, 1.1 + 0.24 * len(names)), dpi=125, layout="constrained")
+def forest(panels, what):
+    """Differences to a base with their intervals, by IDEAS, the best of the first panel first; a hollow point
+    is one seed. panels: {title: {line: (mean, half of its interval)}}; what: is shown. The axes have one
+    range, beyond which the intervals of two seeds go."""
+    lines, rows = list(reversed(ranked(panels))), []
+    for i, idea in enumerate((*IDEAS, "other")):
+        own = [name for name in lines if idea_of(name) == i]
+        rows += [idea, *own] * bool(own)
+    figure = Figure(figsize=(11.5, 0.9 + 0.22 * len(rows)), dpi=125, layout="constrained")
+    figure.suptitle(f"{what}: right of 0 is ahead; hollow: one seed", fontsize="medium")
     for axis, (title, panel) in zip(figure.subplots(1, len(panels), sharey=True), panels.items()):
         for name, ends in panel.items():
             mean, half = 100 * np.array(ends)
             hollow = dict(mfc="white") if np.isnan(half) else {}
-            place, color = names.index(name), f"C{idea_of(name)}"
+            place, color = rows.index(name), f"C{idea_of(name)}"
             axis.errorbar(mean, place, xerr=half, fmt="o", color=color, capsize=2, **hollow)
         axis.axvline(0, color="grey", lw=0.8)
-        axis.set_xlim(-70, 80)
-        axis.set_yticks(range(len(names)), names)
-        tidy(axis, title, f"less {base.upper()}, points")
-    seen = set(map(idea_of, names))
-    plot.legend(figure, [
-        Line2D([], [], marker="o", ls="", color=f"C{i}", label=idea)
-        for i, idea in enumerate((*IDEAS, "other")) if i in seen])
+        axis.set(xlim=(-70, 80), ylim=(len(rows) - 0.5, -0.5))
+        axis.set_yticks(range(len(rows)), rows)
+        for text in axis.get_yticklabels():
+            text.set_fontweight("bold" if text.get_text() not in lines else "normal")
+        tidy(axis, title, "points")
+        axis.title.set_fontsize("medium")
+        axis.tick_params("y", length=0)
     return figure
 
 
@@ -517,8 +553,9 @@ def drawn(args, study):
         gains = {name: gained(lines, FIELD) for name, lines in each.items()}
         if study.support:
             return beside_support(args.out, study, each, gains)
-        panels = {f"{name},\nover the run": picked("over the run", gains[name]) for name in each}
-        return beside_tables(each, gains), forest(panels, FIELD.base)
+        panels = {name: picked("over the run", gains[name]) for name in each}
+        text = brief(each, gains) + "\n" + beside_tables(each, gains)
+        return text, forest(panels, f"{less(FIELD.base)}, over the run")
     lines = found(args.out)
     order = study.lines if args.lines or study.brief else LINES  # methods, each by all losses
     names = dict.fromkeys(order if args.lines else (*order, *lines))
@@ -528,7 +565,7 @@ def drawn(args, study):
     gains = gained(lines, study)
     if study.forest and study.base in lines:
         panels = {what: picked(what, gains) for what in TITLES}
-        return table(lines, study, gains), forest(panels, study.base)
+        return table(lines, study, gains), forest(panels, less(study.base))
     curves = {heading(label, each[0], study): [result["curve"] for result in each]
               for label, each in lines.items()}
     return table(lines, study, gains), plot.draw(curves, smooth=5)

@@ -118,7 +118,6 @@ def test_the_lines_are_tcods():
         args = parse(tcod.Args, flags.split())
         assert args.method in methods.METHODS and args.loss in LOSSES, label
     assert set(methods.METHODS) <= {flags.split()[1] for flags in tables.LINES.values()}
-    parse(evaluation.Args, compare.TESTED.split())
     played = {field.name for field in fields(evaluation.PlayArgs)}  # told by fingerprints, or by the seed
     assert played - {"data", "prompt", "seed"} <= set(differences.EVALUATION)
     named = [label for study in tables.STUDIES.values() for label in getattr(study, "lines", ())]
@@ -234,21 +233,6 @@ def test_the_teacher_that_collects_plays_as_the_runs_do(started, tmp_path):
     assert {f.name: getattr(own, f.name) for f in fields(evaluation.PlayArgs)} == {
         f.name: getattr(asked, f.name) for f in fields(evaluation.PlayArgs)}
     assert (own.split, own.model, own.temperature) == (f"{tmp_path}/some.ids", "tiny-teacher", 1.0)
-
-
-def test_a_study_of_pairs_makes_its_teachers(started, tmp_path):
-    """The runs of one teacher with another's, or in another's folder; a teacher made twice."""
-    (tmp_path / "0.1" / "alfworld" / "teacher").mkdir(parents=True)
-    rows = tuple((share, "k1", f"{share}/table", share) for share in ("0", "0.1"))
-    study = tables.STUDIES["mechanism"]._replace(rows=rows)
-    compare.make_all(compare.Args(out=str(tmp_path), seeds="0"), study)
-    assert [program for program, _ in started] == [
-        "tiny.make", "eval.py", "tcod.py", "tcod.py", "eval.py", "tcod.py", "tcod.py"]
-    making, testing, opd = (flags for _, flags in started[:3])
-    assert making[making.index("--mixed") + 1] == "0" and making[-1] == f"{tmp_path}/0"
-    assert testing[-1] == f"{tmp_path}/0/take_over.json" and opd[-1] == f"{tmp_path}/0/table/runs/opd-k1-0"
-    for flags in (testing, opd):
-        assert flags[flags.index("--teacher") + 1] == f"{tmp_path}/0/alfworld/teacher"
 
 
 # ---- figures by hand
@@ -381,7 +365,7 @@ def test_gains_are_of_the_seeds_that_both_have(tmp_path):
     (tmp_path / "take_over.json").write_text(json.dumps(dict(take_over=[dict(n=6, success=0.386)])))
     one = tables.gain(str(tmp_path), "here", "reverse", "a", ".")
     # After 50 tokens F2B is at 0.4 and 0.5, OPD halfway to 0.2 and 0.4: 0.3 more, 0.15 over the 50.
-    assert list(tables.gain_cells(one, "games").values()) == [
+    assert list(tables.gain_cells(one).values()) == [
         "here", "39", "2", "10", "30.0", "45.0", "+15.0 [-54.6, 84.6]", "+7.5 [-32.5, 47.5]",
         "+15.0 [-7.4, 37.4]"]
     with pytest.raises(UserError, match="no seed of both OPD and F2B by k1"):
@@ -516,7 +500,7 @@ def test_only_the_lines_that_are_asked_for_are_drawn(tmp_path):
 
 
 KEPT = sorted(path.parent for path in RESULTS.glob("*/table.md")) + [RESULTS]
-STUDY = {"factors": "factors", "mechanism": "mechanism", "results": "gains", "field": "field",
+STUDY = {"factors": "factors", "results": "gains", "field": "field",
          "field-broad": "field", "webshop-field": "field", "scienceworld-field": "field",
          "smollm2-field": "field", "methods": "methods", "support": "support"}
 
@@ -530,13 +514,14 @@ def test_the_tables_say_what_was_found(folder, monkeypatch):
     text, _ = compare.drawn(args, compare.asked(args))
     assert text == (folder / "table.md").read_text(encoding="utf-8")
     if folder.name == "methods":
-        assert text in (RESULTS.parent / "docs" / "results.md").read_text(encoding="utf-8")
+        page = (RESULTS.parent / "docs" / "results.md").read_text(encoding="utf-8")
+        shown, rest = text.split("\n\n", 1)
+        assert shown in page and rest in page
         told = (RESULTS.parent / "docs" / "methods.md").read_text(encoding="utf-8")
-        first = text.split("\n\n")[0].splitlines()     # at equal steps
+        first = rest.split("\n\n")[0].splitlines()     # at equal steps
         rows = {cells[1].strip(): cells for cells in (line.split("|") for line in first)}
         for name in ("uopd", "turnopd", "stride", "stride-restart", "reopd", "frontier", "sod", "opd-near"):
-            small = [cell.split(", ", 1)[1].strip() for cell in rows[name][3:5]]
-            here = f"{small[0]} · {small[1]} |"
+            here = " · ".join(rows[name][i].split(", ", 1)[1].strip() for i in (2, 4, 5)) + " |"
             method = name.replace("opd-near", "--loss jsd --beta 0.2")
             assert re.search(rf"^\| `{method}` .*{re.escape(here)}$", told, re.M), name
     if folder.name == "support":
@@ -569,16 +554,20 @@ def test_comparisons_side_by_side(tmp_path, monkeypatch):
     (tmp_path / "methods").mkdir()
     compare.main(replace(args, draw=False))  # nothing is run
     assert (tmp_path / "methods" / "table.md").read_text() == text
-    steps, trained, asked = (
+    shown, steps, trained, asked = (
         [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines()[2:]]
         for part in text.split("\n\n"))
+    ((_, *cells),) = shown      # SOD is none of those that one reads first
+    assert cells == ["+20 ?", "+10 ?", "100–100"]
+    assert [tables.told_apart(*ends) for ends in ((0.17, 0.1), (-0.004, 0.1))] == ["+17", "+0 ?"]
     assert steps == [
         ["opd", "20.0 (1 seed)", "20.0 (1 seed)"],
         ["uopd", "60.0 (1 seed), +20.0", "40.0 (1 seed), +10.0"],
         ["sod", "–", "90.0 (1 seed), +35.0"]]
     assert trained == [["uopd", "+20.0", "+10.0"], ["sod", "–", "+35.0"]]
     assert asked == [["uopd", "+7.5", "–"]]     # after 100 of its 200 UOPD is at 0.35: 0.225 less 0.15
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["sod", "uopd"]
+    rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert rows == ["trains on others' turns", "uopd", "weighs turns", "sod"]
 
     for folder, won in (("a", 0.9), ("b", 0.4)):
         tested = [{"n": n, "success": won if n == 6 else 1.0} for n in tables.TURNS]
@@ -586,8 +575,8 @@ def test_comparisons_side_by_side(tmp_path, monkeypatch):
     text, figure = compare.drawn(args, study._replace(lines=("opd", "uopd"), support="mixed"))
     assert "| mixed | A | B |" in text and "sod" not in text
     assert "| teacher after 6 student turns | 90 | 40 |" in text
-    line, _, _ = figure.axes[0].containers[0]   # over the run, joined from narrow to broad
-    assert line.get_xydata() == pytest.approx(np.array([[40, 10], [90, 20]]))
+    points, _, _ = figure.axes[0].containers[0]     # over the run
+    assert points.get_xydata() == pytest.approx(np.array([[40, 10], [90, 20]]))
 
     shutil.rmtree(tmp_path / "a")
     keep(tmp_path / "a", result(0, 0.1, 0.6, method="uopd"))
