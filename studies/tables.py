@@ -436,25 +436,32 @@ def ahead(what, gains):
 
 def told_apart(mean, half):
     """'+17', or '+17 ?' where the interval has 0 in it, or one seed has none."""
-    return f"{round(100 * mean):+d}" + " ?" * (not abs(mean) > half)
+    points = round(100 * mean)
+    return (f"{points:+d}" if points else "0") + " ?" * (not abs(mean) > half)
+
+
+def share_of(count, pairs):
+    """'41–60': of what OPD takes, the least and the most over comparisons, in %. count: of a result, None
+    where it does not tell; pairs: of each comparison the results of a line and OPD's."""
+    counted = [[list(map(count, results)) for results in pair] for pair in pairs]
+    shares = [100 * np.mean(ours) / np.mean(base) for ours, base in counted if None not in (*ours, *base)]
+    return "–".join(dict.fromkeys(f"{end(shares):.0f}" for end in (min, max))) if shares else "–"
 
 
 def brief(each, gains):
-    """The Markdown table of BRIEF's lines, over the run, and of the tokens that they train, OPD having
-    100."""
-    rows = []
+    """The Markdown table of BRIEF's lines: what they have over OPD over the run, and at the end of the first
+    comparison; what they train and ask of the teacher, in % of OPD's."""
+    first, rows = next(iter(each)), []
+    columns = "method: what is trained", f"end, {first}", "trained tokens", "asked of the teacher"
     for label, what in BRIEF.items():
-        known = {name: gain[label]["over the run"] for name, gain in gains.items() if gain.get(label)}
-        if not known:
-            continue
-        ours, base = (
-            np.array([np.mean(list(map(tokens, each[name][one]))) for name in known])
-            for one in (label, FIELD.base))
-        shares = 100 * ours / base
-        rows.append({
-            "trained": f"`{label}`: {what}", "tokens": f"{min(shares):.0f}–{max(shares):.0f}",
-            **{name: told_apart(*ends) for name, ends in known.items()}})
-    return markdown(["trained", *each, "tokens"], rows)
+        known = {name: gain[label] for name, gain in gains.items() if gain.get(label)}
+        pairs = [(each[name][label], each[name][FIELD.base]) for name in known]
+        cells = {name: told_apart(*gain["over the run"]) for name, gain in known.items()}
+        if first in known:
+            cells[columns[1]] = told_apart(*known[first]["end"])
+        taken = f"`{label}`: {what}", share_of(tokens, pairs), share_of(asked_of_teacher, pairs)
+        rows += [cells | dict(zip((columns[0], *columns[2:]), taken))] * bool(known)
+    return markdown([columns[0], *each, *columns[1:]], rows)
 
 
 def beside_tables(each, gains):
