@@ -150,14 +150,14 @@ def hand_on(stop):
 
 
 def start(program, flags, screen=None):
-    """Run a program of ours (a file, or a module's name) to its end, also after a stop; its screen is added
-    to a file, else it is ours. Raises UserError where it fails."""
-    what = [os.path.join(ROOT, program)] if program.endswith(".py") else ["-m", program]
+    """Run a program of ours to its end, also after a stop; its screen is added to a file, else it is ours.
+    Raises UserError where it fails."""
+    asked = [sys.executable, os.path.join(ROOT, program), *flags]
     found = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
     threads = os.environ.get("OMP_NUM_THREADS", "1")
     variables = {**os.environ, "PYTHONPATH": found, "OMP_NUM_THREADS": threads}
     with open(screen, "a", encoding="utf-8") if screen else nullcontext() as file, subprocess.Popen(
-            [sys.executable, *what, *flags], stdout=file, stderr=file, env=variables) as child:
+            asked, stdout=file, stderr=file, env=variables) as child:
         CHILDREN.add(child)
         try:
             child.wait()

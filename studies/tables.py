@@ -64,7 +64,6 @@ class Pairs(NamedTuple):
     """A table of comparisons, F2B less OPD in each. rows: (label, loss, folder of the runs, folder of the
     teacher's take-over test)."""
     rows: tuple
-    columns: tuple
 
 
 class Beside(NamedTuple):
@@ -100,18 +99,16 @@ STUDIES = {
         {"tiny-narrow": "../field", **{share: share for share in SHARES},
          "tiny-teacher": "../field-broad"},
         lines=("opd", "f2b", "f2b-constant", "frontier", "guided"), support="share of mixed play"),
-    "gains": Pairs(
-        (("ALFWorld", "reverse", "alfworld-full-narrow", "alfworld-full-narrow"),
-         ("ALFWorld, hard split left out", "reverse", "alfworld-hard", "alfworld-full-narrow"),
-         ("ALFWorld", "reverse", "alfworld-full", "alfworld-full"),
-         *(("small ALFWorld", "reverse", folder, folder)
-           for folder in ("field", *(f"support/{share}" for share in SHARES), "field-broad")),
-         ("small ALFWorld, `k1`", "k1", "alfworld-k1", "alfworld-k1"),
-         ("WebShop", "reverse", "webshop-field", "webshop"),
-         ("WebShop, `forward`", "forward", "webshop", "webshop"),
-         ("ScienceWorld", "reverse", "scienceworld-field", "scienceworld-field")),
-        (after(SUPPORT), "seeds", "steps", "OPD", "F2B", "F2B − OPD, end", "over the run",
-         "over the tokens")),
+    "gains": Pairs((
+        ("ALFWorld", "reverse", "alfworld-full-narrow", "alfworld-full-narrow"),
+        ("ALFWorld, hard split left out", "reverse", "alfworld-hard", "alfworld-full-narrow"),
+        ("ALFWorld", "reverse", "alfworld-full", "alfworld-full"),
+        *(("small ALFWorld", "reverse", folder, folder)
+          for folder in ("field", *(f"support/{share}" for share in SHARES), "field-broad")),
+        ("small ALFWorld, `k1`", "k1", "alfworld-k1", "alfworld-k1"),
+        ("WebShop", "reverse", "webshop-field", "webshop"),
+        ("WebShop, `forward`", "forward", "webshop", "webshop"),
+        ("ScienceWorld", "reverse", "scienceworld-field", "scienceworld-field"))),
 }
 FIELD = STUDIES["field"]
 IDEAS = {   # what a line changes, by how its label begins; the longest beginning counts
@@ -352,16 +349,17 @@ def gain_cells(one):
     split, each = next(iter(last(one.opd[0]))), one.differences
     ends = [np.mean([last(result)[split]["success"] for result in runs]) for runs in (one.opd, one.f2b)]
     return {
-        "games": one.label, **{after(n): f"{100 * success:.0f}" for n, success in one.support.items()},
+        "games": one.label, after(SUPPORT): f"{100 * one.support[SUPPORT]:.0f}",
         "seeds": str(len(one.opd)), "steps": str(one.opd[0]["curve"][-1]["step"]),
         "OPD": f"{100 * ends[0]:.1f}", "F2B": f"{100 * ends[1]:.1f}",
         "F2B − OPD, end": interval(*each["end"]),
         **{what: interval(*each[what]) for what in ("over the run", "over the tokens")}}
 
 
-def gain_table(gains, study):
+def gain_table(gains):
     """The Markdown table of a study of pairs."""
-    return markdown(["games", *study.columns], list(map(gain_cells, gains)))
+    rows = list(map(gain_cells, gains))
+    return markdown(list(rows[0]), rows)
 
 
 def gain_figure(gains):
@@ -452,16 +450,19 @@ def brief(each, gains):
     """The Markdown table of BRIEF's lines: what they have over OPD over the run, and at the end of the first
     comparison; what they train and ask of the teacher, in % of OPD's."""
     first, rows = next(iter(each)), []
-    columns = "method: what is trained", f"end, {first}", "trained tokens", "asked of the teacher"
+    said, end, trained, asked = (
+        "method: what is trained", f"end, {first}", "trained tokens", "asked of the teacher")
     for label, what in BRIEF.items():
         known = {name: gain[label] for name, gain in gains.items() if gain.get(label)}
+        if not known:
+            continue
         pairs = [(each[name][label], each[name][FIELD.base]) for name in known]
-        cells = {name: told_apart(*gain["over the run"]) for name, gain in known.items()}
-        if first in known:
-            cells[columns[1]] = told_apart(*known[first]["end"])
-        taken = f"`{label}`: {what}", share_of(tokens, pairs), share_of(asked_of_teacher, pairs)
-        rows += [cells | dict(zip((columns[0], *columns[2:]), taken))] * bool(known)
-    return markdown([columns[0], *each, *columns[1:]], rows)
+        rows.append({
+            said: f"`{label}`: {what}",
+            **{name: told_apart(*gain["over the run"]) for name, gain in known.items()},
+            end: told_apart(*known[first]["end"]) if first in known else "–",
+            trained: share_of(tokens, pairs), asked: share_of(asked_of_teacher, pairs)})
+    return markdown([said, *each, end, trained, asked], rows)
 
 
 def beside_tables(each, gains):
@@ -520,7 +521,8 @@ def forest(panels, what):
     lines, rows = list(reversed(ranked(panels))), []
     for i, idea in enumerate((*IDEAS, "other")):
         own = [name for name in lines if idea_of(name) == i]
-        rows += [idea, *own] * bool(own)
+        if own:
+            rows += [idea, *own]
     figure = Figure(figsize=(11.5, 0.9 + 0.22 * len(rows)), dpi=125, layout="constrained")
     figure.suptitle(f"{what}: right of 0 is ahead; hollow: one seed", fontsize="medium")
     for axis, (title, panel) in zip(figure.subplots(1, len(panels), sharey=True), panels.items()):
@@ -554,7 +556,7 @@ def drawn(args, study):
                  if os.path.exists(os.path.join(args.out, row[-1], TEST))]
         if not gains:
             raise UserError(f"{args.out} holds no teacher's take-over test of --study {args.study}")
-        return gain_table(gains, study), gain_figure(gains)
+        return gain_table(gains), gain_figure(gains)
     if isinstance(study, Beside):
         each = side_by_side(args.out, study)
         gains = {name: gained(lines, FIELD) for name, lines in each.items()}
